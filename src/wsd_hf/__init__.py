@@ -1,0 +1,1 @@
+"""Weak-to-Strong Decoding for Hugging Face transformers."""
