@@ -6,6 +6,7 @@ answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,11 +31,7 @@ def confidence(log_probs: Sequence[float] | torch.Tensor, window_size: int = 6) 
     [nan, 1.0, 1.0]
     """
     window_size = check_positive_integer("window_size", window_size)
-    log_probs = torch.as_tensor(log_probs, dtype=torch.float64)
-    result = torch.full_like(log_probs, torch.nan)
-    if log_probs.shape[-1] >= window_size:
-        result[..., window_size - 1 :] = log_probs.unfold(-1, window_size, 1).mean(-1).exp()
-    return result
+    return _window_means(torch.as_tensor(log_probs, dtype=torch.float64), window_size).exp()
 
 
 def switch_index(
@@ -66,7 +63,7 @@ def switch_index(
     if not bool((log_probs <= 0).all()):
         bad = float(log_probs[~(log_probs <= 0)][0])
         raise WSDValueError(f"log_probs contains {bad}: natural-log probabilities are at most 0 (take the log first)")
-    crossed = (confidence(log_probs, window_size) >= threshold).nonzero()
+    crossed = (_window_means(log_probs, window_size) >= math.log(threshold)).nonzero()
     return int(crossed[0]) + 1 if len(crossed) else None
 
 
@@ -96,4 +93,12 @@ class SwitchCriteria(StoppingCriteria):  # type: ignore[misc]
         """
         if scores.shape[-1] < self.window_size:
             return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-        return confidence(scores[:, -self.window_size :], self.window_size)[:, -1] >= self.threshold
+        return _window_means(scores[:, -self.window_size :].double(), self.window_size)[:, -1] >= math.log(self.threshold)
+
+
+def _window_means(log_probs: torch.Tensor, window_size: int) -> torch.Tensor:
+    """Mean over each row's window, NaN before the first full one. Compared as logarithms, equality crosses exactly at w = 1."""
+    means = torch.full_like(log_probs, torch.nan)
+    if log_probs.shape[-1] >= window_size:
+        means[..., window_size - 1 :] = log_probs.unfold(-1, window_size, 1).mean(-1)
+    return means
