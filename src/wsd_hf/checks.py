@@ -58,9 +58,7 @@ def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) 
         return sys.maxsize
     length = int(attention_mask.sum(dim=1).max())
     if length >= context:
-        raise WSDValueError(
-            f"the prompt of the {name} has {length} tokens and its context holds {context}: shorten the prompt"
-        )
+        raise WSDValueError(f"the prompt of the {name} has {length} tokens and its context holds {context}: shorten the prompt")
     return int(context) - length
 
 

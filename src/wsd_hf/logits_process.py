@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+
 import torch
 from transformers import (
     EpsilonLogitsWarper,
@@ -40,6 +41,7 @@ SAMPLING_WARPERS = (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
 )
+
 
 class WSDLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     """Weak-to-Strong Decoding as a logits processor, for any causal base, also one that knows nothing of this package.

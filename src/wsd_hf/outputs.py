@@ -146,16 +146,13 @@ class Trace:
     def to_html(self) -> str:
         """The trace as one HTML element; hovering over a token shows its writer, probability and confidence."""
         spans = "".join(
-            f'<span title="{html.escape(_tooltip(token))}" style="background:{_colour(token)}">'
-            f"{html.escape(token.text)}</span>"
+            f'<span title="{html.escape(_tooltip(token))}" style="background:{_colour(token)}">{html.escape(token.text)}</span>'
             for token in self.tokens
         )
         return f'<p style="white-space:pre-wrap">{spans}<br><small>{html.escape(self.summary())}</small></p>'
 
 
-def explain(
-    output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0
-) -> Trace:
+def explain(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0) -> Trace:
     """Who wrote which token of a response, and how confident the base was while the pilot wrote.
 
     Args:

@@ -34,9 +34,7 @@ def confidence(log_probs: Sequence[float] | torch.Tensor, window_size: int = 6) 
     return _window_means(torch.as_tensor(log_probs, dtype=torch.float64), window_size).exp()
 
 
-def switch_index(
-    log_probs: Sequence[float] | torch.Tensor, threshold: float = 0.8, window_size: int = 6
-) -> int | None:
+def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0.8, window_size: int = 6) -> int | None:
     """How many drafted tokens the response keeps: up to and including the first whose confidence reaches `threshold`.
 
     Args:

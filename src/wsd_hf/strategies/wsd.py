@@ -166,9 +166,7 @@ class _DraftThenShape(LogitsProcessor):  # type: ignore[misc]
         return force(self._processors(input_ids, scores), tokens)
 
 
-def _check_call(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: GenerationConfig
-) -> None:
+def _check_call(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: GenerationConfig) -> None:
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise WSDValueError(
