@@ -20,9 +20,9 @@ def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> 
 
 def check_causal(name: str, model: object) -> None:
     """Raises unless `model` is a loaded decoder-only language model."""
-    if not isinstance(model, torch.nn.Module):
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "generation_config"):
         raise WSDValueError(f"{name}={model!r}: must be a loaded causal language model")
-    if model.config.is_encoder_decoder:
+    if getattr(model.config, "is_encoder_decoder", False):
         raise WSDValueError(f"{name} is an encoder-decoder ({type(model).__name__}): must be a decoder-only model")
 
 

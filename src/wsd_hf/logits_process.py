@@ -43,7 +43,7 @@ SAMPLING_WARPERS = (
 )
 
 
-class WSDLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
+class WSDLogitsProcessor(LogitsProcessor):
     """Weak-to-Strong Decoding as a logits processor, for any causal base, also one that knows nothing of this package.
 
     `model.generate(..., logits_processor=[WSDLogitsProcessor(pilot)])` gives the sequences of
