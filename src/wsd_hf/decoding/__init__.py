@@ -1,0 +1,1 @@
+"""The fast path: draft, check, decide, keep, for ragged batches in static caches."""

@@ -1,0 +1,108 @@
+"""A static KV cache whose rows have lengths of their own, so that rows can be rewound one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Cache, PretrainedConfig
+from transformers.cache_utils import CacheLayerMixin
+
+NO_SLOT = 0
+"""Slot that takes what belongs to no token; tokens lie from slot 1 on, each at 1 + its position."""
+
+
+class RaggedCache(Cache):
+    """Buffers of `capacity` tokens per row. Rewinding a row is writing over what lies behind its length.
+
+    Args:
+        config: of the model that fills it.
+        capacity: most tokens that a row will hold.
+    """
+
+    def __init__(self, config: PretrainedConfig, capacity: int) -> None:
+        text = config.get_text_config(decoder=True)
+        super().__init__(layers=[RaggedLayer(1 + capacity) for _ in range(text.num_hidden_layers)])
+
+    def place(self, slots: torch.Tensor) -> None:
+        """Where the next forward's keys and values go, LongTensor[batch, q]; `NO_SLOT` for padding."""
+        width = int(slots.max()) + 1
+        for layer in self.layers:
+            layer.slots, layer.width = slots, width
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keeps these rows only, LongTensor[rows]."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+
+class RaggedLayer(CacheLayerMixin):
+    """One layer's keys and values, [batch, heads, slots, head_dim]."""
+
+    is_sliding = False
+
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self.capacity = slots
+        self.slots: torch.Tensor = torch.empty(0)
+        self.width = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Makes the buffers; zeros, because what is masked must still be finite."""
+        self.keys, self.values = (
+            states.new_zeros(*states.shape[:2], self.capacity, states.shape[3]) for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes [batch, heads, q, head_dim] to the placed slots; returns all that a query may look at."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer.scatter_(2, self.slots[:, None, :, None].expand_as(states), states)
+        return self.keys[:, :, : self.width], self.values[:, :, : self.width]
+
+    def get_seq_length(self, *args: Any) -> int:
+        """Slots that the current forward sees."""
+        return self.width
+
+    def get_mask_sizes(self, *args: Any) -> tuple[int, int]:
+        """Length and offset of what the current forward sees."""
+        return self.width, 0
+
+    def get_max_length(self) -> int:
+        """Slots of a row."""
+        return self.capacity
+
+    def get_max_cache_shape(self) -> int:
+        """Slots of a row."""
+        return self.capacity
+
+
+def attention_masks(
+    config: PretrainedConfig, slots: torch.Tensor, width: int, dtype: torch.dtype
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What each query may look at: its row's slots from 1 to its own, within the window of sliding layers.
+
+    Args:
+        config: the model's.
+        slots: of the queries, LongTensor[batch, q].
+        width: slots that are looked at.
+        dtype: of the model.
+
+    Returns:
+        [batch, 1, q, width], or such a mask for each type of layer that the config names.
+    """
+    text = config.get_text_config(decoder=True)
+    query, key = slots[:, None, :, None], torch.arange(width, device=slots.device)
+    full = (key <= query) & (key >= query.clamp(max=1))
+    window = getattr(text, "sliding_window", None)
+    masks = {"full_attention": full, "sliding_attention": full if window is None else full & (key > query - window)}
+    if text._attn_implementation == "eager":
+        floor = torch.finfo(dtype).min
+        masks = {name: torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, floor) for name, mask in masks.items()}
+    layer_types = getattr(text, "layer_types", None)
+    return {name: masks[name] for name in set(layer_types)} if layer_types else masks["sliding_attention"]

@@ -1,0 +1,33 @@
+"""Which models the fast path knows to be exact for."""
+
+from __future__ import annotations
+
+import inspect
+
+from transformers import PreTrainedModel
+
+FAMILIES = frozenset(
+    "falcon gemma gemma2 gemma3_text gpt2 gpt_neox llama mistral mixtral opt phi3 qwen2 qwen3".split()
+)
+"""Model types whose exactness on a ragged cache is tested."""
+
+ATTENTION = frozenset({"sdpa", "eager"})
+
+
+def why_not(name: str, model: PreTrainedModel) -> str | None:
+    """Why the fast path cannot serve this model; None where it can.
+
+    Args:
+        name: "base" or "pilot".
+        model: either of a pair.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if config.model_type not in FAMILIES:
+        return f"the {name} is of type {config.model_type!r}, which is not among those tested: {', '.join(sorted(FAMILIES))}"
+    if config._attn_implementation not in ATTENTION:
+        return f"the {name} uses {config._attn_implementation!r} attention: load it with attn_implementation='sdpa'"
+    if getattr(config, "alibi", False):
+        return f"the {name} uses ALiBi, whose positions come from a plain mask"
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return f"the {name} cannot compute logits for the last positions only"
+    return None
