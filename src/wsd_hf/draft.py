@@ -87,6 +87,11 @@ class Draft:
             self._hand_over()
         return forced
 
+    def end(self, full: bool) -> None:
+        """The response is over: rows that the pilot was still writing are full, or were stopped at their last token."""
+        if not full:
+            self._stop(self._drafting, "stopped")
+
     def _hand_over(self) -> None:
         fired = torch.as_tensor(self._switch_criteria(self.token_ids, self.log_probs), device=self._drafting.device)
         self._stop(fired, "confident")

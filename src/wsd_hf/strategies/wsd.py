@@ -128,6 +128,7 @@ class _Decoder:
         )
         if not generation_config.return_dict_in_generate:
             return output
+        draft.end(full=output.sequences.shape[1] >= generation_config.max_length)
         return WSDGenerateOutput(
             **output,
             switch_index=draft.switch_index,
