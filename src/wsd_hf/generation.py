@@ -94,8 +94,9 @@ class AutoModelForCausalLM(transformers.AutoModelForCausalLM):  # type: ignore[m
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers."""
-        return enable_wsd(super().from_pretrained(*args, **kwargs))
+        """As in transformers; a pair (model, loading info) with `output_loading_info=True`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        return (enable_wsd(loaded[0]), *loaded[1:]) if isinstance(loaded, tuple) else enable_wsd(loaded)
 
     @classmethod
     def from_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +108,7 @@ class _Enabled(WSDGenerationMixin):
     """What the class of an enabled model has beyond its own; pickled as its own class plus the wish to enable it."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, arguments, *rest = super().__reduce_ex__(protocol)
+        _, _, *rest = super().__reduce_ex__(protocol)
         return _restore, (_plain_class(type(self)),), *rest
 
 
