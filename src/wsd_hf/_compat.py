@@ -5,7 +5,9 @@ Works on transformers 5.17 and 5.23, and is tested on both.
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,15 @@ def sample(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any) -> An
 def update_model_kwargs(model: PreTrainedModel, outputs: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of the next forward: cache, mask and positions moved on by one step."""
     return model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
+
+
+def with_custom_entries(generation_config: GenerationConfig, entries: Mapping[str, Any]) -> GenerationConfig:
+    """A copy of `generation_config` with more keys; one derived from a model's config would lose them when loaded."""
+    customised = copy.deepcopy(generation_config)
+    customised._from_model_config = False
+    for name, value in entries.items():
+        setattr(customised, name, value)
+    return customised
 
 
 class DecodingLoop(NamedTuple):
