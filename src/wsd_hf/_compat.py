@@ -37,7 +37,7 @@ class DecodingLoop(NamedTuple):
     """What transformers does not tell a logits processor about the loop that calls it."""
 
     processors: LogitsProcessorList
-    """The list being run: a new object for every call of `generate`, so it tells calls apart."""
+    """The list that the loop runs: a new object for every call of `generate`, so it tells calls apart."""
     model: PreTrainedModel
     """The model that generates."""
     logits: torch.Tensor
@@ -60,7 +60,7 @@ def decoding_loop() -> DecodingLoop | None:
     processors = None
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code is LogitsProcessorList.__call__.__code__ and processors is None:
+        if frame.f_code is LogitsProcessorList.__call__.__code__:
             processors = frame.f_locals["self"]
         elif frame.f_code is GenerationMixin._sample.__code__:
             local = frame.f_locals
