@@ -129,10 +129,10 @@ class Draft:
         self.log_probs = torch.cat([self.log_probs, log_probs], dim=1)
 
     def _check_logits(self, model: str, logits: torch.Tensor, rows: torch.Tensor) -> None:
-        bad = ~(logits < torch.inf).all(dim=-1) & rows
+        bad = ~logits.amax(dim=-1).isfinite() & rows
         if bad.any():
             row = int(bad.nonzero()[0])
             raise WSDLogitsError(
-                f"the {model} returned NaN or +inf logits at response token {self.steps} of row {row}: "
+                f"the {model} returned NaN or infinite logits at response token {self.steps} of row {row}: "
                 "check its weights and dtype (float16 overflows where bfloat16 does not)"
             )

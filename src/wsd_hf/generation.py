@@ -48,7 +48,7 @@ class WSDGenerationMixin(GenerationMixin):  # type: ignore[misc]
         Raises:
             WSDValueError: an unknown strategy, an illegal setting, models or prompts that do not go together, beam search
                 and other modes that cannot work; before any forward.
-            WSDLogitsError: NaN or +inf in a model's logits.
+            WSDLogitsError: NaN or +inf in a model's logits, or -inf in all of them.
         """
         if strategy is None:
             return super().generate(*args, **kwargs)
