@@ -24,6 +24,11 @@ def update_model_kwargs(model: PreTrainedModel, outputs: Any, model_kwargs: dict
     return model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
 
 
+def whole_mask(input_ids: torch.Tensor, generation_config: GenerationConfig) -> torch.Tensor:
+    """The mask of ones that transformers dropped; wider than `input_ids` where those lack what `past_key_values` holds."""
+    return input_ids.new_ones(len(input_ids), getattr(generation_config, "_mask_length", input_ids.shape[1]))
+
+
 def with_custom_entries(generation_config: GenerationConfig, entries: Mapping[str, Any]) -> GenerationConfig:
     """A copy of `generation_config` with more keys; one derived from a model's config would lose them when loaded."""
     customised = copy.deepcopy(generation_config)
@@ -69,7 +74,7 @@ def decoding_loop() -> DecodingLoop | None:
                 processors,
                 model=local["self"],
                 logits=local["next_token_logits"],
-                attention_mask=None if mask is None else mask[:, : local["input_ids"].shape[1]],
+                attention_mask=None if mask is None else mask[:, :-1],
                 finished=local["unfinished_sequences"] == 0,
                 generation_config=local["generation_config"],
             )

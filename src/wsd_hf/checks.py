@@ -39,7 +39,8 @@ def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tenso
         raise WSDValueError(f"{name} has shape {tuple(input_ids.shape)}: must be [batch, tokens] with {rows} rows")
     if attention_mask.shape != input_ids.shape:
         raise WSDValueError(
-            f"the attention mask of {name} has shape {tuple(attention_mask.shape)}: must be {tuple(input_ids.shape)}"
+            f"the attention mask of {name} has shape {tuple(attention_mask.shape)}: must be {tuple(input_ids.shape)} "
+            "(pass the whole prompt, also where past_key_values holds its beginning)"
         )
     if not bool(attention_mask.any(dim=1).all()):
         raise WSDValueError(f"{name} has an empty prompt: every row needs at least one token")

@@ -128,7 +128,7 @@ class WSDLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         """
         check_vocabularies(vocabulary_size(base), vocabulary_size(self.pilot), self.tokenizer, self.assistant_tokenizer)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = _compat.whole_mask(input_ids, generation_config)
         check_prompt("input_ids", input_ids, attention_mask, rows=len(input_ids))
         check_room("base", base, attention_mask)
         config = self.wsd_config or WSDConfig.resolve({}, None, generation_config)
