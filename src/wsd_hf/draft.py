@@ -24,7 +24,7 @@ class Draft:
         switch_criteria: asked after every drafted token; fires where the base takes over.
         rows: batch size.
         device: where the base's logits are.
-        limit: most tokens the pilot may write.
+        limits: most tokens the pilot may write, LongTensor[batch].
         end_token_ids: tokens that end a draft instead of entering it: every EOS of pilot and base.
         closing_token_id: token that ends the response where a draft ended unconfirmed; None: the base writes on.
         warpers: shape the pilot's distribution for sampling; None: the pilot is greedy.
@@ -37,7 +37,7 @@ class Draft:
         *,
         rows: int,
         device: torch.device,
-        limit: int,
+        limits: torch.Tensor,
         end_token_ids: set[int],
         closing_token_id: int | None,
         warpers: LogitsProcessorList | None,
@@ -48,7 +48,7 @@ class Draft:
         self.token_ids = torch.empty(rows, 0, dtype=torch.long, device=device)
         self.log_probs = torch.empty(rows, 0, device=device)
         self._switch_criteria = switch_criteria
-        self._limit = limit
+        self._limits = limits
         self._end_token_ids = torch.tensor(sorted(end_token_ids), dtype=torch.long, device=device)
         self._closing_token_id = closing_token_id
         self._warpers = warpers
@@ -95,8 +95,7 @@ class Draft:
     def _hand_over(self) -> None:
         fired = torch.as_tensor(self._switch_criteria(self.token_ids, self.log_probs), device=self._drafting.device)
         self._stop(fired, "confident")
-        if self.token_ids.shape[1] >= self._limit:
-            self._stop(self._drafting, "draft_limit")
+        self._stop(self._limits <= self.token_ids.shape[1], "draft_limit")
 
     def _stop(self, rows: torch.Tensor, reason: SwitchReason) -> None:
         rows = rows & self._drafting
