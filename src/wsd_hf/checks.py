@@ -62,7 +62,9 @@ def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) 
     context = context_size(model)
     lengths = attention_mask.sum(dim=1)
     if (longest := int(lengths.max())) >= context:
-        raise WSDValueError(f"the prompt of the {name} has {longest} tokens and its context holds {context}: shorten the prompt")
+        raise WSDValueError(
+            f"the prompt of the {name} has {longest} tokens and its context holds {context}: shorten the prompt"
+        )
     return context - lengths
 
 

@@ -81,7 +81,9 @@ class WSDLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     ) -> None:
         check_causal("assistant_model", pilot)
         if assistant_attention_mask is not None and assistant_input_ids is None:
-            raise WSDValueError("assistant_attention_mask belongs to assistant_input_ids, which is missing: pass both or neither")
+            raise WSDValueError(
+                "assistant_attention_mask belongs to assistant_input_ids, which is missing: pass both or neither"
+            )
         self.pilot = pilot
         self.wsd_config = wsd_config
         self.switch_criteria = switch_criteria
