@@ -7,7 +7,7 @@ import sys
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import WSDValueError
+from .errors import WSDLogitsError, WSDValueError
 
 
 def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> set[int]:
@@ -71,3 +71,24 @@ def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Width of the model's logits."""
     return int(model.config.get_text_config(decoder=True).vocab_size)
+
+
+def unusable(logits: torch.Tensor) -> torch.Tensor:
+    """Where no token can be chosen: NaN or +inf somewhere, or -inf throughout; [..., vocabulary] -> BoolTensor[...]."""
+    return ~logits.amax(dim=-1).isfinite()
+
+
+def check_usable(model: str, bad: torch.Tensor, written: list[int]) -> None:
+    """Raises if a row is bad.
+
+    Args:
+        model: "base" or "pilot".
+        bad: BoolTensor[batch].
+        written: response tokens before the one that the logits are for, per row.
+    """
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise WSDLogitsError(
+            f"the {model} returned NaN or infinite logits at response token {written[row] + 1} of row {row}: "
+            "check its weights and dtype (float16 overflows where bfloat16 does not)"
+        )

@@ -16,6 +16,7 @@ from .errors import WSDValueError
 
 PREFIX = "wsd_"
 DraftEnd = Literal["continue", "stop"]
+Engine = Literal["auto", "fast", "step"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,19 @@ class WSDConfig:
     window_size: int = 6
     max_draft_tokens: int = 512
     draft_end: DraftEnd = "continue"
+    engine: Engine = "auto"
+    speculate: bool = True
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", check_probability("threshold", self.threshold))
         for name in ("window_size", "max_draft_tokens"):
             object.__setattr__(self, name, check_positive_integer(name, getattr(self, name)))
-        if self.draft_end not in get_args(DraftEnd):
-            raise WSDValueError(f"draft_end={self.draft_end!r}: must be 'continue' or 'stop'")
+        for name, choices in (("draft_end", get_args(DraftEnd)), ("engine", get_args(Engine)), ("speculate", (True, False))):
+            if getattr(self, name) not in choices:
+                raise WSDValueError(f"{name}={getattr(self, name)!r}: must be {' or '.join(map(repr, choices))}")
+        if self.chunk is not None:
+            object.__setattr__(self, "chunk", check_positive_integer("chunk", self.chunk))
         if self.window_size > self.max_draft_tokens:
             warnings.warn(
                 f"window_size={self.window_size} is larger than max_draft_tokens={self.max_draft_tokens}: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import NamedTuple
 
 import torch
 from transformers import (
@@ -23,7 +24,15 @@ from transformers import (
 )
 
 from . import _compat
-from .checks import check_causal, check_prompt, check_room, eos_token_ids, vocabulary_size
+from .checks import (
+    check_causal,
+    check_prompt,
+    check_room,
+    check_usable,
+    eos_token_ids,
+    unusable,
+    vocabulary_size,
+)
 from .config import WSDConfig
 from .draft import FREE, Draft
 from .errors import WSDValueError
@@ -41,6 +50,21 @@ SAMPLING_WARPERS = (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
 )
+
+
+class DraftSetup(NamedTuple):
+    """What one call drafts with."""
+
+    pilot: PreTrainedModel
+    input_ids: torch.Tensor
+    """The pilot's prompt, [batch, prompt]."""
+    attention_mask: torch.Tensor
+    """Its mask, [batch, prompt]."""
+    warpers: LogitsProcessorList | None
+    """Shape the pilot's distribution for sampling; None: the pilot is greedy."""
+    longest: int
+    """Most tokens that any row may draft."""
+    draft: Draft
 
 
 class WSDLogitsProcessor(LogitsProcessor):
@@ -92,7 +116,7 @@ class WSDLogitsProcessor(LogitsProcessor):
         self.assistant_do_sample = assistant_do_sample
         self.tokenizer = tokenizer
         self.assistant_tokenizer = assistant_tokenizer
-        self._drafts: dict[int, Draft] = {}
+        self._steps: dict[int, DraftSteps] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """The scores, with every drafting row's choice reduced to the pilot's token, [batch, vocabulary]."""
@@ -102,24 +126,25 @@ class WSDLogitsProcessor(LogitsProcessor):
                 "WSDLogitsProcessor works inside generate() with greedy decoding or sampling; it was called from "
                 "elsewhere (beam search, assisted generation, a loop of your own)"
             )
-        return force(scores, self._draft_of(loop, input_ids).advance(input_ids, loop.logits, loop.finished))
+        return force(scores, self._steps_of(loop, input_ids).advance(input_ids, loop.logits, loop.finished))
 
-    def _draft_of(self, loop: _compat.DecodingLoop, input_ids: torch.Tensor) -> Draft:
+    def _steps_of(self, loop: _compat.DecodingLoop, input_ids: torch.Tensor) -> DraftSteps:
         key = id(loop.processors)
-        if key not in self._drafts:
-            self._drafts[key] = self.start(loop.model, input_ids, loop.attention_mask, loop.generation_config, loop.processors)
-            weakref.finalize(loop.processors, self._drafts.pop, key, None)
-        return self._drafts[key]
+        if key not in self._steps:
+            setup = self.prepare(loop.model, input_ids, loop.attention_mask, loop.generation_config, loop.processors)
+            self._steps[key] = DraftSteps(setup)
+            weakref.finalize(loop.processors, self._steps.pop, key, None)
+        return self._steps[key]
 
-    def start(
+    def prepare(
         self,
         base: PreTrainedModel,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         generation_config: GenerationConfig,
         processors: LogitsProcessorList,
-    ) -> Draft:
-        """The drafting of one call of `generate`, checked and ready; runs no forward.
+    ) -> DraftSetup:
+        """What one call of `generate` drafts with, checked and ready; runs no forward.
 
         Args:
             base: the model that generates.
@@ -141,15 +166,19 @@ class WSDLogitsProcessor(LogitsProcessor):
         if config.draft_end == "stop" and not base_eos:
             raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id")
         do_sample = generation_config.do_sample if self.assistant_do_sample is None else self.assistant_do_sample
-        return Draft(
-            PilotStream(self.pilot, pilot_ids, pilot_mask, int(limits.max())),
-            self.switch_criteria or SwitchCriteria(config.threshold, config.window_size),
-            rows=len(input_ids),
-            device=input_ids.device,
-            limits=limits,
-            end_token_ids=base_eos | eos_token_ids(self.pilot.generation_config) | eos_token_ids(self.assistant_tokenizer),
-            closing_token_id=min(base_eos) if config.draft_end == "stop" else None,
-            warpers=LogitsProcessorList(p for p in processors if isinstance(p, SAMPLING_WARPERS)) if do_sample else None,
+        return DraftSetup(
+            self.pilot,
+            pilot_ids,
+            pilot_mask,
+            LogitsProcessorList(p for p in processors if isinstance(p, SAMPLING_WARPERS)) if do_sample else None,
+            int(limits.max()),
+            Draft(
+                self.switch_criteria or SwitchCriteria(config.threshold, config.window_size),
+                limits,
+                vocabulary_size(base),
+                base_eos | eos_token_ids(self.pilot.generation_config) | eos_token_ids(self.assistant_tokenizer),
+                closing_token_id=min(base_eos) if config.draft_end == "stop" else None,
+            ),
         )
 
     def _pilot_prompt(
@@ -168,6 +197,63 @@ class WSDLogitsProcessor(LogitsProcessor):
                 "pass assistant_input_ids= made with the pilot's tokenizer"
             )
         return ids, mask
+
+
+class DraftSteps:
+    """The draft of one call, token by token, with a forward of the pilot for each.
+
+    Attributes:
+        taken: steps so far, one response token each.
+    """
+
+    def __init__(self, setup: DraftSetup) -> None:
+        self.draft = setup.draft
+        self.stream = PilotStream(setup.pilot, setup.input_ids, setup.attention_mask, setup.longest)
+        self.taken = 0
+        self._warpers = setup.warpers
+
+    def advance(self, input_ids: torch.Tensor, logits: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
+        """One step of every row.
+
+        Args:
+            input_ids: prompt and response so far, [batch, length].
+            logits: the base's raw logits at its last token, float32 [batch, vocabulary].
+            finished: rows that need nothing more, BoolTensor[batch].
+
+        Returns:
+            The token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
+        """
+        check_usable("base", unusable(logits) & ~finished, [self.taken] * len(logits))
+        self.taken += 1
+        self.draft.drop(finished)
+        if not self.draft.drafting.any():
+            return self.draft.closing()
+        proposals = self._propose(input_ids)
+        index = proposals.clamp(max=logits.shape[-1] - 1)[:, None]
+        return self.draft.take(proposals, logits.log_softmax(dim=-1).gather(1, index).squeeze(1))
+
+    def _propose(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if self.taken > 1:
+            self.stream.append(self.draft.token_ids[:, -1])
+        logits = self.stream.next_logits().to(input_ids.device)
+        check_usable("pilot", unusable(logits) & self.draft.drafting, [self.taken - 1] * len(logits))
+        return choose(logits, input_ids, self._warpers)[0]
+
+
+def choose(
+    logits: torch.Tensor, input_ids: torch.Tensor, warpers: LogitsProcessorList | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The pilot's choice: greedy without warpers, else drawn from the warped distribution, which is returned too.
+
+    Args:
+        logits: [batch, vocabulary].
+        input_ids: what warpers are handed and none of them reads, [batch, length].
+        warpers: of the call.
+    """
+    if warpers is None:
+        return logits.argmax(dim=-1), None
+    probabilities = warpers(input_ids, logits).softmax(dim=-1)
+    return torch.multinomial(probabilities, num_samples=1).squeeze(1), probabilities
 
 
 def force(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -24,11 +24,16 @@ class RaggedCache(Cache):
         text = config.get_text_config(decoder=True)
         super().__init__(layers=[RaggedLayer(1 + capacity) for _ in range(text.num_hidden_layers)])
 
-    def place(self, slots: torch.Tensor) -> None:
-        """Where the next forward's keys and values go, LongTensor[batch, q]; `NO_SLOT` for padding."""
+    def place(self, slots: torch.Tensor) -> int:
+        """Where the next forward's keys and values go, LongTensor[batch, q]; `NO_SLOT` for padding.
+
+        Returns:
+            How many slots the forward looks at.
+        """
         width = int(slots.max()) + 1
         for layer in self.layers:
             layer.slots, layer.width = slots, width
+        return width
 
     def select(self, rows: torch.Tensor) -> None:
         """Keeps these rows only, LongTensor[rows]."""

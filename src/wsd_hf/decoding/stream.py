@@ -9,55 +9,71 @@ from .cache import NO_SLOT, RaggedCache, attention_masks
 
 
 class Stream:
-    """One model's side of a call.
+    """One model's side of a call: each row is its prompt and the response so far; the cache holds a prefix of that.
 
     Args:
         model: any that `support.why_not` has nothing against.
-        capacity: most tokens that a row will hold.
+        prompts: token ids of each row's prompt.
+        room: most tokens, beyond the longest prompt, that are ever fed.
+        last_position: highest position id to hand to the model; only proposals that can't be kept lie beyond it.
 
     Attributes:
         lengths: tokens of each row that the cache holds and that still stand.
         forwards: forwards run.
-        tokens: tokens fed, padding not counted.
+        tokens: token positions fed, padding not counted.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, capacity: int) -> None:
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], room: int, last_position: int) -> None:
         self.model = model
-        self.capacity = capacity
-        self.lengths = [0] * rows
+        self.prompts = prompts
+        self.lengths = [0] * len(prompts)
         self.forwards = 0
         self.tokens = 0
-        self._cache = RaggedCache(model.config, capacity)
+        self._last_position = last_position
+        self._cache = RaggedCache(model.config, max(map(len, prompts)) + room)
 
-    def feed(self, blocks: list[list[int]], keep: int) -> torch.Tensor:
-        """Appends a block of tokens to each row.
+    def missing(self, row: int, response: list[int]) -> list[int]:
+        """What the cache does not hold of a row."""
+        ahead = self.lengths[row] - len(self.prompts[row])
+        return self.prompts[row][ahead:] + response if ahead < 0 else response[ahead:]
+
+    def feed(self, blocks: list[list[int] | None], proposals: torch.Tensor, keep: int) -> torch.Tensor:
+        """Appends a block of tokens, and then proposals, to each row.
 
         Args:
-            blocks: new tokens of each row; rows may differ in length, and a row may get none.
-            keep: how many positions to return, counted from the end of the blocks.
+            blocks: tokens that the cache lacks; rows may differ in length. None: this row gets nothing at all.
+            proposals: LongTensor[batch, chunk].
+            keep: how many positions to return, counted from the end.
 
         Returns:
             float32 logits of the last `keep` positions, [batch, keep, vocabulary]; meaningless where a row has fewer.
         """
-        width = max(keep, *map(len, blocks))
-        tokens = [[0] * (width - len(block)) + block for block in blocks]
-        slots = [
-            [NO_SLOT] * (width - len(block)) + list(range(length + 1, length + 1 + len(block)))
-            for block, length in zip(blocks, self.lengths, strict=True)
-        ]
-        self.lengths = [length + len(block) for block, length in zip(blocks, self.lengths, strict=True)]
-        self.tokens += sum(map(len, blocks))
+        chunk = proposals.shape[1]
+        width = max(keep - chunk, *(len(block or ()) for block in blocks))
+        tokens, slots = [], []
+        for row, block in enumerate(blocks):
+            new = [] if block is None else block
+            fed = 0 if block is None else len(new) + chunk
+            start = self.lengths[row] + 1
+            tokens.append([0] * (width - len(new)) + new)
+            slots.append([NO_SLOT] * (width + chunk - fed) + list(range(start, start + fed)))
+            self.lengths[row] += fed
+            self.tokens += fed
         device = self.model.device
-        return self.forward(torch.tensor(tokens, device=device), torch.tensor(slots, device=device), keep)
+        known = torch.tensor(tokens, dtype=torch.long, device=device).view(len(blocks), width)
+        return self._forward(torch.cat([known, proposals.to(device)], dim=1), torch.tensor(slots, device=device), keep)
 
-    def forward(self, tokens: torch.Tensor, slots: torch.Tensor, keep: int) -> torch.Tensor:
-        """One forward over LongTensor[batch, q] tokens and their slots; float32 logits of the last `keep` positions."""
+    def rewind(self, row: int, response: int) -> None:
+        """Forgets what a row holds beyond its prompt and `response` tokens."""
+        self.lengths[row] = min(self.lengths[row], len(self.prompts[row]) + response)
+
+    def _forward(self, tokens: torch.Tensor, slots: torch.Tensor, keep: int) -> torch.Tensor:
         self.forwards += 1
-        self._cache.place(slots)
+        width = self._cache.place(slots)
         outputs = self.model(
             input_ids=tokens,
-            attention_mask=attention_masks(self.model.config, slots, self._cache.layers[0].width, self.model.dtype),
-            position_ids=(slots - 1).clamp(min=0),
+            attention_mask=attention_masks(self.model.config, slots, width, self.model.dtype),
+            position_ids=(slots - 1).clamp(min=0, max=self._last_position),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,

@@ -6,9 +6,7 @@ import inspect
 
 from transformers import PreTrainedModel
 
-FAMILIES = frozenset(
-    "falcon gemma gemma2 gemma3_text gpt2 gpt_neox llama mistral mixtral opt phi3 qwen2 qwen3".split()
-)
+FAMILIES = frozenset("falcon gemma gemma2 gemma3_text gpt2 gpt_neox llama mistral mixtral opt phi3 qwen2 qwen3".split())
 """Model types whose exactness on a ragged cache is tested."""
 
 ATTENTION = frozenset({"sdpa", "eager"})

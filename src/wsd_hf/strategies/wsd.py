@@ -16,14 +16,15 @@ from transformers import (
     StoppingCriteriaList,
     StopStringCriteria,
 )
-from transformers.generation import BaseStreamer, GenerationMode
+from transformers.generation import GenerateDecoderOnlyOutput, BaseStreamer, GenerationMode
 
 from .. import _compat
 from ..checks import check_causal
 from ..config import PREFIX, WSDConfig
-from ..draft import Draft
+from ..decoding.fast import decode, why_not_this_call
+from ..decoding.support import why_not
 from ..errors import WSDValueError
-from ..logits_process import WSDLogitsProcessor, force
+from ..logits_process import DraftSteps, WSDLogitsProcessor, force
 from ..outputs import WSDGenerateOutput, WSDStats
 
 
@@ -117,29 +118,63 @@ class _Decoder:
     ) -> Any:
         attention_mask = model_kwargs.get("attention_mask")
         _check_call(input_ids, attention_mask, generation_config, with_embeddings="inputs_embeds" in model_kwargs)
-        draft = self._processor.start(model, input_ids, attention_mask, generation_config, logits_processor)
-        criteria = _WatchedCriteria(stopping_criteria)
-        output = _compat.sample(
-            model,
-            input_ids,
-            logits_processor=LogitsProcessorList([_DraftThenShape(draft, logits_processor, criteria)]),
-            stopping_criteria=criteria,
-            generation_config=generation_config,
-            streamer=self._streamer,
-            **model_kwargs,
-        )
+        setup = self._processor.prepare(model, input_ids, attention_mask, generation_config, logits_processor)
+        if self._engine(model, generation_config, model_kwargs) == "fast":
+            decoding = decode(
+                model,
+                setup,
+                self._config,
+                input_ids,
+                attention_mask,
+                generation_config,
+                logits_processor,
+                stopping_criteria,
+                self._streamer,
+            )
+            output, stats = GenerateDecoderOnlyOutput(sequences=decoding.rows.sequences), None
+            if not generation_config.return_dict_in_generate:
+                output = output.sequences
+            base, pilot = decoding.base, decoding.pilot
+            stats = WSDStats(base.forwards, base.tokens, pilot.forwards, pilot.tokens)
+        else:
+            criteria, steps = _WatchedCriteria(stopping_criteria), DraftSteps(setup)
+            output = _compat.sample(
+                model,
+                input_ids,
+                logits_processor=LogitsProcessorList([_DraftThenShape(steps, logits_processor, criteria)]),
+                stopping_criteria=criteria,
+                generation_config=generation_config,
+                streamer=self._streamer,
+                **model_kwargs,
+            )
+            stats = _stats(steps, input_ids, cached=generation_config.use_cache)
         if not generation_config.return_dict_in_generate:
             return output
+        draft = setup.draft
         draft.end(full=output.sequences.shape[1] >= generation_config.max_length)
         return WSDGenerateOutput(
             **output,
             switch_index=draft.switch_index,
             draft_log_probs=draft.log_probs,
             switch_reason=draft.reasons,
-            stats=_stats(draft, input_ids, cached=generation_config.use_cache),
+            stats=stats,
             wsd_config=self._config,
             prompt_length=input_ids.shape[1],
         )
+
+    def _engine(self, model, generation_config, model_kwargs) -> str:
+        if self._config.engine == "step":
+            return "step"
+        reason = (
+            why_not("base", model)
+            or why_not("pilot", self._processor.pilot)
+            or why_not_this_call(generation_config, model_kwargs)
+        )
+        if reason is None:
+            return "fast"
+        if self._config.engine == "fast":
+            raise WSDValueError(f"wsd_engine='fast' cannot serve this call: {reason}")
+        return "step"
 
 
 class _WatchedCriteria(StoppingCriteriaList):
@@ -156,8 +191,8 @@ class _WatchedCriteria(StoppingCriteriaList):
 class _DraftThenShape(LogitsProcessor):
     """The only processor of the loop, so that the draft sees raw logits and has the last word over the caller's."""
 
-    def __init__(self, draft: Draft, processors: LogitsProcessorList, criteria: _WatchedCriteria) -> None:
-        self._draft = draft
+    def __init__(self, steps: DraftSteps, processors: LogitsProcessorList, criteria: _WatchedCriteria) -> None:
+        self._steps = steps
         self._processors = processors
         self._criteria = criteria
 
@@ -165,7 +200,7 @@ class _DraftThenShape(LogitsProcessor):
         finished = self._criteria.finished
         if finished is None:
             finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        tokens = self._draft.advance(input_ids, scores, finished)
+        tokens = self._steps.advance(input_ids, scores, finished)
         return force(self._processors(input_ids, scores), tokens)
 
 
@@ -188,9 +223,9 @@ def _check_call(
         raise WSDValueError("a padded batch needs a pad token: set pad_token_id, e.g. to the EOS id")
 
 
-def _stats(draft: Draft, prompt: torch.Tensor, cached: bool) -> WSDStats:
+def _stats(draft: DraftSteps, prompt: torch.Tensor, cached: bool) -> WSDStats:
     rows, width = prompt.shape
-    steps = draft.steps
+    steps = draft.taken
     repeated = 0 if cached else sum(range(width, width + steps - 1))
     return WSDStats(
         base_forwards=steps,

@@ -1,0 +1,78 @@
+"""The responses of a batch whose rows grow at their own speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from transformers import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+
+class Rows:
+    """Prompt and response of each row, laid out as `generate` does: prompts end where responses begin.
+
+    Args:
+        input_ids: prompts, padded on the left, LongTensor[batch, prompt].
+        max_length: of prompt and response.
+        pad_token_id: stands behind a response that has ended.
+        criteria: asked after every token, with the exact prefix.
+        streamer: gets the tokens column by column, as from `generate`.
+    """
+
+    def __init__(
+        self,
+        input_ids: torch.Tensor,
+        max_length: int,
+        pad_token_id: int,
+        criteria: StoppingCriteriaList,
+        streamer: BaseStreamer | None,
+    ) -> None:
+        self.prompt_width = input_ids.shape[1]
+        self.responses: list[list[int]] = [[] for _ in input_ids]
+        self.finished = torch.zeros(len(input_ids), dtype=torch.bool)
+        self._tokens = input_ids.new_full((len(input_ids), max_length), pad_token_id)
+        self._tokens[:, : self.prompt_width] = input_ids
+        self._criteria = criteria
+        self._streamer = streamer
+        self._streamed = 0
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each response."""
+        return [len(response) for response in self.responses]
+
+    @property
+    def full(self) -> torch.Tensor:
+        """Rows that have no room left, BoolTensor[batch]."""
+        return torch.tensor(self.lengths) >= self._tokens.shape[1] - self.prompt_width
+
+    @property
+    def sequences(self) -> torch.Tensor:
+        """Prompts and responses, LongTensor[batch, longest]."""
+        return self._tokens[:, : self.prompt_width + max(self.lengths)]
+
+    def prefixes(self, rows: list[int]) -> Iterator[tuple[torch.Tensor, list[int]]]:
+        """The exact prefixes of some rows: for each length, LongTensor[batch, prefix] and the rows it is exact for."""
+        lengths = self.lengths
+        for length in sorted({lengths[row] for row in rows}):
+            yield self._tokens[:, : self.prompt_width + length], [row for row in rows if lengths[row] == length]
+
+    def append(self, tokens: torch.Tensor, growing: torch.Tensor) -> None:
+        """Appends a token to the growing rows, LongTensor[batch] and BoolTensor[batch]; ends those whose criteria are met."""
+        rows = growing.nonzero().flatten().tolist()
+        for row in rows:
+            self._tokens[row, self.prompt_width + len(self.responses[row])] = tokens[row]
+            self.responses[row].append(int(tokens[row]))
+        for prefix, exact in self.prefixes(rows):
+            self.finished[exact] = self._criteria(prefix, None)[exact].cpu()
+        self._stream()
+
+    def _stream(self) -> None:
+        if self._streamer is None:
+            return
+        growing = [length for length, done in zip(self.lengths, self.finished, strict=True) if not done]
+        settled = min(growing, default=max(self.lengths))
+        for column in range(self._streamed, settled):
+            self._streamer.put(self._tokens[:, self.prompt_width + column].cpu())
+        self._streamed = max(self._streamed, settled)
