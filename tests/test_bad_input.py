@@ -199,6 +199,16 @@ def test_a_drafted_id_outside_the_bases_vocabulary_is_refused(base: Any, pilot: 
         decode(base, wide, tokenizer=tokenizer, assistant_tokenizer=tokenizer)
 
 
+def test_an_eos_of_the_pilot_may_lie_outside_the_bases_vocabulary(base: Any, pilot: Any) -> None:
+    wide = resized(pilot, 72)
+    wide.generation_config.eos_token_id = 70
+    with torch.no_grad():
+        wide.lm_head.weight[70] = 50 * wide.lm_head.weight[plain_tokens(pilot, PROMPT, 1)[0]]
+    tokenizer = letter_tokenizer(60)
+    out = decode(base, wide, tokenizer=tokenizer, assistant_tokenizer=tokenizer)
+    assert out[0, 6:].tolist() == plain_tokens(base, PROMPT, 8)
+
+
 def test_a_base_prompt_outside_the_pilots_vocabulary_is_refused(pilot: Any, forwards: Forwards) -> None:
     wide = wsd_hf.enable_wsd(resized(tiny_model("llama"), 72))
     tokenizer = letter_tokenizer(60)
