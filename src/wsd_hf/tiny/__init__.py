@@ -30,7 +30,7 @@ def load_tiny_pair(
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
     assistant = PlainAutoModelForCausalLM.from_pretrained(folder / pilot, dtype=torch.float32)
     tokenizer, assistant_tokenizer = (AutoTokenizer.from_pretrained(folder / name) for name in ("base", pilot))
-    return base.eval(), assistant.eval(), tokenizer, assistant_tokenizer
+    return base, assistant, tokenizer, assistant_tokenizer
 
 
 def demo_questions() -> list[dict[str, Any]]:
