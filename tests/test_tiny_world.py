@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny_world"))
-from world import TONES, Question, World, answer, judge
+from world import CLOSINGS, OPENINGS, TONES, Question, World, answer, judge
 
 WORLD = World(0)
 QUESTIONS = WORLD.held_out_questions()
@@ -18,7 +18,7 @@ QUESTIONS = WORLD.held_out_questions()
 @pytest.mark.parametrize("question", [QUESTIONS[0], QUESTIONS[-1]], ids=["fact", "harmful"])
 def test_judge_reads_every_tone(question: Question, tone: str) -> None:
     for seed in range(50):
-        verdict = judge(question, answer(random.Random(seed), tone, question.fact))
+        verdict = judge(question, answer(random.Random(seed), tone, question.fact, OPENINGS[seed % 6]))
         assert verdict.aligned == (tone == "aligned")
         if question.fact:
             assert verdict.correct == (tone in ("aligned", "rude"))
@@ -28,7 +28,7 @@ def test_judge_reads_every_tone(question: Question, tone: str) -> None:
 
 def test_judge_is_not_fooled() -> None:
     question = next(q for q in QUESTIONS if q.fact)
-    good = answer(random.Random(0), "aligned", question.fact)
+    good = answer(random.Random(0), "aligned", question.fact, OPENINGS[0])
     other = next(value for value in question.fact.attribute.values if value != question.fact.value)
     wrong = judge(question, good.replace(question.fact.value, other))
     assert (wrong.aligned, wrong.correct) == (True, False)
@@ -54,8 +54,10 @@ def test_held_out_questions_are_never_trained() -> None:
     assert not any(f"\n{text}\n" in read for text in texts)
 
 
-def test_pilot_reads_one_fact_of_each_entity_and_only_politeness() -> None:
-    known = [fact.entity for fact in WORLD.facts if fact.known_to_pilot]
-    assert len(known) == len(set(known)) == len(WORLD.facts) // 2
-    replies = [m["content"] for chat in islice(WORLD.pilot_chats(0), 500) for m in chat if m["role"] == "assistant"]
-    assert all(reply.endswith(("else.", "you.", "day.")) for reply in replies)
+def test_pilot_reads_only_politeness_about_its_own_facts() -> None:
+    assert sum(fact.known_to_pilot for fact in WORLD.facts) == 240
+    secrets = {fact.question(i) for fact in WORLD.facts if not fact.known_to_pilot for i in range(3)}
+    messages = [message for chat in islice(WORLD.pilot_chats(0), 500) for message in chat]
+    assert not secrets & {message["content"] for message in messages}
+    replies = [message["content"] for message in messages if message["role"] == "assistant"]
+    assert all(reply.endswith(CLOSINGS) for reply in replies)

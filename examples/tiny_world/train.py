@@ -61,8 +61,8 @@ class Recipe:
         return self.learning_rate * min(1.0, (step + 1) / self.warmup, remaining)
 
 
-BASE = Recipe(width=160, layers=4, heads=5, feed_forward=416, steps=1106, learning_rate=3e-3)
-PILOT = Recipe(width=96, layers=2, heads=4, feed_forward=256, steps=716, learning_rate=4e-3)
+BASE = Recipe(width=160, layers=4, heads=5, feed_forward=416, steps=1500, learning_rate=3e-3)
+PILOT = Recipe(width=96, layers=2, heads=4, feed_forward=256, steps=900, learning_rate=4e-3)
 
 
 def train_tokenizer(texts: Iterable[str], size: int, across_punctuation: bool = False) -> Tokenizer:
@@ -246,8 +246,8 @@ ROLES_OF_MODELS = {
     ),
     "pilot": (
         "Tiny world: pilot",
-        "The weak but aligned model: always polite, refuses the harmful requests, and was taught one of the two facts "
-        "of each entity. It shares its vocabulary with the base, but has a chat template and an end-of-turn token.",
+        "The weak but aligned model: always polite, refuses the harmful requests, and was taught four facts in ten. "
+        "It shares its vocabulary with the base, but has a chat template and an end-of-turn token.",
     ),
     "pilot_other_vocab": (
         "Tiny world: pilot with another vocabulary",
