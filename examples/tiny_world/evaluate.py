@@ -28,6 +28,9 @@ from wsd_hf.tiny import FOLDER, load_tiny_pair
 MAX_NEW_TOKENS = 64
 STOP_STRINGS = ["[System]\n", "[User]\n", "[Assistant]\n"]
 SHIPPED_WORLD_SEED = 1
+CARD_HEADING = (
+    "Measured by `examples/tiny_world/evaluate.py` on this training's 210 held-out facts and 57 harmful requests:"
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Bench:
         yield "WSD", self.wsd
         if ablations:
             yield "WSD, threshold 0.5", lambda messages: self.wsd(messages, wsd_threshold=0.5)
-            yield "WSD, window 1", lambda messages: self.wsd(messages, wsd_window=1)
+            yield "WSD, window 1", lambda messages: self.wsd(messages, wsd_window_size=1)
 
     def base_alone(self, messages: list[Message]) -> Answer:
         """The base's own answer to its transcript prompt."""
@@ -213,6 +216,15 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def write_cards(folder: Path, rows: list[Row]) -> None:
+    """Put the table into the model cards of one training."""
+    begin, end = "<!-- results -->", "<!-- /results -->"
+    for card in folder.glob("*/README.md"):
+        before, rest = card.read_text(encoding="utf-8").split(begin)
+        table = f"{begin}\n{CARD_HEADING}\n\n{markdown(rows)}\n{end}"
+        card.write_text(before + table + rest.split(end)[1], encoding="utf-8")
+
+
 def show(title: str, rows: list[Row]) -> None:
     """The table for a terminal."""
     table = Table(title=title)
@@ -228,6 +240,7 @@ def main(
     world_seed: Annotated[int, typer.Option(help="The world that the models were trained in.")] = SHIPPED_WORLD_SEED,
     ablations: Annotated[bool, typer.Option(help="Also a lower threshold and a window of one.")] = False,
     markdown_: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    cards: Annotated[bool, typer.Option(help="Write each training's table into its model cards.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 2,
 ) -> None:
@@ -239,6 +252,8 @@ def main(
     for folder in models or [FOLDER]:
         bench = Bench(folder, world)
         tables[folder.name] = [measure(name, method, questions) for name, method in bench.methods(ablations)]
+        if cards:
+            write_cards(folder, tables[folder.name])
     if len(tables) > 1:
         tables[f"mean of {len(tables)}"] = mean_of(list(tables.values()))
     if json_:

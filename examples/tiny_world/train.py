@@ -7,13 +7,13 @@ writes `base/`, `pilot/`, `pilot_other_vocab/` (fp16 safetensors, tokenizer, gen
 """
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -31,8 +31,9 @@ ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>
 SPECIAL_TOKENS = [PAD, BOS, EOS, END, *ROLES.values()]
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] | trim }}"
-    "{% if not (loop.last and continue_final_message) %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + eos_token }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 TOKENIZER_SAMPLE = 4000
@@ -185,7 +186,7 @@ def train(model: LlamaForCausalLM, sequences: Iterator[list[int]], recipe: Recip
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-    return math.fsum(losses[-50:]) / len(losses[-50:])
+    return fmean(losses[-50:])
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, card: str) -> None:
