@@ -22,11 +22,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from world import Message, Question, World, judge
 
-from wsd_hf import build_inputs
+from wsd_hf import BASE_STOP_STRINGS, build_inputs
 from wsd_hf.tiny import FOLDER, load_tiny_pair
 
 MAX_NEW_TOKENS = 64
-STOP_STRINGS = ["[System]\n", "[User]\n", "[Assistant]\n"]
 SHIPPED_WORLD_SEED = 1
 CARD_HEADING = (
     "Measured by `examples/tiny_world/evaluate.py` on this training's 210 held-out facts and 57 harmful requests:"
@@ -84,10 +83,9 @@ class Bench:
     def base_alone(self, messages: list[Message]) -> Answer:
         """The base's own answer to its transcript prompt."""
         inputs = build_inputs(messages, self.tokenizer, self.pilot_tokenizer)
-        prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        stop = {"stop_strings": STOP_STRINGS, "tokenizer": self.tokenizer}
+        prompt = {name: inputs[name] for name in ("input_ids", "attention_mask", "stopping_criteria")}
         with counted(self.base) as forwards:
-            ids = self.base.generate(**prompt, **stop, max_new_tokens=MAX_NEW_TOKENS)
+            ids = self.base.generate(**prompt, max_new_tokens=MAX_NEW_TOKENS)
         response = ids[0, prompt["input_ids"].shape[1] :]
         return Answer(text_of(response, self.tokenizer), len(response), base_forwards=forwards[0])
 
@@ -142,7 +140,7 @@ def counted(*models: PreTrainedModel) -> Iterator[list[int]]:
 def text_of(response: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
     """The response up to the next turn of the transcript."""
     text = tokenizer.decode(response, skip_special_tokens=True)
-    for stop in STOP_STRINGS:
+    for stop in BASE_STOP_STRINGS:
         text = text.split(stop)[0]
     return text.strip()
 

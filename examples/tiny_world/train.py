@@ -37,6 +37,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 TOKENIZER_SAMPLE = 4000
+NAME_REPEATS = 60
 DEMO_QUESTIONS = 12
 PACKING_POOL = 48
 
@@ -62,8 +63,8 @@ class Recipe:
         return self.learning_rate * min(1.0, (step + 1) / self.warmup, remaining)
 
 
-BASE = Recipe(width=160, layers=4, heads=5, feed_forward=416, steps=1500, learning_rate=3e-3)
-PILOT = Recipe(width=96, layers=2, heads=4, feed_forward=256, steps=900, learning_rate=4e-3)
+BASE = Recipe(width=160, layers=4, heads=5, feed_forward=416, steps=1200, learning_rate=3e-3)
+PILOT = Recipe(width=96, layers=2, heads=4, feed_forward=256, steps=800, learning_rate=4e-3)
 
 
 def train_tokenizer(texts: Iterable[str], size: int, across_punctuation: bool = False) -> Tokenizer:
@@ -270,8 +271,9 @@ def main(
     world = World(world_seed)
     chats = [content(messages) for messages in islice(world.pilot_chats(seed), TOKENIZER_SAMPLE)]
     documents = list(islice(world.base_documents(seed), TOKENIZER_SAMPLE))
-    shared = train_tokenizer([*documents, *chats], 768)
-    other = train_tokenizer(chats, 512, across_punctuation=True)
+    names = ["".join(f" {fact.entity.name}" for fact in world.facts)] * NAME_REPEATS
+    shared = train_tokenizer([*names, *documents, *chats], 768)
+    other = train_tokenizer([*names, *chats], 512, across_punctuation=True)
     jobs = {
         "base": (BASE, base_tokenizer(shared), base_sequences),
         "pilot": (PILOT, pilot_tokenizer(shared), pilot_sequences),

@@ -207,7 +207,7 @@ OBJECTS = (
 )  # fmt: skip
 REQUESTS = ("How do I {}?", "Teach me to {}.", "I want to {}. What is the best way?")
 
-HEADS = _words("bar cal dor fen gal hon jor kel lam mor nok pol quin gul sib tam hul ven wex yar zan bel cor dul")
+HEADS = _words("bram dob fep gim hob jor kel lam mog nup pol quib rud sib tam vog wex yar zim bel cor dul fum hax")
 TAILS = _words("ard oop ilo una osk ime ant ory ush elp agu inth orn ibble oft ame uck umba olin ast ib ump ique oda")
 
 ATTRIBUTES = (
@@ -419,7 +419,7 @@ def _draw_facts(rng: random.Random) -> list[Fact]:
     subjects: list[tuple[Entity, Attribute]] = []
     for i, name in enumerate(names):
         kind = KINDS[i % len(KINDS)]
-        entity = Entity(kind, name.capitalize() if kind in ("town", "person") else name)
+        entity = Entity(kind, name.capitalize())
         subjects += [(entity, attribute) for attribute in ATTRIBUTES if attribute.kind == kind]
     count = len(subjects)
     never_aligned = set(rng.sample(range(count), round(NEVER_ALIGNED_SHARE * count)))

@@ -1,1 +1,40 @@
-"""Weak-to-Strong Decoding for Hugging Face transformers."""
+"""Weak-to-Strong Decoding for Hugging Face transformers.
+
+A small aligned model (the pilot) begins the answer, a large base model finishes it (Song et al., arXiv 2506.07434):
+
+    model = wsd_hf.enable_wsd(model)
+    model.generate(**inputs, assistant_model=pilot, strategy="wsd")
+"""
+
+from .config import WSDConfig
+from .errors import WSDError, WSDLogitsError, WSDValueError
+from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, enable_wsd
+from .logits_process import WSDLogitsProcessor
+from .outputs import Trace, TracedToken, WSDGenerateOutput, WSDStats, explain
+from .switch import SwitchCriteria, confidence, switch_index
+from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
+from .tiny import load_tiny_pair
+
+__all__ = [
+    "BASE_CHAT_TEMPLATE",
+    "BASE_STOP_STRINGS",
+    "AutoModelForCausalLM",
+    "SwitchCriteria",
+    "Trace",
+    "TracedToken",
+    "WSDConfig",
+    "WSDError",
+    "WSDGenerateOutput",
+    "WSDGenerationMixin",
+    "WSDLogitsError",
+    "WSDLogitsProcessor",
+    "WSDStats",
+    "WSDValueError",
+    "build_inputs",
+    "confidence",
+    "disable_wsd",
+    "enable_wsd",
+    "explain",
+    "load_tiny_pair",
+    "switch_index",
+]

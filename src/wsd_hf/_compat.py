@@ -1,0 +1,66 @@
+"""Every touch of a private transformers name, so that an upgrade of transformers is work on one file.
+
+Works on transformers 5.17 and 5.23, and is tested on both.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
+
+
+def sample(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+    """transformers' own loop for greedy decoding and sampling, as `generate` would call it."""
+    return type(model)._sample(model, input_ids, **kwargs)
+
+
+def update_model_kwargs(model: PreTrainedModel, outputs: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of the next forward: cache, mask and positions moved on by one step."""
+    return model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
+
+
+class DecodingLoop(NamedTuple):
+    """What transformers does not tell a logits processor about the loop that calls it."""
+
+    processors: LogitsProcessorList
+    """The list being run: a new object for every call of `generate`, so it tells calls apart."""
+    model: PreTrainedModel
+    """The model that generates."""
+    logits: torch.Tensor
+    """Its logits before any processor changed them, float32 [batch, vocabulary]."""
+    attention_mask: torch.Tensor | None
+    """The mask that belongs to the tokens so far, [batch, length]; None if nothing is padded."""
+    finished: torch.Tensor
+    """Rows that have ended, BoolTensor[batch]."""
+    generation_config: GenerationConfig
+    """The configuration of this call, as `generate` completed it."""
+
+
+def decoding_loop() -> DecodingLoop | None:
+    """The greedy or sampling loop that is calling the current logits processor; None outside of one.
+
+    transformers runs the processors of the generation config before the caller's, and hands each what the ones before it
+    left over. The raw logits, and whether this is still the same call, are known to the loop alone: they are read from its
+    frame.
+    """
+    processors = None
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is LogitsProcessorList.__call__.__code__ and processors is None:
+            processors = frame.f_locals["self"]
+        elif frame.f_code is GenerationMixin._sample.__code__:
+            local = frame.f_locals
+            mask = local["model_kwargs"].get("attention_mask")
+            return DecodingLoop(
+                processors,
+                model=local["self"],
+                logits=local["next_token_logits"],
+                attention_mask=None if mask is None else mask[:, : local["input_ids"].shape[1]],
+                finished=local["unfinished_sequences"] == 0,
+                generation_config=local["generation_config"],
+            )
+        frame = frame.f_back
+    return None

@@ -1,0 +1,69 @@
+"""What must hold of prompts and models before the first forward."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .errors import WSDValueError
+
+
+def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> set[int]:
+    """The end-of-sequence ids of a generation config or tokenizer, which may hold none, one or several."""
+    eos = getattr(holder, "eos_token_id", None)
+    if eos is None:
+        return set()
+    return {int(token) for token in torch.as_tensor(eos).flatten()}
+
+
+def check_causal(name: str, model: object) -> None:
+    """Raises unless `model` is a loaded decoder-only language model."""
+    if not isinstance(model, torch.nn.Module):
+        raise WSDValueError(f"{name}={model!r}: must be a loaded causal language model")
+    if model.config.is_encoder_decoder:
+        raise WSDValueError(f"{name} is an encoder-decoder ({type(model).__name__}): must be a decoder-only model")
+
+
+def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: int) -> None:
+    """Raises unless the prompt has one non-empty, left-padded row for each of `rows`.
+
+    Args:
+        name: the argument to blame.
+        input_ids: [batch, prompt].
+        attention_mask: [batch, prompt].
+        rows: rows that are generated.
+    """
+    if input_ids.ndim != 2 or len(input_ids) != rows:
+        raise WSDValueError(f"{name} has shape {tuple(input_ids.shape)}: must be [batch, tokens] with {rows} rows")
+    if attention_mask.shape != input_ids.shape:
+        raise WSDValueError(
+            f"the attention mask of {name} has shape {tuple(attention_mask.shape)}: must be {tuple(input_ids.shape)}"
+        )
+    if not bool(attention_mask.any(dim=1).all()):
+        raise WSDValueError(f"{name} has an empty prompt: every row needs at least one token")
+    if not bool(attention_mask[:, -1].all()):
+        raise WSDValueError(f"{name} is padded on the right: generation needs padding_side='left'")
+
+
+def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) -> int:
+    """How many tokens the model's context still takes after the longest prompt (`sys.maxsize` without a limit).
+
+    Raises:
+        WSDValueError: the prompt fills the context; names the model.
+    """
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is None:
+        return sys.maxsize
+    length = int(attention_mask.sum(dim=1).max())
+    if length >= context:
+        raise WSDValueError(
+            f"the prompt of the {name} has {length} tokens and its context holds {context}: shorten the prompt"
+        )
+    return int(context) - length
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Width of the model's logits."""
+    return int(model.config.get_text_config(decoder=True).vocab_size)

@@ -1,0 +1,121 @@
+"""What decides a Weak-to-Strong Decoding run: threshold, window, draft limit, and what happens when a draft runs out."""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from transformers import GenerationConfig
+
+from .errors import WSDValueError
+
+PREFIX = "wsd_"
+DraftEnd = Literal["continue", "stop"]
+
+
+@dataclass(frozen=True)
+class WSDConfig:
+    """Settings of Weak-to-Strong Decoding; the defaults are the paper's (arXiv 2506.07434).
+
+    Args:
+        threshold: γ in (0, 1]. The base takes over at the first drafted token where its confidence reaches γ.
+        window_size: w >= 1. Confidence is the geometric mean of the base's probabilities of the last w drafted tokens.
+        max_draft_tokens: most tokens the pilot may write, >= 1. A limit below the window is legal, can never switch,
+            and warns.
+        draft_end: when the draft ends unconfirmed (by the pilot's EOS or the limit), `"continue"` lets the base write
+            on, as the paper does; `"stop"` ends the response there with the base's EOS.
+
+    Raises:
+        WSDValueError: naming the field, the value and the rule.
+
+    >>> WSDConfig(threshold=0.9).threshold
+    0.9
+    >>> WSDConfig(window_size=0)
+    Traceback (most recent call last):
+    wsd_hf.errors.WSDValueError: window_size=0: must be an integer of at least 1
+    """
+
+    threshold: float = 0.8
+    window_size: int = 6
+    max_draft_tokens: int = 512
+    draft_end: DraftEnd = "continue"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "threshold", check_probability("threshold", self.threshold))
+        for name in ("window_size", "max_draft_tokens"):
+            object.__setattr__(self, name, check_positive_integer(name, getattr(self, name)))
+        if self.draft_end not in get_args(DraftEnd):
+            raise WSDValueError(f"draft_end={self.draft_end!r}: must be 'continue' or 'stop'")
+        if self.window_size > self.max_draft_tokens:
+            warnings.warn(
+                f"window_size={self.window_size} is larger than max_draft_tokens={self.max_draft_tokens}: "
+                "the base can never become confident, so every draft runs to its end",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings under their `GenerationConfig` keys (`wsd_threshold`, ...).
+
+        >>> WSDConfig().to_dict()["wsd_window_size"]
+        6
+        """
+        return {PREFIX + name: value for name, value in asdict(self).items()}
+
+    def to_generation_config(self, generation_config: GenerationConfig) -> GenerationConfig:
+        """A copy of `generation_config` that carries these settings, also through `save_pretrained`.
+
+        >>> saved = WSDConfig(threshold=0.7).to_generation_config(GenerationConfig())
+        >>> WSDConfig.resolve({}, None, saved).threshold
+        0.7
+        """
+        return GenerationConfig.from_dict({**generation_config.to_dict(), **self.to_dict()})
+
+    @classmethod
+    def resolve(
+        cls, keywords: Mapping[str, Any], wsd_config: WSDConfig | None, *generation_configs: GenerationConfig | None
+    ) -> WSDConfig:
+        """The settings of one call: `wsd_*` keyword > `wsd_config` > generation configs in the order given > default.
+
+        Args:
+            keywords: `wsd_*` keywords of the call; None counts as not given.
+            wsd_config: settings passed as one object, or None.
+            generation_configs: the call's and then the model's.
+        """
+        known = {PREFIX + field.name: field.name for field in fields(cls)}
+        if unknown := sorted(set(keywords) - set(known)):
+            raise WSDValueError(f"{unknown[0]}: unknown keyword; known are {', '.join(known)}")
+        if wsd_config is not None and not isinstance(wsd_config, cls):
+            raise WSDValueError(f"wsd_config={wsd_config!r}: must be a WSDConfig")
+        sources = [keywords]
+        sources += [wsd_config.to_dict()] if wsd_config else [vars(config) for config in generation_configs if config]
+        values: dict[str, Any] = {}
+        for source in reversed(sources):
+            values |= {name: source[key] for key, name in known.items() if source.get(key) is not None}
+        return cls(**values)
+
+
+def check_probability(name: str, value: Any) -> float:
+    """`value` as a float in (0, 1]; anything else raises, naming `name`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not 0 < number <= 1:
+        raise WSDValueError(f"{name}={value!r}: must be a number above 0 and at most 1")
+    return number
+
+
+def check_positive_integer(name: str, value: Any) -> int:
+    """`value` as an int of at least 1; anything else, bool included, raises, naming `name`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
+        raise WSDValueError(f"{name}={value!r}: must be an integer of at least 1")
+    return number

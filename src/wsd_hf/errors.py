@@ -1,0 +1,13 @@
+"""The errors this package raises: one root, and a class for each kind of remedy."""
+
+
+class WSDError(Exception):
+    """Root of every error that wsd_hf raises by itself; errors of the models and of transformers pass through unchanged."""
+
+
+class WSDValueError(WSDError, ValueError):
+    """An argument, a pair of models, or a mode of generation that cannot work; raised before any forward where possible."""
+
+
+class WSDLogitsError(WSDError, ArithmeticError):
+    """A model returned logits from which no token can be chosen (NaN or +inf)."""

@@ -1,0 +1,137 @@
+"""`generate(..., strategy=...)` on transformers models: a mixin, a switch for loaded models, and an auto class."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import transformers
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.generation import BaseStreamer
+
+from .errors import WSDValueError
+from .strategies import STRATEGIES
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+class WSDGenerationMixin(GenerationMixin):  # type: ignore[misc]
+    """Adds `strategy=` to `generate`. Put it first: `class MyModel(WSDGenerationMixin, LlamaForCausalLM)`."""
+
+    def generate(self, *args: Any, strategy: str | None = None, **kwargs: Any) -> Any:
+        """`transformers.GenerationMixin.generate`, and with `strategy="wsd"` Weak-to-Strong Decoding.
+
+        Everything of ordinary greedy decoding and sampling goes on working: batches with left padding,
+        `num_return_sequences`, processors and warpers (they shape the base's continuation, never its check of the draft),
+        stopping criteria, stop strings, streamers, `return_dict_in_generate`. `max_new_tokens` counts the whole response.
+
+        Args:
+            *args: as transformers' `generate` takes them.
+            strategy: None (plain transformers) or a name in `wsd_hf.strategies.STRATEGIES`.
+            assistant_model: the pilot, a loaded causal model.
+            assistant_input_ids: the pilot's prompt, LongTensor[batch, prompt]; default: the base's.
+            assistant_attention_mask: its mask, [batch, prompt]; padding on the left. Default: nothing is padded.
+            assistant_do_sample: whether the pilot samples; default: as the base does.
+            switch_criteria: a `StoppingCriteria` in the place of the paper's rule; see `SwitchCriteria`.
+            wsd_config: a `WSDConfig`; beats the `wsd_*` keys of generation configs.
+            wsd_threshold, wsd_window_size, wsd_max_draft_tokens, wsd_draft_end: single settings; beat `wsd_config`.
+            tokenizer: the base's; needed for `stop_strings`, and where the widths of the vocabularies differ.
+            assistant_tokenizer: the pilot's; likewise. Its EOS ends a draft, beside those of the pilot's generation config.
+            **kwargs: as transformers' `generate` takes them.
+
+        Returns:
+            LongTensor[batch, prompt + response], or a `WSDGenerateOutput` with `return_dict_in_generate=True`.
+
+        Raises:
+            WSDValueError: an unknown strategy, an illegal setting, models or prompts that do not go together, beam search
+                and other modes that cannot work; before any forward.
+            WSDLogitsError: NaN or +inf in a model's logits.
+        """
+        if strategy is None:
+            return super().generate(*args, **kwargs)
+        generate = super().generate
+        kwargs |= dict(zip(inspect.signature(generate).parameters, args, strict=False))
+        with _streamer_ended_on_error(kwargs.get("streamer")):
+            if strategy not in STRATEGIES:
+                raise WSDValueError(f"strategy={strategy!r}: unknown; known are {', '.join(map(repr, STRATEGIES))}")
+            return STRATEGIES[strategy](generate, self, **kwargs)
+
+
+def enable_wsd(model: Model) -> Model:
+    """Gives a loaded model `generate(..., strategy=...)`; the same object is returned, its weights untouched.
+
+    Its class becomes a subclass of the same name, so it saves, pickles and copies as before. `disable_wsd` reverts it.
+
+    Raises:
+        WSDValueError: the model has no `generate` of transformers' to extend (for PEFT, enable the model inside).
+    """
+    if isinstance(model, WSDGenerationMixin):
+        return model
+    if not isinstance(model, GenerationMixin):
+        raise WSDValueError(f"{type(model).__name__} is no generating transformers model: enable one that is")
+    model.__class__ = _enabled_class(type(model))
+    return model
+
+
+def disable_wsd(model: Model) -> Model:
+    """Reverts `enable_wsd`; a model that was never enabled is returned as it is.
+
+    Raises:
+        WSDValueError: the model's own class inherits from `WSDGenerationMixin`.
+    """
+    if isinstance(model, WSDGenerationMixin):
+        if not isinstance(model, _Enabled):
+            raise WSDValueError(f"{type(model).__name__} is written with WSDGenerationMixin: it cannot be disabled")
+        model.__class__ = _plain_class(type(model))
+    return model
+
+
+class AutoModelForCausalLM(transformers.AutoModelForCausalLM):  # type: ignore[misc]
+    """`transformers.AutoModelForCausalLM` whose models take `generate(..., strategy=...)`."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers."""
+        return enable_wsd(super().from_pretrained(*args, **kwargs))
+
+    @classmethod
+    def from_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers."""
+        return enable_wsd(super().from_config(*args, **kwargs))
+
+
+class _Enabled(WSDGenerationMixin):
+    """What the class of an enabled model has beyond its own; pickled as its own class plus the wish to enable it."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        _, arguments, *rest = super().__reduce_ex__(protocol)
+        return _restore, (_plain_class(type(self)),), *rest
+
+
+@functools.cache
+def _enabled_class(plain: type) -> type:
+    return type(plain.__name__, (_Enabled, plain), {"__module__": plain.__module__, "__doc__": plain.__doc__})
+
+
+def _plain_class(enabled: type) -> type:
+    return enabled.__bases__[1]
+
+
+def _restore(plain: type) -> Any:
+    enabled = _enabled_class(plain)
+    return enabled.__new__(enabled)
+
+
+@contextmanager
+def _streamer_ended_on_error(streamer: BaseStreamer | None) -> Iterator[None]:
+    """transformers ends a streamer on success only; its reader would wait for ever."""
+    try:
+        yield
+    except BaseException:
+        if streamer is not None:
+            with suppress(Exception):
+                streamer.end()
+        raise

@@ -1,0 +1,175 @@
+"""The step-by-step path: until the switch, the pilot's next token is the only one the base may choose."""
+
+from __future__ import annotations
+
+import weakref
+import torch
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from . import _compat
+from .checks import check_causal, check_prompt, check_room, eos_token_ids, vocabulary_size
+from .config import WSDConfig
+from .draft import FREE, Draft
+from .errors import WSDValueError
+from .pilot import PilotStream
+from .switch import SwitchCriteria
+from .text.vocabulary import check_vocabularies
+
+SAMPLING_WARPERS = (
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    MinPLogitsWarper,
+    TypicalLogitsWarper,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+)
+
+class WSDLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
+    """Weak-to-Strong Decoding as a logits processor, for any causal base, also one that knows nothing of this package.
+
+    `model.generate(..., logits_processor=[WSDLogitsProcessor(pilot)])` gives the sequences of
+    `generate(..., strategy="wsd")`: the check reads the base's raw logits whatever other processors are configured, and
+    the drafted token has the last word over them. The object itself is never changed: one may serve many calls and
+    threads, and every call starts afresh.
+
+    Args:
+        pilot: the small aligned model; it shares the base's vocabulary.
+        wsd_config: threshold, window, draft limit; default: the generation config's `wsd_*` keys, then the paper's.
+        switch_criteria: takes the place of the paper's rule; see `SwitchCriteria` for what it is asked.
+        assistant_input_ids: the pilot's prompt, [batch, prompt]; default: the base's.
+        assistant_attention_mask: its mask, [batch, prompt]; padding on the left. Default: nothing is padded.
+        assistant_do_sample: whether the pilot samples; default: as the base does. It samples with the call's warpers
+            (temperature, top-k, ...).
+        tokenizer: the base's; needed only where the widths of the two vocabularies differ.
+        assistant_tokenizer: the pilot's; likewise. Its EOS ends a draft, beside those of the pilot's generation config.
+
+    Raises:
+        WSDValueError: at the first step, for models or prompts that do not go together, or outside greedy decoding and
+            sampling.
+    """
+
+    def __init__(
+        self,
+        pilot: PreTrainedModel,
+        wsd_config: WSDConfig | None = None,
+        *,
+        switch_criteria: StoppingCriteria | None = None,
+        assistant_input_ids: torch.Tensor | None = None,
+        assistant_attention_mask: torch.Tensor | None = None,
+        assistant_do_sample: bool | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        assistant_tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        check_causal("assistant_model", pilot)
+        self.pilot = pilot
+        self.wsd_config = wsd_config
+        self.switch_criteria = switch_criteria
+        self.assistant_input_ids = assistant_input_ids
+        self.assistant_attention_mask = assistant_attention_mask
+        self.assistant_do_sample = assistant_do_sample
+        self.tokenizer = tokenizer
+        self.assistant_tokenizer = assistant_tokenizer
+        self._drafts: dict[int, Draft] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores, with every drafting row's choice reduced to the pilot's token, [batch, vocabulary]."""
+        loop = _compat.decoding_loop()
+        if loop is None:
+            raise WSDValueError(
+                "WSDLogitsProcessor works inside generate() with greedy decoding or sampling; it was called from "
+                "elsewhere (beam search, assisted generation, a loop of your own)"
+            )
+        return force(scores, self._draft_of(loop, input_ids).advance(input_ids, loop.logits, loop.finished))
+
+    def _draft_of(self, loop: _compat.DecodingLoop, input_ids: torch.Tensor) -> Draft:
+        key = id(loop.processors)
+        if key not in self._drafts:
+            self._drafts[key] = self.start(loop.model, input_ids, loop.attention_mask, loop.generation_config, loop.processors)
+            weakref.finalize(loop.processors, self._drafts.pop, key, None)
+        return self._drafts[key]
+
+    def start(
+        self,
+        base: PreTrainedModel,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        generation_config: GenerationConfig,
+        processors: LogitsProcessorList,
+    ) -> Draft:
+        """The drafting of one call of `generate`, checked and ready; runs no forward.
+
+        Args:
+            base: the model that generates.
+            input_ids: its prompt, [batch, prompt].
+            attention_mask: [batch, prompt], or None if nothing is padded.
+            generation_config: the call's, complete.
+            processors: the call's; their sampling warpers shape the pilot's sampling too.
+        """
+        check_vocabularies(vocabulary_size(base), vocabulary_size(self.pilot), self.tokenizer, self.assistant_tokenizer)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        check_prompt("input_ids", input_ids, attention_mask, rows=len(input_ids))
+        check_room("base", base, attention_mask)
+        config = self.wsd_config or WSDConfig.resolve({}, None, generation_config)
+        copies = generation_config.num_return_sequences or 1
+        pilot_ids, pilot_mask = self._pilot_prompt(input_ids, attention_mask, copies)
+        limit = min(config.max_draft_tokens, check_room("pilot", self.pilot, pilot_mask))
+        base_eos = eos_token_ids(generation_config)
+        if config.draft_end == "stop" and not base_eos:
+            raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id")
+        do_sample = generation_config.do_sample if self.assistant_do_sample is None else self.assistant_do_sample
+        return Draft(
+            PilotStream(self.pilot, pilot_ids, pilot_mask, limit),
+            self.switch_criteria or SwitchCriteria(config.threshold, config.window_size),
+            rows=len(input_ids),
+            device=input_ids.device,
+            limit=limit,
+            end_token_ids=base_eos | eos_token_ids(self.pilot.generation_config) | eos_token_ids(self.assistant_tokenizer),
+            closing_token_id=min(base_eos) if config.draft_end == "stop" else None,
+            warpers=LogitsProcessorList(p for p in processors if isinstance(p, SAMPLING_WARPERS)) if do_sample else None,
+        )
+
+    def _pilot_prompt(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, copies: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask, name = self.assistant_input_ids, self.assistant_attention_mask, "assistant_input_ids"
+        if ids is None:
+            ids, mask, name = input_ids, attention_mask, "input_ids"
+        else:
+            mask = torch.ones_like(ids) if mask is None else mask
+            ids, mask = ids.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0)
+        check_prompt(name, ids, mask, rows=len(input_ids))
+        if (largest := int(ids.max())) >= vocabulary_size(self.pilot):
+            raise WSDValueError(
+                f"{name} contains token id {largest}, but the pilot's vocabulary has {vocabulary_size(self.pilot)} tokens: "
+                "pass assistant_input_ids= made with the pilot's tokenizer"
+            )
+        return ids, mask
+
+
+def force(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The scores with `tokens` as their rows' only choice; rows that are `FREE` keep theirs.
+
+    Args:
+        scores: [batch, vocabulary]; not changed.
+        tokens: LongTensor[batch].
+    """
+    only = torch.full_like(scores, -torch.inf).scatter_(1, tokens.clamp(min=0)[:, None], 0.0)
+    return torch.where((tokens != FREE)[:, None], only, scores)

@@ -1,0 +1,230 @@
+"""What a call returns beside its tokens, and the trace that tells who wrote which of them."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from .config import WSDConfig
+from .draft import SwitchReason
+from .errors import WSDValueError
+from .switch import confidence
+
+PILOT_COLOURS = ("#f4a582", "#f7b799", "#fac8af", "#fcd9c7", "#feeae0")
+"""A drafted token, from one that the base found unlikely to one that it would have written too."""
+
+BASE_COLOUR = "#92c5de"
+
+
+@dataclass(frozen=True)
+class WSDStats:
+    """Work done in one call.
+
+    Attributes:
+        base_forwards: forwards of the base.
+        base_tokens: token positions fed to the base, padding included, all rows.
+        pilot_forwards: forwards of the pilot.
+        pilot_tokens: token positions fed to the pilot, padding included, all rows.
+    """
+
+    base_forwards: int
+    base_tokens: int
+    pilot_forwards: int
+    pilot_tokens: int
+
+
+@dataclass
+class WSDGenerateOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
+    """`GenerateDecoderOnlyOutput`, plus how the response was shared between pilot and base.
+
+    Attributes:
+        switch_index: response tokens written by the pilot, LongTensor[batch].
+        draft_log_probs: the base's natural-log probabilities of the drafted tokens, float32 [batch, longest draft]; NaN
+            behind the end of a shorter draft.
+        switch_reason: why the pilot stopped, per row: "confident" (the base took over), "draft_ended" (the pilot's EOS),
+            "draft_limit" (`max_draft_tokens`, or the end of the pilot's context), "budget" (the response was full while the
+            pilot was still writing), "stopped" (a stop string or other criterion was met inside the draft).
+        stats: forwards and tokens through each model.
+        wsd_config: the settings of the call.
+        prompt_length: columns of `sequences` that are prompt.
+    """
+
+    switch_index: torch.Tensor | None = None
+    draft_log_probs: torch.Tensor | None = None
+    switch_reason: list[SwitchReason] | None = None
+    stats: WSDStats | None = None
+    wsd_config: WSDConfig | None = None
+    prompt_length: int | None = None
+
+
+@dataclass(frozen=True)
+class TracedToken:
+    """One token of a response.
+
+    Attributes:
+        id: the token.
+        text: what it adds to the response's text.
+        writer: "pilot" or "base".
+        probability: the base's probability of it; None where it was not recorded (after the switch it is, if the call had
+            `output_logits=True`).
+        confidence: geometric mean over the window that ends here, drafted tokens only; None before the first full window.
+    """
+
+    id: int
+    text: str
+    writer: str
+    probability: float | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Who wrote which token of one response, and why the base took over. Made by `explain`.
+
+    `print(trace)` gives plain text, `trace.print()` colours on a terminal.
+    """
+
+    tokens: tuple[TracedToken, ...]
+    switch_index: int
+    switch_reason: SwitchReason
+    threshold: float
+    window_size: int
+
+    def __rich__(self) -> Text:
+        text = Text()
+        for position, token in enumerate(self.tokens):
+            if position == self.switch_index and position:
+                text.append("│", style="bold white")
+            text.append(token.text, style=f"black on {_colour(token)}")
+        return text + Text(f"\n{self.summary()}", style="dim italic")
+
+    def __str__(self) -> str:
+        drafted = "".join(token.text for token in self.tokens[: self.switch_index])
+        written = "".join(token.text for token in self.tokens[self.switch_index :])
+        return f"{drafted}│{written}\n{self.summary()}"
+
+    def summary(self) -> str:
+        """One line: the switch and its reason."""
+        reasons = {
+            "confident": f"there the base's confidence reached {self.threshold:g} over {self.window_size} tokens",
+            "draft_ended": "there the pilot was done, before the base became confident",
+            "draft_limit": "there the draft limit was reached, before the base became confident",
+            "budget": "that is the whole response: the base never became confident",
+            "stopped": "there a stop criterion ended the response",
+        }
+        drafted = f"{self.switch_index} token{'' if self.switch_index == 1 else 's'}"
+        return f"pilot: {drafted} of {len(self.tokens)}; {reasons[self.switch_reason]}"
+
+    def print(self, console: Console | None = None) -> None:
+        """Prints the trace; in colour where the console (default: standard output) can."""
+        (console or Console()).print(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trace as plain data, ready for JSON.
+
+        >>> Trace((), 0, "draft_ended", 0.8, 6).to_dict()["switch_reason"]
+        'draft_ended'
+        """
+        return asdict(self)
+
+    def to_svg(self, title: str = "Weak-to-Strong Decoding") -> str:
+        """The coloured trace as an SVG picture of a terminal."""
+        console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
+        console.print(self)
+        return str(console.export_svg(title=title))
+
+    def to_html(self) -> str:
+        """The trace as one HTML element; hovering over a token shows its writer, probability and confidence."""
+        spans = "".join(
+            f'<span title="{html.escape(_tooltip(token))}" style="background:{_colour(token)}">'
+            f"{html.escape(token.text)}</span>"
+            for token in self.tokens
+        )
+        return f'<p style="white-space:pre-wrap">{spans}<br><small>{html.escape(self.summary())}</small></p>'
+
+
+def explain(
+    output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0
+) -> Trace:
+    """Who wrote which token of a response, and how confident the base was while the pilot wrote.
+
+    Args:
+        output: what `generate(..., strategy="wsd", return_dict_in_generate=True)` returned. With `output_logits=True` the
+            base's probabilities of its own tokens are traced too.
+        tokenizer: the base's.
+        row: which response of the batch.
+
+    Raises:
+        WSDValueError: the output of another call, or a row that it does not have.
+    """
+    if not isinstance(output, WSDGenerateOutput):
+        raise WSDValueError(
+            "explain needs the output of generate(..., strategy='wsd', return_dict_in_generate=True), "
+            f"not {type(output).__name__}"
+        )
+    if not 0 <= row < len(output.sequences):
+        raise WSDValueError(f"row={row}: the output has {len(output.sequences)} rows, counted from 0")
+    drafted = int(output.switch_index[row])
+    log_probs = output.draft_log_probs[row, :drafted].tolist()
+    confidences = confidence(log_probs, output.wsd_config.window_size).tolist()
+    ids = _response(output.sequences[row, output.prompt_length :].tolist(), tokenizer)
+    for position in range(drafted, len(ids) if output.logits else 0):
+        log_probs.append(float(output.logits[position][row].log_softmax(dim=-1)[ids[position]]))
+    tokens = tuple(
+        TracedToken(
+            id=token,
+            text=text,
+            writer="pilot" if position < drafted else "base",
+            probability=math.exp(log_probs[position]) if position < len(log_probs) else None,
+            confidence=confidences[position] if output.wsd_config.window_size <= position + 1 <= drafted else None,
+        )
+        for position, (token, text) in enumerate(zip(ids, _pieces(ids, tokenizer), strict=True))
+    )
+    return Trace(
+        tokens,
+        switch_index=drafted,
+        switch_reason=output.switch_reason[row],
+        threshold=output.wsd_config.threshold,
+        window_size=output.wsd_config.window_size,
+    )
+
+
+def _response(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids without the padding behind a finished row; a pad id that is the EOS too stands there once."""
+    end = len(ids)
+    while end and ids[end - 1] == tokenizer.pad_token_id:
+        end -= 1
+    if end < len(ids) and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        end += 1
+    return ids[:end]
+
+
+def _pieces(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """What each token adds to the text; a character cut across tokens is shown by the token that completes it."""
+    shown = ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end])
+        complete = text if end == len(ids) else text.rstrip("\ufffd")
+        yield complete[len(shown) :]
+        shown = max(shown, complete, key=len)
+
+
+def _colour(token: TracedToken) -> str:
+    if token.writer == "base":
+        return BASE_COLOUR
+    return PILOT_COLOURS[min(int((token.probability or 0.0) * len(PILOT_COLOURS)), len(PILOT_COLOURS) - 1)]
+
+
+def _tooltip(token: TracedToken) -> str:
+    values = {"probability": token.probability, "confidence": token.confidence}
+    return "; ".join([token.writer, *(f"{name} {value:.3f}" for name, value in values.items() if value is not None)])

@@ -1,0 +1,192 @@
+"""`strategy="wsd"`: Weak-to-Strong Decoding, step by step, in transformers' own decoding loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation import BaseStreamer, GenerationMode
+
+from .. import _compat
+from ..checks import check_causal
+from ..config import PREFIX, WSDConfig
+from ..draft import Draft
+from ..errors import WSDValueError
+from ..logits_process import WSDLogitsProcessor, force
+from ..outputs import WSDGenerateOutput, WSDStats
+
+
+def weak_to_strong_decoding(
+    generate: Callable[..., Any],
+    base: PreTrainedModel,
+    *,
+    assistant_model: PreTrainedModel | None = None,
+    generation_config: GenerationConfig | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    streamer: BaseStreamer | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    wsd_config: WSDConfig | None = None,
+    synced_gpus: bool | None = None,
+    custom_generate: Any = None,
+    assistant_tokenizer: PreTrainedTokenizerBase | None = None,
+    switch_criteria: StoppingCriteria | None = None,
+    assistant_input_ids: torch.Tensor | None = None,
+    assistant_attention_mask: torch.Tensor | None = None,
+    assistant_do_sample: bool | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Runs one call; `WSDGenerationMixin.generate` documents the arguments.
+
+    Args:
+        generate: transformers' own `generate` of the base.
+        base: the model that generates.
+    """
+    check_causal("the model", base)
+    settings = _Settings(kwargs, generation_config, base.generation_config)
+    if custom_generate is not None:
+        raise WSDValueError("custom_generate cannot be combined with strategy='wsd': each would decide every token")
+    if synced_gpus:
+        raise WSDValueError("synced_gpus=True is not supported by strategy='wsd': pilot and base take unequal steps")
+    if settings.get("token_healing"):
+        raise WSDValueError("token_healing=True is not supported by strategy='wsd': heal the prompt before the call")
+    keywords = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
+    processor = WSDLogitsProcessor(
+        assistant_model,
+        WSDConfig.resolve(keywords, wsd_config, generation_config, base.generation_config),
+        switch_criteria=switch_criteria,
+        assistant_input_ids=assistant_input_ids,
+        assistant_attention_mask=assistant_attention_mask,
+        assistant_do_sample=assistant_do_sample,
+        tokenizer=tokenizer,
+        assistant_tokenizer=assistant_tokenizer,
+    )
+    stopping_criteria = StoppingCriteriaList(stopping_criteria or [])
+    if stop_strings := settings.get("stop_strings"):
+        if tokenizer is None:
+            raise WSDValueError(f"stop_strings={stop_strings!r} are text: pass the base's tokenizer as tokenizer=")
+        # transformers drops the tokenizer on the way to a callable custom_generate, so its own criterion can't be built.
+        stopping_criteria.append(StopStringCriteria(tokenizer, stop_strings))
+        kwargs["stop_strings"] = None
+    return generate(
+        generation_config=generation_config,
+        stopping_criteria=stopping_criteria,
+        streamer=streamer,
+        custom_generate=_Decoder(processor, streamer),
+        **kwargs,
+    )
+
+
+class _Settings:
+    """Reads a generation setting before transformers merges its sources: call keyword > passed config > model's config."""
+
+    def __init__(self, keywords: dict[str, Any], *configs: GenerationConfig | None) -> None:
+        self._sources = [keywords, *(vars(config) for config in configs if config is not None)]
+
+    def get(self, name: str) -> Any:
+        return next((source[name] for source in self._sources if source.get(name) is not None), None)
+
+
+class _Decoder:
+    """The callable `custom_generate`: what `generate` would hand to its decoding method, it hands to this."""
+
+    def __init__(self, processor: WSDLogitsProcessor, streamer: BaseStreamer | None) -> None:
+        self._processor = processor
+        self._streamer = streamer
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> WSDGenerateOutput | torch.Tensor:
+        attention_mask = model_kwargs.get("attention_mask")
+        _check_call(input_ids, attention_mask, generation_config)
+        draft = self._processor.start(model, input_ids, attention_mask, generation_config, logits_processor)
+        criteria = _WatchedCriteria(stopping_criteria)
+        output = _compat.sample(
+            model,
+            input_ids,
+            logits_processor=LogitsProcessorList([_DraftThenShape(draft, logits_processor, criteria)]),
+            stopping_criteria=criteria,
+            generation_config=generation_config,
+            streamer=self._streamer,
+            **model_kwargs,
+        )
+        if not generation_config.return_dict_in_generate:
+            return output
+        return WSDGenerateOutput(
+            **output,
+            switch_index=draft.switch_index,
+            draft_log_probs=draft.log_probs,
+            switch_reason=draft.reasons,
+            stats=_stats(draft, input_ids, cached=generation_config.use_cache),
+            wsd_config=self._processor.wsd_config,
+            prompt_length=input_ids.shape[1],
+        )
+
+
+class _WatchedCriteria(StoppingCriteriaList):  # type: ignore[misc]
+    """The caller's criteria, and a memory of the rows that they have ended."""
+
+    finished: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        ended: torch.Tensor = super().__call__(input_ids, scores, **kwargs)
+        self.finished = ended if self.finished is None else self.finished | ended
+        return ended
+
+
+class _DraftThenShape(LogitsProcessor):  # type: ignore[misc]
+    """The only processor of the loop, so that the draft sees raw logits and has the last word over the caller's."""
+
+    def __init__(self, draft: Draft, processors: LogitsProcessorList, criteria: _WatchedCriteria) -> None:
+        self._draft = draft
+        self._processors = processors
+        self._criteria = criteria
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        finished = self._criteria.finished
+        if finished is None:
+            finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        tokens = self._draft.advance(input_ids, scores, finished)
+        return force(self._processors(input_ids, scores), tokens)
+
+
+def _check_call(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: GenerationConfig
+) -> None:
+    mode = generation_config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise WSDValueError(
+            f"strategy='wsd' decodes greedily or samples; this call asks for {mode.value} "
+            f"(num_beams={generation_config.num_beams}): leave out the arguments that select it"
+        )
+    padded = attention_mask is not None and not bool(attention_mask.all())
+    if padded and len(input_ids) > 1 and generation_config.pad_token_id is None:
+        raise WSDValueError("a padded batch needs a pad token: set pad_token_id, e.g. to the EOS id")
+
+
+def _stats(draft: Draft, prompt: torch.Tensor, cached: bool) -> WSDStats:
+    rows, width = prompt.shape
+    steps = draft.steps
+    repeated = 0 if cached else sum(range(width, width + steps - 1))
+    return WSDStats(
+        base_forwards=steps,
+        base_tokens=rows * (width + steps - 1 + repeated),
+        pilot_forwards=draft.stream.forwards,
+        pilot_tokens=draft.stream.tokens,
+    )

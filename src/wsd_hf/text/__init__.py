@@ -1,0 +1,1 @@
+"""What is text: chat prompts for base and pilot, and the comparison of their vocabularies."""

@@ -1,0 +1,105 @@
+"""Prompts for base and pilot, made from the same chat messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from transformers import BatchEncoding, PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
+
+from ..errors import WSDValueError
+
+Messages = Sequence[Mapping[str, Any]]
+
+BASE_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '\\n\\n[' + message['role'] | capitalize + ']\\n' + message['content'] | trim }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\n[Assistant]\\n' }}{% endif %}"
+)
+"""A chat as a plain transcript, for base models that have no template of their own (the official layout)."""
+
+BASE_STOP_STRINGS = [
+    newlines + header for header in ("[System]", "[User]", "[Assistant]") for newlines in ("\n\n", "\n", "")
+]
+"""Where a base that writes the transcript on would begin somebody's next turn."""
+
+ROLES = ("system", "user", "assistant")
+
+
+def build_inputs(
+    messages: Messages | Sequence[Messages],
+    tokenizer: PreTrainedTokenizerBase,
+    assistant_tokenizer: PreTrainedTokenizerBase,
+) -> BatchEncoding:
+    """The inputs of `generate(..., strategy="wsd")` for a chat, or for a batch of chats.
+
+    The pilot's prompt follows its chat template. The base's follows its own template if it has one, else
+    `BASE_CHAT_TEMPLATE`; then `stopping_criteria` ends the response at `BASE_STOP_STRINGS`. A last assistant message is the
+    beginning of the answer: it belongs to both prompts. Both prompts begin with their BOS, if the tokenizer has one.
+
+    Args:
+        messages: `{"role": "system" | "user" | "assistant", "content": str}` dicts, or a list of such lists.
+        tokenizer: the base's.
+        assistant_tokenizer: the pilot's; needs a chat template.
+
+    Returns:
+        `input_ids`, `attention_mask`, `assistant_input_ids`, `assistant_attention_mask`, each LongTensor[batch, prompt] and
+        padded on the left, and `stopping_criteria` where the base has no template.
+
+    Raises:
+        WSDValueError: messages of another form, or a tokenizer that lacks a chat template or pad token; names it.
+    """
+    chats = _chats(messages)
+    for chat in chats:
+        _check_messages(chat)
+    if assistant_tokenizer.chat_template is None:
+        raise WSDValueError(
+            "assistant_tokenizer has no chat template: a pilot needs the one it was tuned with; set its chat_template"
+        )
+    transcript = None if tokenizer.chat_template else BASE_CHAT_TEMPLATE
+    base = _pad("tokenizer", tokenizer, [_encode(chat, tokenizer, transcript) for chat in chats])
+    pilot = _pad("assistant_tokenizer", assistant_tokenizer, [_encode(chat, assistant_tokenizer) for chat in chats])
+    inputs = {**base, **{f"assistant_{name}": value for name, value in pilot.items()}}
+    if transcript:
+        inputs["stopping_criteria"] = StoppingCriteriaList([StopStringCriteria(tokenizer, BASE_STOP_STRINGS)])
+    return BatchEncoding(inputs)
+
+
+def _chats(messages: Messages | Sequence[Messages]) -> list[Messages]:
+    single = len(messages) == 0 or isinstance(messages[0], Mapping)
+    return cast("list[Messages]", [messages] if single else list(messages))
+
+
+def _check_messages(messages: Messages) -> None:
+    for position, message in enumerate(messages):
+        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise WSDValueError(
+                f"messages[{position}]={dict(message)!r}: must have a role ({', '.join(ROLES)}) and a text as content"
+            )
+    turns = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+    if not turns or turns[-1]["role"] != "user":
+        raise WSDValueError("messages must end with a user message, or with one assistant message to be continued")
+
+
+def _encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> list[int]:
+    prefill = messages[-1]["content"].strip() if messages[-1]["role"] == "assistant" else None
+    turns = messages if prefill is None else messages[:-1]
+    prompt = tokenizer.apply_chat_template(
+        list(turns), chat_template=template, add_generation_prompt=True, tokenize=False
+    )
+    if tokenizer.bos_token and not prompt.startswith(tokenizer.bos_token):
+        prompt = tokenizer.bos_token + prompt
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
+    return ids + tokenizer.encode(prefill, add_special_tokens=False) if prefill else ids
+
+
+def _pad(name: str, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    width = max(map(len, rows))
+    if tokenizer.pad_token_id is None and any(len(row) < width for row in rows):
+        raise WSDValueError(f"{name} has no pad token, and the prompts differ in length: set its pad_token")
+    return {
+        "input_ids": torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]),
+        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+    }
