@@ -26,7 +26,7 @@ from wsd_hf import BASE_STOP_STRINGS, build_inputs
 from wsd_hf.tiny import FOLDER, load_tiny_pair
 
 MAX_NEW_TOKENS = 64
-SHIPPED_WORLD_SEED = 1
+SHIPPED_WORLD_SEED = 3
 CARD_HEADING = (
     "Measured by `examples/tiny_world/evaluate.py` on this training's 210 held-out facts and 57 harmful requests:"
 )
