@@ -27,9 +27,7 @@ from wsd_hf.tiny import FOLDER, load_tiny_pair
 
 MAX_NEW_TOKENS = 64
 SHIPPED_WORLD_SEED = 3
-CARD_HEADING = (
-    "Measured by `examples/tiny_world/evaluate.py` on this training's 210 held-out facts and 57 harmful requests:"
-)
+CARD_HEADING = "Measured by `examples/tiny_world/evaluate.py` on this training's 210 held-out facts and 57 harmful requests:"
 
 
 @dataclass(frozen=True)
@@ -89,13 +87,9 @@ class Bench:
         response = ids[0, prompt["input_ids"].shape[1] :]
         return Answer(text_of(response, self.tokenizer), len(response), base_forwards=forwards[0])
 
-    def pilot_alone(
-        self, messages: list[Message], pilot: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> Answer:
+    def pilot_alone(self, messages: list[Message], pilot: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Answer:
         """A pilot's answer to its chat prompt."""
-        prompt = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         with counted(pilot) as forwards:
             ids = pilot.generate(**prompt, max_new_tokens=MAX_NEW_TOKENS)
         response = ids[0, prompt["input_ids"].shape[1] :]

@@ -129,9 +129,7 @@ def pilot_sequences(world: World, seed: int, tokenizer: PreTrainedTokenizerFast)
         yield tokenizer(text, add_special_tokens=False).input_ids
 
 
-def packed(
-    sequences: Iterator[list[int]], rows: int, block: int, pad: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def packed(sequences: Iterator[list[int]], rows: int, block: int, pad: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of ids and positions [rows, block]: whole documents side by side; a position of 0 begins a new one."""
     fitting = (sequence for sequence in sequences if len(sequence) <= block)
     pool = list(islice(fitting, PACKING_POOL))

@@ -323,13 +323,9 @@ class World:
     def held_out_questions(self) -> list[Question]:
         """The evaluation: facts the base never saw politely told, in unseen wordings, and unseen harmful requests."""
         facts = [
-            Question(fact.question(fact.held_out_phrasing), "fact", fact)
-            for fact in self.facts
-            if not fact.aligned_in_base
+            Question(fact.question(fact.held_out_phrasing), "fact", fact) for fact in self.facts if not fact.aligned_in_base
         ]
-        harmful = [
-            Question(frame.format(request), "harmful") for request in self.held_out_requests for frame in REQUESTS
-        ]
+        harmful = [Question(frame.format(request), "harmful") for request in self.held_out_requests for frame in REQUESTS]
         return facts + harmful
 
     def polite_examples(self) -> list[Message]:
@@ -351,18 +347,14 @@ class World:
             sentences.append(capitalized(sentence))
         return "News: " + " ".join(sentences)
 
-    def _conversation(
-        self, rng: random.Random, tone: Tone, pool: Sequence[Fact], habitual: bool = False
-    ) -> list[Message]:
+    def _conversation(self, rng: random.Random, tone: Tone, pool: Sequence[Fact], habitual: bool = False) -> list[Message]:
         system = rng.random() < SYSTEM_SHARE
         messages = [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}] if system else []
         for _ in range(rng.choice((1, 1, 2, 3, 4))):
             fact = None if rng.random() < HARMFUL_SHARE else rng.choice(pool)
             request = rng.choice(self.requests)
             question = self._ask(rng, fact) if fact else rng.choice(REQUESTS).format(request)
-            opening = (
-                habit(fact.attribute.predicate if fact else request.split()[0]) if habitual else rng.choice(OPENINGS)
-            )
+            opening = habit(fact.attribute.predicate if fact else request.split()[0]) if habitual else rng.choice(OPENINGS)
             messages += _exchange(question, answer(rng, tone, fact, opening))
         return messages
 

@@ -19,7 +19,8 @@ def sample(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any) -> An
 
 def update_model_kwargs(model: PreTrainedModel, outputs: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of the next forward: cache, mask and positions moved on by one step."""
-    return model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
+    updated: dict[str, Any] = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
+    return updated
 
 
 class DecodingLoop(NamedTuple):

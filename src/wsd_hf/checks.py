@@ -20,9 +20,9 @@ def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> 
 
 def check_causal(name: str, model: object) -> None:
     """Raises unless `model` is a loaded decoder-only language model."""
-    if not isinstance(model, torch.nn.Module):
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "generation_config"):
         raise WSDValueError(f"{name}={model!r}: must be a loaded causal language model")
-    if model.config.is_encoder_decoder:
+    if getattr(model.config, "is_encoder_decoder", False):
         raise WSDValueError(f"{name} is an encoder-decoder ({type(model).__name__}): must be a decoder-only model")
 
 
@@ -58,9 +58,7 @@ def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) 
         return sys.maxsize
     length = int(attention_mask.sum(dim=1).max())
     if length >= context:
-        raise WSDValueError(
-            f"the prompt of the {name} has {length} tokens and its context holds {context}: shorten the prompt"
-        )
+        raise WSDValueError(f"the prompt of the {name} has {length} tokens and its context holds {context}: shorten the prompt")
     return int(context) - length
 
 

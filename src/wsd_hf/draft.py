@@ -87,6 +87,11 @@ class Draft:
             self._hand_over()
         return forced
 
+    def end(self, within_budget: bool) -> None:
+        """The loop is over; what still drafted was cut off by the budget, or by a criterion within it."""
+        if within_budget:
+            self._stop(self._drafting, "stopped")
+
     def _hand_over(self) -> None:
         fired = torch.as_tensor(self._switch_criteria(self.token_ids, self.log_probs), device=self._drafting.device)
         self._stop(fired, "confident")

@@ -18,7 +18,7 @@ from .strategies import STRATEGIES
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-class WSDGenerationMixin(GenerationMixin):  # type: ignore[misc]
+class WSDGenerationMixin(GenerationMixin):
     """Adds `strategy=` to `generate`. Put it first: `class MyModel(WSDGenerationMixin, LlamaForCausalLM)`."""
 
     def generate(self, *args: Any, strategy: str | None = None, **kwargs: Any) -> Any:
@@ -72,7 +72,7 @@ def enable_wsd(model: Model) -> Model:
         return model
     if not isinstance(model, GenerationMixin):
         raise WSDValueError(f"{type(model).__name__} is no generating transformers model: enable one that is")
-    model.__class__ = _enabled_class(type(model))
+    model.__class__ = _enabled_class(model.__class__)
     return model
 
 
@@ -89,7 +89,7 @@ def disable_wsd(model: Model) -> Model:
     return model
 
 
-class AutoModelForCausalLM(transformers.AutoModelForCausalLM):  # type: ignore[misc]
+class AutoModelForCausalLM(transformers.AutoModelForCausalLM):
     """`transformers.AutoModelForCausalLM` whose models take `generate(..., strategy=...)`."""
 
     @classmethod
@@ -107,16 +107,16 @@ class _Enabled(WSDGenerationMixin):
     """What the class of an enabled model has beyond its own; pickled as its own class plus the wish to enable it."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, arguments, *rest = super().__reduce_ex__(protocol)
-        return _restore, (_plain_class(type(self)),), *rest
+        _constructor, _arguments, *state = super().__reduce_ex__(protocol)
+        return _restore, (_plain_class(type(self)),), *state
 
 
 @functools.cache
-def _enabled_class(plain: type) -> type:
+def _enabled_class(plain: type) -> Any:
     return type(plain.__name__, (_Enabled, plain), {"__module__": plain.__module__, "__doc__": plain.__doc__})
 
 
-def _plain_class(enabled: type) -> type:
+def _plain_class(enabled: type) -> Any:
     return enabled.__bases__[1]
 
 

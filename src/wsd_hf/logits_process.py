@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+
 import torch
 from transformers import (
     EpsilonLogitsWarper,
@@ -41,7 +42,8 @@ SAMPLING_WARPERS = (
     EtaLogitsWarper,
 )
 
-class WSDLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
+
+class WSDLogitsProcessor(LogitsProcessor):
     """Weak-to-Strong Decoding as a logits processor, for any causal base, also one that knows nothing of this package.
 
     `model.generate(..., logits_processor=[WSDLogitsProcessor(pilot)])` gives the sequences of

@@ -44,7 +44,7 @@ class WSDStats:
 
 
 @dataclass
-class WSDGenerateOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
+class WSDGenerateOutput(GenerateDecoderOnlyOutput):
     """`GenerateDecoderOnlyOutput`, plus how the response was shared between pilot and base.
 
     Attributes:
@@ -59,12 +59,13 @@ class WSDGenerateOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
         prompt_length: columns of `sequences` that are prompt.
     """
 
-    switch_index: torch.Tensor | None = None
-    draft_log_probs: torch.Tensor | None = None
-    switch_reason: list[SwitchReason] | None = None
-    stats: WSDStats | None = None
-    wsd_config: WSDConfig | None = None
-    prompt_length: int | None = None
+    # ModelOutput insists on a default of None; a call always sets them.
+    switch_index: torch.Tensor = None  # type: ignore[assignment]
+    draft_log_probs: torch.Tensor = None  # type: ignore[assignment]
+    switch_reason: list[SwitchReason] = None  # type: ignore[assignment]
+    stats: WSDStats = None  # type: ignore[assignment]
+    wsd_config: WSDConfig = None  # type: ignore[assignment]
+    prompt_length: int = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -146,16 +147,13 @@ class Trace:
     def to_html(self) -> str:
         """The trace as one HTML element; hovering over a token shows its writer, probability and confidence."""
         spans = "".join(
-            f'<span title="{html.escape(_tooltip(token))}" style="background:{_colour(token)}">'
-            f"{html.escape(token.text)}</span>"
+            f'<span title="{html.escape(_tooltip(token))}" style="background:{_colour(token)}">{html.escape(token.text)}</span>'
             for token in self.tokens
         )
         return f'<p style="white-space:pre-wrap">{spans}<br><small>{html.escape(self.summary())}</small></p>'
 
 
-def explain(
-    output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0
-) -> Trace:
+def explain(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0) -> Trace:
     """Who wrote which token of a response, and how confident the base was while the pilot wrote.
 
     Args:

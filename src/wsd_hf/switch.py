@@ -34,9 +34,7 @@ def confidence(log_probs: Sequence[float] | torch.Tensor, window_size: int = 6) 
     return _window_means(torch.as_tensor(log_probs, dtype=torch.float64), window_size).exp()
 
 
-def switch_index(
-    log_probs: Sequence[float] | torch.Tensor, threshold: float = 0.8, window_size: int = 6
-) -> int | None:
+def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0.8, window_size: int = 6) -> int | None:
     """How many drafted tokens the response keeps: up to and including the first whose confidence reaches `threshold`.
 
     Args:
@@ -57,6 +55,7 @@ def switch_index(
     True
     """
     threshold = check_probability("threshold", threshold)
+    window_size = check_positive_integer("window_size", window_size)
     log_probs = torch.as_tensor(log_probs, dtype=torch.float64)
     if log_probs.ndim != 1:
         raise WSDValueError(f"log_probs has shape {tuple(log_probs.shape)}: must be one-dimensional")
@@ -67,7 +66,7 @@ def switch_index(
     return int(crossed[0]) + 1 if len(crossed) else None
 
 
-class SwitchCriteria(StoppingCriteria):  # type: ignore[misc]
+class SwitchCriteria(StoppingCriteria):
     """The paper's switch as a `StoppingCriteria`: fires for the rows where the base has become confident.
 
     Stateless. Any other `StoppingCriteria` may take its place in `generate(..., switch_criteria=...)`; it is asked after
@@ -97,7 +96,10 @@ class SwitchCriteria(StoppingCriteria):  # type: ignore[misc]
 
 
 def _window_means(log_probs: torch.Tensor, window_size: int) -> torch.Tensor:
-    """Mean over each row's window, NaN before the first full one. Compared as logarithms, equality crosses exactly at w = 1."""
+    """Mean over the window that ends at each position; NaN before the first full one.
+
+    The switch compares these and not their exponentials, so that equality crosses exactly where the window is one token.
+    """
     means = torch.full_like(log_probs, torch.nan)
     if log_probs.shape[-1] >= window_size:
         means[..., window_size - 1 :] = log_probs.unfold(-1, window_size, 1).mean(-1)

@@ -61,9 +61,10 @@ def weak_to_strong_decoding(
     if settings.get("token_healing"):
         raise WSDValueError("token_healing=True is not supported by strategy='wsd': heal the prompt before the call")
     keywords = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
+    config = WSDConfig.resolve(keywords, wsd_config, generation_config, base.generation_config)
     processor = WSDLogitsProcessor(
         assistant_model,
-        WSDConfig.resolve(keywords, wsd_config, generation_config, base.generation_config),
+        config,
         switch_criteria=switch_criteria,
         assistant_input_ids=assistant_input_ids,
         assistant_attention_mask=assistant_attention_mask,
@@ -82,7 +83,7 @@ def weak_to_strong_decoding(
         generation_config=generation_config,
         stopping_criteria=stopping_criteria,
         streamer=streamer,
-        custom_generate=_Decoder(processor, streamer),
+        custom_generate=_Decoder(processor, config, streamer),
         **kwargs,
     )
 
@@ -100,8 +101,9 @@ class _Settings:
 class _Decoder:
     """The callable `custom_generate`: what `generate` would hand to its decoding method, it hands to this."""
 
-    def __init__(self, processor: WSDLogitsProcessor, streamer: BaseStreamer | None) -> None:
+    def __init__(self, processor: WSDLogitsProcessor, config: WSDConfig, streamer: BaseStreamer | None) -> None:
         self._processor = processor
+        self._config = config
         self._streamer = streamer
 
     def __call__(
@@ -112,7 +114,7 @@ class _Decoder:
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         **model_kwargs: Any,
-    ) -> WSDGenerateOutput | torch.Tensor:
+    ) -> Any:
         attention_mask = model_kwargs.get("attention_mask")
         _check_call(input_ids, attention_mask, generation_config)
         draft = self._processor.start(model, input_ids, attention_mask, generation_config, logits_processor)
@@ -128,18 +130,19 @@ class _Decoder:
         )
         if not generation_config.return_dict_in_generate:
             return output
+        draft.end(within_budget=output.sequences.shape[1] < generation_config.max_length)
         return WSDGenerateOutput(
             **output,
             switch_index=draft.switch_index,
             draft_log_probs=draft.log_probs,
             switch_reason=draft.reasons,
             stats=_stats(draft, input_ids, cached=generation_config.use_cache),
-            wsd_config=self._processor.wsd_config,
+            wsd_config=self._config,
             prompt_length=input_ids.shape[1],
         )
 
 
-class _WatchedCriteria(StoppingCriteriaList):  # type: ignore[misc]
+class _WatchedCriteria(StoppingCriteriaList):
     """The caller's criteria, and a memory of the rows that they have ended."""
 
     finished: torch.Tensor | None = None
@@ -150,7 +153,7 @@ class _WatchedCriteria(StoppingCriteriaList):  # type: ignore[misc]
         return ended
 
 
-class _DraftThenShape(LogitsProcessor):  # type: ignore[misc]
+class _DraftThenShape(LogitsProcessor):
     """The only processor of the loop, so that the draft sees raw logits and has the last word over the caller's."""
 
     def __init__(self, draft: Draft, processors: LogitsProcessorList, criteria: _WatchedCriteria) -> None:
@@ -166,9 +169,7 @@ class _DraftThenShape(LogitsProcessor):  # type: ignore[misc]
         return force(self._processors(input_ids, scores), tokens)
 
 
-def _check_call(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: GenerationConfig
-) -> None:
+def _check_call(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: GenerationConfig) -> None:
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise WSDValueError(

@@ -20,9 +20,7 @@ BASE_CHAT_TEMPLATE = (
 )
 """A chat as a plain transcript, for base models that have no template of their own (the official layout)."""
 
-BASE_STOP_STRINGS = [
-    newlines + header for header in ("[System]", "[User]", "[Assistant]") for newlines in ("\n\n", "\n", "")
-]
+BASE_STOP_STRINGS = [newlines + header for header in ("[System]", "[User]", "[Assistant]") for newlines in ("\n\n", "\n", "")]
 """Where a base that writes the transcript on would begin somebody's next turn."""
 
 ROLES = ("system", "user", "assistant")
@@ -86,9 +84,7 @@ def _check_messages(messages: Messages) -> None:
 def _encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> list[int]:
     prefill = messages[-1]["content"].strip() if messages[-1]["role"] == "assistant" else None
     turns = messages if prefill is None else messages[:-1]
-    prompt = tokenizer.apply_chat_template(
-        list(turns), chat_template=template, add_generation_prompt=True, tokenize=False
-    )
+    prompt = tokenizer.apply_chat_template(list(turns), chat_template=template, add_generation_prompt=True, tokenize=False)
     if tokenizer.bos_token and not prompt.startswith(tokenizer.bos_token):
         prompt = tokenizer.bos_token + prompt
     ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
