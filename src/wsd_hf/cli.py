@@ -129,15 +129,24 @@ def _load_pair(base: str | None, pilot: str | None, device: torch.device, dtype:
             f"--{'base' if base is None else 'pilot'} is missing: give both models, or neither for the shipped pair"
         )
     else:
-        tokenizer, assistant_tokenizer = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(pilot)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype.value)
-        assistant = PlainAutoModelForCausalLM.from_pretrained(pilot, dtype=dtype.value)
-    return model.to(device), assistant.to(device), tokenizer, assistant_tokenizer
+        model, tokenizer = _load("--base", base, AutoModelForCausalLM, dtype)
+        assistant, assistant_tokenizer = _load("--pilot", pilot, PlainAutoModelForCausalLM, dtype)
+    target = {"device": device, "dtype": None if dtype is DType.auto else getattr(torch, dtype.value)}
+    return model.to(**target), assistant.to(**target), tokenizer, assistant_tokenizer
+
+
+def _load(option: str, source: str, auto: Any, dtype: DType) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
+        raise WSDValueError(f"{option} {source}: no such folder")
+    try:
+        return auto.from_pretrained(source, dtype=dtype.value), AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
+        raise WSDValueError(f"{option} {source}: {error}") from error
 
 
 def _answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int) -> WSDGenerateOutput:
     base, pilot, tokenizer, assistant_tokenizer = pair
-    return base.generate(
+    output: WSDGenerateOutput = base.generate(
         **build_inputs(chat, tokenizer, assistant_tokenizer).to(base.device),
         assistant_model=pilot,
         strategy="wsd",
@@ -147,6 +156,7 @@ def _answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int) 
         max_new_tokens=max_new_tokens,
         return_dict_in_generate=True,
     )
+    return output
 
 
 def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, as_json: bool) -> None:
