@@ -1,6 +1,6 @@
 """Train the tiny world's base, its pilot, and a pilot with another vocabulary, from scratch on a CPU.
 
-    python examples/tiny_world/train.py --world-seed 1 --seed 0 --out models/tiny
+    python examples/tiny_world/train.py --world-seed 3 --seed 0 --out models/tiny
 
 writes `base/`, `pilot/`, `pilot_other_vocab/` (fp16 safetensors, tokenizer, generation config, model card) and
 `questions.json`. On two CPU cores it takes minutes; README.md has the measured times.
