@@ -1,4 +1,38 @@
-import torch
+"""What all tests share. One CPU thread: faster on tiny models, and the same sums in every run."""
 
-# The models are tiny: more threads only wait for each other.
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import wsd_hf
+from families import tiny_model, tiny_pilot
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base() -> PreTrainedModel:
+    """A tiny Llama that takes `strategy=`; no test changes it."""
+    return wsd_hf.enable_wsd(copy.deepcopy(tiny_model("llama")))
+
+
+@pytest.fixture(scope="session")
+def pilot() -> PreTrainedModel:
+    """Its pilot; no test changes it."""
+    return tiny_pilot("llama")
+
+
+@pytest.fixture
+def own_base() -> PreTrainedModel:
+    """A base that the test may change."""
+    return wsd_hf.enable_wsd(copy.deepcopy(tiny_model("llama")))
+
+
+@pytest.fixture
+def own_pilot() -> PreTrainedModel:
+    """A pilot that the test may change."""
+    return copy.deepcopy(tiny_pilot("llama"))

@@ -5,7 +5,9 @@ Works on transformers 5.17 and 5.23, and is tested on both.
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +25,25 @@ def update_model_kwargs(model: PreTrainedModel, outputs: Any, model_kwargs: dict
     return updated
 
 
+def whole_mask(input_ids: torch.Tensor, generation_config: GenerationConfig) -> torch.Tensor:
+    """The mask of ones that transformers dropped; wider than `input_ids` where those lack what `past_key_values` holds."""
+    return input_ids.new_ones(len(input_ids), getattr(generation_config, "_mask_length", input_ids.shape[1]))
+
+
+def with_custom_entries(generation_config: GenerationConfig, entries: Mapping[str, Any]) -> GenerationConfig:
+    """A copy of `generation_config` with more keys; one derived from a model's config would lose them when loaded."""
+    customised = copy.deepcopy(generation_config)
+    customised._from_model_config = False
+    for name, value in entries.items():
+        setattr(customised, name, value)
+    return customised
+
+
 class DecodingLoop(NamedTuple):
     """What transformers does not tell a logits processor about the loop that calls it."""
 
     processors: LogitsProcessorList
-    """The list being run: a new object for every call of `generate`, so it tells calls apart."""
+    """The list that the loop runs: a new object for every call of `generate`, so it tells calls apart."""
     model: PreTrainedModel
     """The model that generates."""
     logits: torch.Tensor
@@ -50,7 +66,7 @@ def decoding_loop() -> DecodingLoop | None:
     processors = None
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code is LogitsProcessorList.__call__.__code__ and processors is None:
+        if frame.f_code is LogitsProcessorList.__call__.__code__:
             processors = frame.f_locals["self"]
         elif frame.f_code is GenerationMixin._sample.__code__:
             local = frame.f_locals
@@ -59,7 +75,7 @@ def decoding_loop() -> DecodingLoop | None:
                 processors,
                 model=local["self"],
                 logits=local["next_token_logits"],
-                attention_mask=None if mask is None else mask[:, : local["input_ids"].shape[1]],
+                attention_mask=None if mask is None else mask[:, :-1],
                 finished=local["unfinished_sequences"] == 0,
                 generation_config=local["generation_config"],
             )

@@ -39,7 +39,8 @@ def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tenso
         raise WSDValueError(f"{name} has shape {tuple(input_ids.shape)}: must be [batch, tokens] with {rows} rows")
     if attention_mask.shape != input_ids.shape:
         raise WSDValueError(
-            f"the attention mask of {name} has shape {tuple(attention_mask.shape)}: must be {tuple(input_ids.shape)}"
+            f"the attention mask of {name} has shape {tuple(attention_mask.shape)}: must be {tuple(input_ids.shape)} "
+            "(pass the whole prompt, also where past_key_values holds its beginning)"
         )
     if not bool(attention_mask.any(dim=1).all()):
         raise WSDValueError(f"{name} has an empty prompt: every row needs at least one token")
@@ -47,19 +48,24 @@ def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tenso
         raise WSDValueError(f"{name} is padded on the right: generation needs padding_side='left'")
 
 
-def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) -> int:
-    """How many tokens the model's context still takes after the longest prompt (`sys.maxsize` without a limit).
+def context_size(model: PreTrainedModel) -> int:
+    """Positions that the model knows; `sys.maxsize` without a limit."""
+    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize)
+
+
+def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) -> torch.Tensor:
+    """How many tokens the model's context still takes after each prompt, LongTensor[batch].
 
     Raises:
         WSDValueError: the prompt fills the context; names the model.
     """
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if context is None:
-        return sys.maxsize
-    length = int(attention_mask.sum(dim=1).max())
-    if length >= context:
-        raise WSDValueError(f"the prompt of the {name} has {length} tokens and its context holds {context}: shorten the prompt")
-    return int(context) - length
+    context = context_size(model)
+    lengths = attention_mask.sum(dim=1)
+    if (longest := int(lengths.max())) >= context:
+        raise WSDValueError(
+            f"the prompt of the {name} has {longest} tokens and its context holds {context}: shorten the prompt"
+        )
+    return context - lengths
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from transformers import GenerationConfig
 
+from . import _compat
 from .errors import WSDValueError
 
 PREFIX = "wsd_"
@@ -73,7 +74,7 @@ class WSDConfig:
         >>> WSDConfig.resolve({}, None, saved).threshold
         0.7
         """
-        return GenerationConfig.from_dict({**generation_config.to_dict(), **self.to_dict()})
+        return _compat.with_custom_entries(generation_config, self.to_dict())
 
     @classmethod
     def resolve(

@@ -24,7 +24,7 @@ class Draft:
         switch_criteria: asked after every drafted token; fires where the base takes over.
         rows: batch size.
         device: where the base's logits are.
-        limit: most tokens the pilot may write.
+        limits: most tokens the pilot may write, LongTensor[batch].
         end_token_ids: tokens that end a draft instead of entering it: every EOS of pilot and base.
         closing_token_id: token that ends the response where a draft ended unconfirmed; None: the base writes on.
         warpers: shape the pilot's distribution for sampling; None: the pilot is greedy.
@@ -37,7 +37,7 @@ class Draft:
         *,
         rows: int,
         device: torch.device,
-        limit: int,
+        limits: torch.Tensor,
         end_token_ids: set[int],
         closing_token_id: int | None,
         warpers: LogitsProcessorList | None,
@@ -48,7 +48,7 @@ class Draft:
         self.token_ids = torch.empty(rows, 0, dtype=torch.long, device=device)
         self.log_probs = torch.empty(rows, 0, device=device)
         self._switch_criteria = switch_criteria
-        self._limit = limit
+        self._limits = limits
         self._end_token_ids = torch.tensor(sorted(end_token_ids), dtype=torch.long, device=device)
         self._closing_token_id = closing_token_id
         self._warpers = warpers
@@ -87,16 +87,15 @@ class Draft:
             self._hand_over()
         return forced
 
-    def end(self, within_budget: bool) -> None:
-        """The loop is over; what still drafted was cut off by the budget, or by a criterion within it."""
-        if within_budget:
+    def end(self, full: bool) -> None:
+        """The response is over: rows that the pilot was still writing are full, or were stopped at their last token."""
+        if not full:
             self._stop(self._drafting, "stopped")
 
     def _hand_over(self) -> None:
         fired = torch.as_tensor(self._switch_criteria(self.token_ids, self.log_probs), device=self._drafting.device)
         self._stop(fired, "confident")
-        if self.token_ids.shape[1] >= self._limit:
-            self._stop(self._drafting, "draft_limit")
+        self._stop(self._limits <= self.token_ids.shape[1], "draft_limit")
 
     def _stop(self, rows: torch.Tensor, reason: SwitchReason) -> None:
         rows = rows & self._drafting
@@ -129,10 +128,10 @@ class Draft:
         self.log_probs = torch.cat([self.log_probs, log_probs], dim=1)
 
     def _check_logits(self, model: str, logits: torch.Tensor, rows: torch.Tensor) -> None:
-        bad = ~(logits < torch.inf).all(dim=-1) & rows
+        bad = ~logits.amax(dim=-1).isfinite() & rows
         if bad.any():
             row = int(bad.nonzero()[0])
             raise WSDLogitsError(
-                f"the {model} returned NaN or +inf logits at response token {self.steps} of row {row}: "
+                f"the {model} returned NaN or infinite logits at response token {self.steps} of row {row}: "
                 "check its weights and dtype (float16 overflows where bfloat16 does not)"
             )

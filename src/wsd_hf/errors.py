@@ -10,4 +10,4 @@ class WSDValueError(WSDError, ValueError):
 
 
 class WSDLogitsError(WSDError, ArithmeticError):
-    """A model returned logits from which no token can be chosen (NaN or +inf)."""
+    """A model returned logits from which no token can be chosen (NaN, +inf, or -inf for every token)."""

@@ -48,7 +48,7 @@ class WSDGenerationMixin(GenerationMixin):
         Raises:
             WSDValueError: an unknown strategy, an illegal setting, models or prompts that do not go together, beam search
                 and other modes that cannot work; before any forward.
-            WSDLogitsError: NaN or +inf in a model's logits.
+            WSDLogitsError: NaN or +inf in a model's logits, or -inf in all of them.
         """
         if strategy is None:
             return super().generate(*args, **kwargs)
@@ -94,8 +94,9 @@ class AutoModelForCausalLM(transformers.AutoModelForCausalLM):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers."""
-        return enable_wsd(super().from_pretrained(*args, **kwargs))
+        """As in transformers; a pair (model, loading info) with `output_loading_info=True`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        return (enable_wsd(loaded[0]), *loaded[1:]) if isinstance(loaded, tuple) else enable_wsd(loaded)
 
     @classmethod
     def from_config(cls, *args: Any, **kwargs: Any) -> Any:

@@ -80,6 +80,10 @@ class WSDLogitsProcessor(LogitsProcessor):
         assistant_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         check_causal("assistant_model", pilot)
+        if assistant_attention_mask is not None and assistant_input_ids is None:
+            raise WSDValueError(
+                "assistant_attention_mask belongs to assistant_input_ids, which is missing: pass both or neither"
+            )
         self.pilot = pilot
         self.wsd_config = wsd_config
         self.switch_criteria = switch_criteria
@@ -126,23 +130,23 @@ class WSDLogitsProcessor(LogitsProcessor):
         """
         check_vocabularies(vocabulary_size(base), vocabulary_size(self.pilot), self.tokenizer, self.assistant_tokenizer)
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = _compat.whole_mask(input_ids, generation_config)
         check_prompt("input_ids", input_ids, attention_mask, rows=len(input_ids))
         check_room("base", base, attention_mask)
         config = self.wsd_config or WSDConfig.resolve({}, None, generation_config)
         copies = generation_config.num_return_sequences or 1
         pilot_ids, pilot_mask = self._pilot_prompt(input_ids, attention_mask, copies)
-        limit = min(config.max_draft_tokens, check_room("pilot", self.pilot, pilot_mask))
+        limits = check_room("pilot", self.pilot, pilot_mask).clamp(max=config.max_draft_tokens).to(input_ids.device)
         base_eos = eos_token_ids(generation_config)
         if config.draft_end == "stop" and not base_eos:
             raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id")
         do_sample = generation_config.do_sample if self.assistant_do_sample is None else self.assistant_do_sample
         return Draft(
-            PilotStream(self.pilot, pilot_ids, pilot_mask, limit),
+            PilotStream(self.pilot, pilot_ids, pilot_mask, int(limits.max())),
             self.switch_criteria or SwitchCriteria(config.threshold, config.window_size),
             rows=len(input_ids),
             device=input_ids.device,
-            limit=limit,
+            limits=limits,
             end_token_ids=base_eos | eos_token_ids(self.pilot.generation_config) | eos_token_ids(self.assistant_tokenizer),
             closing_token_id=min(base_eos) if config.draft_end == "stop" else None,
             warpers=LogitsProcessorList(p for p in processors if isinstance(p, SAMPLING_WARPERS)) if do_sample else None,

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from . import _compat
+from .checks import context_size
 
 
 class PilotStream:
@@ -69,6 +70,9 @@ class PilotStream:
             is_first_iteration=self._fresh is None,
             **self._model_kwargs,
         )
+        if inputs.get("position_ids") is not None:
+            # A row that drafts no more may have filled its context: what it is fed then is read by nobody.
+            inputs["position_ids"] = inputs["position_ids"].clamp(max=context_size(self._pilot) - 1)
         outputs = self._pilot(**inputs, return_dict=True)
         self.forwards += 1
         self.tokens += inputs["input_ids"].numel()

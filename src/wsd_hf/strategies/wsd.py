@@ -116,7 +116,7 @@ class _Decoder:
         **model_kwargs: Any,
     ) -> Any:
         attention_mask = model_kwargs.get("attention_mask")
-        _check_call(input_ids, attention_mask, generation_config)
+        _check_call(input_ids, attention_mask, generation_config, with_embeddings="inputs_embeds" in model_kwargs)
         draft = self._processor.start(model, input_ids, attention_mask, generation_config, logits_processor)
         criteria = _WatchedCriteria(stopping_criteria)
         output = _compat.sample(
@@ -130,7 +130,7 @@ class _Decoder:
         )
         if not generation_config.return_dict_in_generate:
             return output
-        draft.end(within_budget=output.sequences.shape[1] < generation_config.max_length)
+        draft.end(full=output.sequences.shape[1] >= generation_config.max_length)
         return WSDGenerateOutput(
             **output,
             switch_index=draft.switch_index,
@@ -169,13 +169,20 @@ class _DraftThenShape(LogitsProcessor):
         return force(self._processors(input_ids, scores), tokens)
 
 
-def _check_call(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, generation_config: GenerationConfig) -> None:
+def _check_call(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    generation_config: GenerationConfig,
+    with_embeddings: bool,
+) -> None:
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise WSDValueError(
             f"strategy='wsd' decodes greedily or samples; this call asks for {mode.value} "
             f"(num_beams={generation_config.num_beams}): leave out the arguments that select it"
         )
+    if input_ids.shape[1] == 0 and with_embeddings:
+        raise WSDValueError("inputs_embeds without input_ids leaves the pilot no prompt: pass the prompt's input_ids too")
     padded = attention_mask is not None and not bool(attention_mask.all())
     if padded and len(input_ids) > 1 and generation_config.pad_token_id is None:
         raise WSDValueError("a padded batch needs a pad token: set pad_token_id, e.g. to the EOS id")

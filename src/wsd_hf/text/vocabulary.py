@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import WSDValueError
@@ -40,7 +42,7 @@ def check_vocabularies(
 
 def _first_conflict(base: dict[str, int], pilot: dict[str, int]) -> str | None:
     base_tokens = {index: token for token, index in base.items()}
-    for token, index in pilot.items():
+    for token, index in sorted(pilot.items(), key=itemgetter(1)):
         if base.get(token, index) != index:
             return f"{token!r} is {base[token]} for the base and {index} for the pilot"
         if base_tokens.get(index, token) != token:
