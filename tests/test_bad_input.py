@@ -132,12 +132,21 @@ def test_embeddings_in_place_of_a_prompt_are_refused_by_name(base: Any, pilot: A
     assert forwards.count == 0
 
 
-def test_a_prompt_that_lacks_its_cached_beginning_is_refused(base: Any, pilot: Any) -> None:
+@pytest.mark.parametrize("strategy", [True, False], ids=["strategy", "processor"])
+def test_a_prompt_that_lacks_its_cached_beginning_is_refused(base: Any, pilot: Any, strategy: bool) -> None:
     with torch.no_grad():
         cache = base(PROMPT, use_cache=True).past_key_values
-    rest = random_prompt(9, 2)
-    with pytest.raises(wsd_hf.WSDValueError, match="past_key_values"):
-        decode(base, pilot, rest, attention_mask=torch.ones(1, 8, dtype=torch.long), past_key_values=cache)
+    door = (
+        {"strategy": "wsd", "assistant_model": pilot} if strategy else {"logits_processor": [wsd_hf.WSDLogitsProcessor(pilot)]}
+    )
+    with pytest.raises(wsd_hf.WSDValueError, match=r"mask of input_ids has shape \(1, 8\): must be \(1, 2\).*past_key_values"):
+        base.generate(
+            random_prompt(9, 2),
+            attention_mask=torch.ones(1, 8, dtype=torch.long),
+            past_key_values=cache,
+            max_new_tokens=8,
+            **door,
+        )
 
 
 def test_a_window_that_no_draft_can_fill_warns_and_runs(base: Any, pilot: Any) -> None:
@@ -157,9 +166,7 @@ def resized(model: PreTrainedModel, size: int) -> PreTrainedModel:
 
 
 def test_tokenizers_of_one_size_and_different_ids_are_told_apart(base: Any, pilot: Any, forwards: Forwards) -> None:
-    with pytest.raises(
-        wsd_hf.WSDValueError, match=r"different vocabularies \('\w' is \d+ for the base and \d+ for the pilot\)"
-    ):
+    with pytest.raises(wsd_hf.WSDValueError, match=r"different vocabularies \('.' is \d+ for the base and \d+ for"):
         decode(base, pilot, tokenizer=letter_tokenizer(64), assistant_tokenizer=letter_tokenizer(64, start="c"))
     assert forwards.count == 0
 
@@ -190,6 +197,16 @@ def test_a_drafted_id_outside_the_bases_vocabulary_is_refused(base: Any, pilot: 
     tokenizer = letter_tokenizer(60)
     with pytest.raises(wsd_hf.WSDValueError, match=r"drafted token id 70, but the base's vocabulary has 64"):
         decode(base, wide, tokenizer=tokenizer, assistant_tokenizer=tokenizer)
+
+
+def test_an_eos_of_the_pilot_may_lie_outside_the_bases_vocabulary(base: Any, pilot: Any) -> None:
+    wide = resized(pilot, 72)
+    wide.generation_config.eos_token_id = 70
+    with torch.no_grad():
+        wide.lm_head.weight[70] = 50 * wide.lm_head.weight[plain_tokens(pilot, PROMPT, 1)[0]]
+    tokenizer = letter_tokenizer(60)
+    out = decode(base, wide, tokenizer=tokenizer, assistant_tokenizer=tokenizer)
+    assert out[0, 6:].tolist() == plain_tokens(base, PROMPT, 8)
 
 
 def test_a_base_prompt_outside_the_pilots_vocabulary_is_refused(pilot: Any, forwards: Forwards) -> None:

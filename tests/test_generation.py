@@ -621,6 +621,44 @@ def test_a_pilots_own_generation_config_does_not_steer_the_draft(base: Any, pilo
     assert torch.equal(decode(base, own_pilot, prompt, **rule(0.3, 2)).sequences, want)
 
 
+def test_a_pilot_whose_config_asks_for_token_healing_drafts_all_the_same(base: Any, pilot: Any, own_pilot: Any) -> None:
+    own_pilot.generation_config.token_healing = True
+    prompt = random_prompt(0, 5)
+    want = decode(base, pilot, prompt, **rule(0.3, 2)).sequences
+    assert torch.equal(decode(base, own_pilot, prompt, **rule(0.3, 2)).sequences, want)
+
+
+def test_the_eos_of_the_pilots_tokenizer_ends_a_draft(base: Any, pilot: Any) -> None:
+    prompt = random_prompt(1, 6)
+    drafted = plain_tokens(pilot, prompt, 4)
+    assert drafted[3] not in drafted[:3]
+    tokenizer = letter_tokenizer(64)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(drafted[3])
+    out = decode(base, pilot, prompt, assistant_tokenizer=tokenizer, **rule(1.0, 1))
+    assert (out.switch_index.tolist(), out.switch_reason) == ([3], ["draft_ended"])
+    assert new_tokens(out) == drafted[:3] + plain_tokens(base, torch.cat([prompt, torch.tensor([drafted[:3]])], 1), 11)
+
+
+def test_attentions_and_hidden_states_have_an_entry_for_every_token(base: Any, pilot: Any) -> None:
+    out = decode(base, pilot, random_prompt(1, 6), output_hidden_states=True, **rule(0.3, 2))
+    assert len(out.hidden_states) == len(new_tokens(out))
+
+
+def test_a_prompt_may_be_given_by_name_or_by_position(base: Any, pilot: Any) -> None:
+    prompt = random_prompt(1, 6)
+    kwargs = {"attention_mask": ones(prompt), "assistant_model": pilot, "strategy": "wsd", "max_new_tokens": 6}
+    want = base.generate(prompt, **kwargs)
+    assert torch.equal(base.generate(input_ids=prompt, **kwargs), want)
+    assert torch.equal(base.generate(inputs=prompt, **kwargs), want)
+
+
+def test_inference_mode_changes_no_token(base: Any, pilot: Any) -> None:
+    prompt = random_prompt(1, 6)
+    want = decode(base, pilot, prompt, **rule(0.3, 2)).sequences
+    with torch.inference_mode():
+        assert torch.equal(decode(base, pilot, prompt, **rule(0.3, 2)).sequences, want)
+
+
 def test_without_a_strategy_generate_is_transformers_own(base: Any) -> None:
     prompt = random_prompt(0, 5)
     plain = tiny_model("llama").generate(prompt, attention_mask=ones(prompt), max_new_tokens=9)

@@ -211,6 +211,12 @@ def test_beam_search_is_refused_by_name(plain: Any, pilot: Any) -> None:
         with_processor(plain, random_prompt(0, 5), WSDLogitsProcessor(pilot, RULE), num_beams=2)
 
 
+@pytest.mark.parametrize("assistant", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny_model("llama")}])
+def test_assisted_generation_is_refused_by_name(plain: Any, pilot: Any, assistant: dict[str, Any]) -> None:
+    with pytest.raises(wsd_hf.WSDValueError, match="assisted generation"):
+        with_processor(plain, random_prompt(0, 5), WSDLogitsProcessor(pilot, RULE), **assistant)
+
+
 def test_a_loop_of_ones_own_is_refused(pilot: Any) -> None:
     with pytest.raises(wsd_hf.WSDValueError, match=r"inside generate\(\)"):
         WSDLogitsProcessor(pilot)(torch.tensor([[3, 4]]), torch.zeros(1, 64))

@@ -46,6 +46,7 @@ class PilotStream:
             num_return_sequences=1,
             use_cache=True,
             stop_strings=None,
+            token_healing=False,
             pad_token_id=0 if pad_token_id is None else pad_token_id,
         )
 
