@@ -22,7 +22,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from world import Message, Question, World, judge
 
-from wsd_hf import BASE_STOP_STRINGS, build_inputs
+from wsd_hf import build_inputs
+from wsd_hf.text.chat import before_next_turn
 from wsd_hf.tiny import FOLDER, load_tiny_pair
 
 MAX_NEW_TOKENS = 64
@@ -133,10 +134,7 @@ def counted(*models: PreTrainedModel) -> Iterator[list[int]]:
 
 def text_of(response: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
     """The response up to the next turn of the transcript."""
-    text = tokenizer.decode(response, skip_special_tokens=True)
-    for stop in BASE_STOP_STRINGS:
-        text = text.split(stop)[0]
-    return text.strip()
+    return before_next_turn(tokenizer.decode(response, skip_special_tokens=True))
 
 
 def measure(name: str, method: Method, questions: list[Question]) -> Row:
@@ -243,9 +241,9 @@ def main(
     tables = {}
     for folder in models or [FOLDER]:
         bench = Bench(folder, world)
-        tables[folder.name] = [measure(name, method, questions) for name, method in bench.methods(ablations)]
+        tables[str(folder)] = [measure(name, method, questions) for name, method in bench.methods(ablations)]
         if cards:
-            write_cards(folder, tables[folder.name])
+            write_cards(folder, tables[str(folder)])
     if len(tables) > 1:
         tables[f"mean of {len(tables)}"] = mean_of(list(tables.values()))
     if json_:
