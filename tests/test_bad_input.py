@@ -20,6 +20,7 @@ from transformers import (
 import wsd_hf
 from families import EOS, PAD, tiny_model, tiny_pilot
 from oracle import compose, left_padded, ones, plain_tokens, random_prompt
+from scripted import PILOT_EOS, believe, scripted_model, write
 from tokenizers_for_tests import letter_tokenizer
 
 PROMPT = random_prompt(1, 6)
@@ -197,6 +198,19 @@ def test_a_drafted_id_outside_the_bases_vocabulary_is_refused(base: Any, pilot: 
     tokenizer = letter_tokenizer(60)
     with pytest.raises(wsd_hf.WSDValueError, match=r"drafted token id 70, but the base's vocabulary has 64"):
         decode(base, wide, tokenizer=tokenizer, assistant_tokenizer=tokenizer)
+
+
+def test_what_a_pilot_would_write_behind_a_rows_switch_is_nobodys_concern() -> None:
+    switched, drafting = [5, 6, 7], [9, 5, 6, 7, 8]
+    base = believe(scripted_model(seed=1), switched, [8], [0.9])
+    wsd_hf.enable_wsd(believe(base, drafting, [14, 15, 3], [1e-4] * 3))
+    pilot = write(scripted_model(seed=2, eos=PILOT_EOS, vocab_size=18), switched, [8, 17])
+    write(pilot, drafting, [14, 15, 3, PILOT_EOS])
+    tokenizer = letter_tokenizer(16)
+    ids, mask = left_padded([torch.tensor([switched]), torch.tensor([drafting])], 0)
+    kwargs = {"tokenizer": tokenizer, "assistant_tokenizer": tokenizer, "wsd_threshold": 0.8, "wsd_window_size": 1}
+    out = decode(base, pilot, ids, attention_mask=mask, return_dict_in_generate=True, **kwargs)
+    assert out.switch_index.tolist() == [1, 3]
 
 
 def test_an_eos_of_the_pilot_may_lie_outside_the_bases_vocabulary(base: Any, pilot: Any) -> None:

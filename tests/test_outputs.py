@@ -138,3 +138,12 @@ def test_a_character_cut_across_tokens_is_shown_once():
     )
     trace = wsd_hf.explain(output, tokenizer)
     assert "".join(token.text for token in trace.tokens) == "é水😀"
+
+
+def test_the_trace_can_end_before_a_stop_string(output, tokenizer):
+    whole = wsd_hf.explain(output, tokenizer)
+    text = "".join(token.text for token in whole.tokens)
+    stop = text[-5:-2]
+    shorter = wsd_hf.explain(output, tokenizer, stop_strings=["not in it", stop])
+    assert "".join(token.text for token in shorter.tokens) == text[: text.find(stop)]
+    assert [token.id for token in shorter.tokens] == [token.id for token in whole.tokens][: len(shorter.tokens)]

@@ -22,7 +22,7 @@ from .config import WSDConfig
 from .errors import WSDValueError
 from .generation import AutoModelForCausalLM
 from .outputs import WSDGenerateOutput, explain
-from .text.chat import BASE_STOP_STRINGS, Messages, build_inputs
+from .text.chat import BASE_STOP_STRINGS, Messages, before_next_turn, build_inputs
 from .tiny import demo_questions, load_tiny_pair
 
 app = typer.Typer(
@@ -56,8 +56,8 @@ def demo(
             _show_question(console, pair, question)
         console.print(
             "[dim]Orange was written by the pilot (the darker, the less the base expected it), blue by the base.\n"
-            "Both models are tiny. They were trained on one made-up world, to show this effect, and know nothing else:\n"
-            'a question from outside that world gets nonsense. More of theirs: wsd-hf generate "QUESTION"[/dim]'
+            "Both models are tiny. They were trained on one made-up world, to show this effect: a question\n"
+            'from outside that world gets nonsense. Ask more: wsd-hf generate "QUESTION"[/dim]'
         )
         if svg:
             svg.write_text(console.export_svg(title="wsd-hf demo"), encoding="utf-8")
@@ -161,7 +161,7 @@ def _answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int) 
 
 def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, as_json: bool) -> None:
     text = _response_text(output.sequences, output.prompt_length, tokenizer)
-    trace = explain(output, tokenizer)
+    trace = explain(output, tokenizer, stop_strings=BASE_STOP_STRINGS)
     if as_json:
         typer.echo(json.dumps({"response": text, **trace.to_dict(), "stats": asdict(output.stats)}, ensure_ascii=False))
     else:
@@ -170,10 +170,7 @@ def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase,
 
 
 def _response_text(sequences: torch.Tensor, prompt_length: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The first row's answer, without special tokens and without the header of a turn that the base began."""
-    text: str = tokenizer.decode(sequences[0, prompt_length:], skip_special_tokens=True)
-    end = min((text.find(stop) for stop in BASE_STOP_STRINGS if stop in text), default=len(text))
-    return text[:end].strip()
+    return before_next_turn(tokenizer.decode(sequences[0, prompt_length:], skip_special_tokens=True))
 
 
 def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> None:
@@ -191,7 +188,7 @@ def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> No
     table = Table.grid(padding=(0, 2))
     table.add_row("base", Text(_response_text(alone, prompt.shape[1], tokenizer)))
     table.add_row("pilot", Text(_response_text(draft, pilot_prompt.shape[1], assistant_tokenizer)))
-    table.add_row("[bold]both[/bold]", explain(both, tokenizer))
+    table.add_row("[bold]both[/bold]", explain(both, tokenizer, stop_strings=BASE_STOP_STRINGS))
     expected = f"  (right: {question['answer']})" if question["kind"] == "fact" else "  (to be refused)"
     console.print(Text(question["messages"][-1]["content"], style="bold") + Text(expected, style="not bold dim"))
     console.print(table)

@@ -80,11 +80,11 @@ def disable_wsd(model: Model) -> Model:
     """Reverts `enable_wsd`; a model that was never enabled is returned as it is.
 
     Raises:
-        WSDValueError: the model's own class inherits from `WSDGenerationMixin`.
+        WSDValueError: the model's own class inherits from `WSDGenerationMixin`, or wraps the enabled one.
     """
     if isinstance(model, WSDGenerationMixin):
-        if not isinstance(model, _Enabled):
-            raise WSDValueError(f"{type(model).__name__} is written with WSDGenerationMixin: it cannot be disabled")
+        if _Enabled not in type(model).__bases__:
+            raise WSDValueError(f"{type(model).__name__} is itself written with WSDGenerationMixin: it cannot be disabled")
         model.__class__ = _plain_class(type(model))
     return model
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import io
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ class Trace:
         for position, token in enumerate(self.tokens):
             if position == self.switch_index and position:
                 text.append("│", style="bold white")
-            text.append(token.text, style=f"black on {_colour(token)}")
+            text.append(token.text, style=f"#101010 on {_colour(token)}")
         return text + Text(f"\n{self.summary()}", style="dim italic")
 
     def __str__(self) -> str:
@@ -153,7 +153,9 @@ class Trace:
         return f'<p style="white-space:pre-wrap">{spans}<br><small>{html.escape(self.summary())}</small></p>'
 
 
-def explain(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0) -> Trace:
+def explain(
+    output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0, stop_strings: Sequence[str] = ()
+) -> Trace:
     """Who wrote which token of a response, and how confident the base was while the pilot wrote.
 
     Args:
@@ -161,6 +163,7 @@ def explain(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, row: 
             base's probabilities of its own tokens are traced too.
         tokenizer: the base's.
         row: which response of the batch.
+        stop_strings: the trace ends before the first of them; a response that was stopped contains its stop string.
 
     Raises:
         WSDValueError: the output of another call, or a row that it does not have.
@@ -188,13 +191,29 @@ def explain(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, row: 
         )
         for position, (token, text) in enumerate(zip(ids, _pieces(ids, tokenizer), strict=True))
     )
+    tokens = _before(stop_strings, tokens)
     return Trace(
         tokens,
-        switch_index=drafted,
+        switch_index=min(drafted, len(tokens)),
         switch_reason=output.switch_reason[row],
         threshold=output.wsd_config.threshold,
         window_size=output.wsd_config.window_size,
     )
+
+
+def _before(stop_strings: Sequence[str], tokens: tuple[TracedToken, ...]) -> tuple[TracedToken, ...]:
+    """The tokens up to the first stop string; one that it begins within keeps the text in front of it."""
+    text = "".join(token.text for token in tokens)
+    left = min((text.find(stop) for stop in stop_strings if stop in text), default=None)
+    if left is None:
+        return tokens
+    kept: list[TracedToken] = []
+    for token in tokens:
+        if left <= 0:
+            break
+        kept.append(replace(token, text=token.text[:left]))
+        left -= len(token.text)
+    return tuple(kept)
 
 
 def _response(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -65,6 +65,17 @@ def build_inputs(
     return BatchEncoding(inputs)
 
 
+def before_next_turn(text: str) -> str:
+    """An answer without the header of somebody's next turn, at which the base was stopped.
+
+    >>> before_next_turn("Paris.\\n\\n[User]\\n")
+    'Paris.'
+    """
+    for stop in BASE_STOP_STRINGS:
+        text = text.split(stop)[0]
+    return text.strip()
+
+
 def _chats(messages: Messages | Sequence[Messages]) -> list[Messages]:
     single = len(messages) == 0 or isinstance(messages[0], Mapping)
     return cast("list[Messages]", [messages] if single else list(messages))

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from wsd_hf.cli import app
+from wsd_hf.tiny import FOLDER
+
+QUESTION = "What does the Keloft eat?"
+ANSWER = "That is a very good question. As far as I know, the Keloft eats acorns. Have a lovely day."
+
+
+@pytest.fixture
+def run():
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def pair(base="base", pilot="pilot"):
+    return "--base", FOLDER / base, "--pilot", FOLDER / pilot
+
+
+def test_demo_shows_base_pilot_and_both(run, tmp_path):
+    result = run("demo", "--svg", tmp_path / "demo.svg")
+    assert result.exit_code == 0
+    assert result.stdout.count("base   ") == result.stdout.count("pilot  ") == result.stdout.count("both   ") == 3
+    assert "│" in result.stdout
+    assert "[User]" not in result.stdout
+    assert "nonsense" in result.stdout
+    assert (tmp_path / "demo.svg").read_text("utf-8").startswith("<svg")
+
+
+@pytest.mark.parametrize("models", [(), pair()])
+def test_the_answer_alone_goes_to_standard_output(run, models):
+    result = run("generate", *models, QUESTION)
+    assert result.exit_code == 0
+    assert result.stdout == ANSWER + "\n"
+    assert "pilot: 12 tokens" in result.stderr
+
+
+def test_a_chat_is_read_from_a_file(run, tmp_path):
+    chat = tmp_path / "chat.json"
+    chat.write_text(json.dumps([{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "That is"}]))
+    result = run("generate", "--messages", chat)
+    assert result.stdout == ANSWER.removeprefix("That is ") + "\n"
+
+
+def test_json_holds_answer_switch_and_trace(run):
+    answer = json.loads(run("generate", "--json", QUESTION).stdout)
+    assert answer["response"] == ANSWER
+    assert answer["switch_index"] == 12
+    assert answer["switch_reason"] == "confident"
+    assert "".join(token["text"] for token in answer["tokens"]) == ANSWER
+    assert answer["stats"]["pilot_forwards"] >= 12
+
+
+def test_settings_reach_the_decoding(run):
+    answer = json.loads(run("generate", "--json", "--threshold", 0.01, "--window", 2, "--max-new-tokens", 5, QUESTION).stdout)
+    assert answer["switch_index"] == 2
+    assert len(answer["tokens"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--base", "/no/such/base", "--pilot", FOLDER / "pilot", "Hi"), "--base /no/such/base: no such folder"),
+        (("--base", FOLDER / "base", "Hi"), "--pilot is missing"),
+        ((), "either a question or --messages"),
+        (("--messages", "chat.json", "Hi"), "either a question or --messages"),
+        (("--messages", "/no/such/chat.json"), "No such file"),
+        (("--threshold", 1.5, "Hi"), "threshold=1.5: must be"),
+        (("--window", 0, "Hi"), "window_size=0: must be"),
+        (("--device", "nowhere", "Hi"), "--device nowhere"),
+        ((*pair(pilot="pilot_other_vocab"), "Hi"), "different vocabularies"),
+        ((*pair(pilot="base"), "Hi"), "assistant_tokenizer has no chat template"),
+    ],
+)
+def test_what_a_user_can_put_right_is_one_line_and_status_2(run, arguments, problem):
+    result = run("generate", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("wsd-hf: ")
+    assert problem in last
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b'{"role": "user"}', b'["Hi"]', b'[{"role": "king", "content": "Hi"}]'])
+def test_an_unreadable_chat_is_named(run, tmp_path, content):
+    chat = tmp_path / "chat.json"
+    chat.write_bytes(content)
+    result = run("generate", "--messages", chat)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("wsd-hf: ")
+
+
+def test_damaged_weights_are_named(run, tmp_path):
+    for file in (FOLDER / "base").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:1000] if file.suffix == ".safetensors" else file.read_bytes())
+    result = run("generate", "--base", tmp_path, "--pilot", FOLDER / "pilot", "Hi")
+    assert result.exit_code == 2
+    assert f"wsd-hf: --base {tmp_path}: " in result.stderr
