@@ -16,7 +16,7 @@ FREE = -1
 
 
 class Draft:
-    """The draft of one call of `generate`, row by row, one token at a time. It knows of no model.
+    """The draft of one call of `generate`, row by row, one token at a time. It knows of no model, and lives on the CPU.
 
     Args:
         switch_criteria: asked after every drafted token; fires where the base takes over.
@@ -40,16 +40,16 @@ class Draft:
         end_token_ids: set[int],
         closing_token_id: int | None,
     ) -> None:
-        rows, device = len(limits), limits.device
+        rows = len(limits)
         self.reasons: list[SwitchReason] = ["budget"] * rows
-        self.token_ids = torch.empty(rows, 0, dtype=torch.long, device=device)
-        self.log_probs = torch.empty(rows, 0, device=device)
-        self.drafting = torch.ones(rows, dtype=torch.bool, device=device)
-        self._closing = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.token_ids = torch.empty(rows, 0, dtype=torch.long)
+        self.log_probs = torch.empty(rows, 0)
+        self.drafting = torch.ones(rows, dtype=torch.bool)
+        self._closing = torch.zeros(rows, dtype=torch.bool)
         self._switch_criteria = switch_criteria
         self._limits = limits
         self._vocabulary = vocabulary
-        self._end_token_ids = torch.tensor(sorted(end_token_ids), dtype=torch.long, device=device)
+        self._end_token_ids = torch.tensor(sorted(end_token_ids), dtype=torch.long)
         self._closing_token_id = closing_token_id
 
     @property
@@ -78,7 +78,7 @@ class Draft:
         forced = torch.where(self.drafting, proposals, self.closing())
         if self.drafting.any():
             self._record(proposals, log_probs)
-            fired = torch.as_tensor(self._switch_criteria(self.token_ids, self.log_probs), device=forced.device)
+            fired = torch.as_tensor(self._switch_criteria(self.token_ids, self.log_probs)).cpu()
             self._stop(fired, "confident")
             self._stop(self._limits <= self.token_ids.shape[1], "draft_limit")
         return forced

@@ -161,7 +161,7 @@ class WSDLogitsProcessor(LogitsProcessor):
         config = self.wsd_config or WSDConfig.resolve({}, None, generation_config)
         copies = generation_config.num_return_sequences or 1
         pilot_ids, pilot_mask = self._pilot_prompt(input_ids, attention_mask, copies)
-        limits = check_room("pilot", self.pilot, pilot_mask).clamp(max=config.max_draft_tokens).to(input_ids.device)
+        limits = check_room("pilot", self.pilot, pilot_mask).clamp(max=config.max_draft_tokens).cpu()
         base_eos = eos_token_ids(generation_config)
         if config.draft_end == "stop" and not base_eos:
             raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id")
@@ -225,18 +225,19 @@ class DraftSteps:
         """
         check_usable("base", unusable(logits) & ~finished, [self.taken] * len(logits))
         self.taken += 1
-        self.draft.drop(finished)
+        self.draft.drop(finished.cpu())
         if not self.draft.drafting.any():
-            return self.draft.closing()
+            return self.draft.closing().to(input_ids.device)
         proposals = self._propose(input_ids)
         index = proposals.clamp(max=logits.shape[-1] - 1)[:, None]
-        return self.draft.take(proposals, logits.log_softmax(dim=-1).gather(1, index).squeeze(1))
+        log_probs = logits.log_softmax(dim=-1).gather(1, index).squeeze(1)
+        return self.draft.take(proposals.cpu(), log_probs.cpu()).to(input_ids.device)
 
     def _propose(self, input_ids: torch.Tensor) -> torch.Tensor:
         if self.taken > 1:
             self.stream.append(self.draft.token_ids[:, -1])
         logits = self.stream.next_logits().to(input_ids.device)
-        check_usable("pilot", unusable(logits) & self.draft.drafting, [self.taken - 1] * len(logits))
+        check_usable("pilot", unusable(logits).cpu() & self.draft.drafting, [self.taken - 1] * len(logits))
         return choose(logits, input_ids, self._warpers)[0]
 
 

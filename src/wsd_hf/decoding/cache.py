@@ -35,12 +35,6 @@ class RaggedCache(Cache):
             layer.slots, layer.width = slots, width
         return width
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keeps these rows only, LongTensor[rows]."""
-        for layer in self.layers:
-            if layer.is_initialized:
-                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-
 
 class RaggedLayer(CacheLayerMixin):
     """One layer's keys and values, [batch, heads, slots, head_dim]."""
@@ -67,7 +61,7 @@ class RaggedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            buffer.scatter_(2, self.slots[:, None, :, None].expand_as(states), states)
+            buffer.scatter_(2, self.slots[:, None, :, None].to(states.device).expand_as(states), states)
         return self.keys[:, :, : self.width], self.values[:, :, : self.width]
 
     def get_seq_length(self, *args: Any) -> int:

@@ -5,51 +5,63 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..checks import context_size, eos_token_ids
-from ..config import WSDConfig
-from ..logits_process import DraftSetup
+from ..outputs import WSDStats
+from .call import Call
 from .loop import Decoding
-from .pace import LONGEST, Pace
+from .pace import LONGEST, Pace, cost_ratio
 from .rows import Rows
 from .stream import Stream
+from .support import why_not_model
 
 
-def decode(
-    base: PreTrainedModel,
-    setup: DraftSetup,
-    config: WSDConfig,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    generation_config: GenerationConfig,
-    processors: LogitsProcessorList,
-    criteria: StoppingCriteriaList,
-    streamer: BaseStreamer | None,
-) -> Decoding:
-    """Decodes a batch; what it wrote and what that took are in the result."""
-    budget = generation_config.max_length - input_ids.shape[1]
-    room = budget + max(LONGEST, config.chunk or 0)
-    prompts = real_tokens(input_ids, attention_mask)
-    pilot_prompts = real_tokens(setup.input_ids, setup.attention_mask)
-    pad_token_id = next(
-        (token for token in (generation_config.pad_token_id, *sorted(eos_token_ids(generation_config))) if token is not None), 0
-    )
+def decode(call: Call) -> tuple[Any, WSDStats]:
+    """Decodes with models that `why_not` has nothing against; returns what transformers' loop would, and the work done."""
+    setup, device = call.setup, call.input_ids.device
+    max_length = call.generation_config.max_length
+    budget = max_length - call.input_ids.shape[1]
+    room = budget + max(LONGEST, call.config.chunk or 0)
+    prompts = real_tokens(call.input_ids, call.attention_mask)
     decoding = Decoding(
-        Stream(base, prompts, room, last_position=max(map(len, prompts)) + budget - 1),
-        Stream(setup.pilot, pilot_prompts, room, last_position=context_size(setup.pilot) - 1),
+        Stream(call.base, prompts, room, max(map(len, prompts)) + budget - 1, device),
+        Stream(
+            setup.pilot,
+            real_tokens(setup.input_ids, setup.attention_mask),
+            room,
+            context_size(setup.pilot) - 1,
+            device,
+        ),
         setup.draft,
-        Rows(input_ids, generation_config.max_length, pad_token_id, criteria, streamer),
-        Pace(config.chunk, config.speculate),
-        processors,
+        Rows(call.input_ids, max_length, _pad_token_id(call.generation_config), call.criteria, call.streamer),
+        Pace(cost_ratio(setup.pilot, call.base), call.config.chunk, call.config.speculate),
+        call.processors,
         setup.warpers,
-        generation_config.do_sample,
+        call.generation_config.do_sample,
     )
     decoding.run()
-    if streamer is not None:
-        streamer.end()
-    return decoding
+    if call.streamer is not None:
+        call.streamer.end()
+    base, pilot, sequences = decoding.base, decoding.pilot, decoding.rows.sequences
+    output = GenerateDecoderOnlyOutput(sequences=sequences) if call.generation_config.return_dict_in_generate else sequences
+    return output, WSDStats(base.forwards, base.tokens, pilot.forwards, pilot.tokens)
+
+
+def why_not(call: Call) -> str | None:
+    """Why the fast path cannot serve a call; None where it can."""
+    return (
+        why_not_model("base", call.base)
+        or why_not_model("pilot", call.setup.pilot)
+        or why_not_options(call.generation_config, call.model_kwargs)
+    )
+
+
+def _pad_token_id(generation_config: GenerationConfig) -> int:
+    if generation_config.pad_token_id is not None:
+        return int(generation_config.pad_token_id)
+    return min(eos_token_ids(generation_config), default=0)
 
 
 def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
@@ -63,8 +75,8 @@ def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) ->
     ]
 
 
-def why_not_this_call(generation_config: GenerationConfig, model_kwargs: dict[str, Any]) -> str | None:
-    """Why the fast path cannot serve this call, whatever the models; None where it can."""
+def why_not_options(generation_config: GenerationConfig, model_kwargs: dict[str, Any]) -> str | None:
+    """Why the fast path cannot serve these options, whatever the models; None where it can."""
     cache = model_kwargs.get("past_key_values")
     if cache is not None and int(cache.get_seq_length()) > 0:
         return "past_key_values was given"

@@ -61,8 +61,9 @@ class Rows:
     def append(self, tokens: torch.Tensor, growing: torch.Tensor) -> None:
         """Appends a token to the growing rows, LongTensor[batch] and BoolTensor[batch]; ends those whose criteria are met."""
         rows = growing.nonzero().flatten().tolist()
+        columns = [self.prompt_width + len(self.responses[row]) for row in rows]
+        self._tokens[rows, columns] = tokens[rows].to(self._tokens.device)
         for row in rows:
-            self._tokens[row, self.prompt_width + len(self.responses[row])] = tokens[row]
             self.responses[row].append(int(tokens[row]))
         for prefix, exact in self.prefixes(rows):
             self.finished[exact] = self._criteria(prefix, None)[exact].cpu()

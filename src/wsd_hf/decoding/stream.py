@@ -12,10 +12,11 @@ class Stream:
     """One model's side of a call: each row is its prompt and the response so far; the cache holds a prefix of that.
 
     Args:
-        model: any that `support.why_not` has nothing against.
+        model: any that `support.why_not_model` has nothing against.
         prompts: token ids of each row's prompt.
         room: most tokens, beyond the longest prompt, that are ever fed.
         last_position: highest position id to hand to the model; only proposals that can't be kept lie beyond it.
+        device: where logits are returned to.
 
     Attributes:
         lengths: tokens of each row that the cache holds and that still stand.
@@ -23,13 +24,16 @@ class Stream:
         tokens: token positions fed, padding not counted.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], room: int, last_position: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompts: list[list[int]], room: int, last_position: int, device: torch.device
+    ) -> None:
         self.model = model
         self.prompts = prompts
         self.lengths = [0] * len(prompts)
         self.forwards = 0
         self.tokens = 0
         self._last_position = last_position
+        self._device = device
         self._cache = RaggedCache(model.config, max(map(len, prompts)) + room)
 
     def missing(self, row: int, response: list[int]) -> list[int]:
@@ -78,5 +82,5 @@ class Stream:
             use_cache=True,
             logits_to_keep=keep,
         )
-        logits: torch.Tensor = outputs.logits[:, -keep:].float()
+        logits: torch.Tensor = outputs.logits[:, -keep:].to(self._device, torch.float32)
         return logits

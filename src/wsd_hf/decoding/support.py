@@ -6,13 +6,14 @@ import inspect
 
 from transformers import PreTrainedModel
 
-FAMILIES = frozenset("falcon gemma gemma2 gemma3_text gpt2 gpt_neox llama mistral mixtral opt phi3 qwen2 qwen3".split())
+FAMILIES = {"falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3"}
+FAMILIES |= {"qwen2", "qwen3"}
 """Model types whose exactness on a ragged cache is tested."""
 
-ATTENTION = frozenset({"sdpa", "eager"})
+ATTENTION = {"sdpa", "eager"}
 
 
-def why_not(name: str, model: PreTrainedModel) -> str | None:
+def why_not_model(name: str, model: PreTrainedModel) -> str | None:
     """Why the fast path cannot serve this model; None where it can.
 
     Args:

@@ -1,4 +1,4 @@
-"""`strategy="wsd"`: Weak-to-Strong Decoding, step by step, in transformers' own decoding loop."""
+"""`strategy="wsd"`: Weak-to-Strong Decoding, from the arguments of `generate` to the way of decoding that serves them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -16,16 +15,18 @@ from transformers import (
     StoppingCriteriaList,
     StopStringCriteria,
 )
-from transformers.generation import GenerateDecoderOnlyOutput, BaseStreamer, GenerationMode
+from transformers.generation import BaseStreamer, GenerationMode
+from transformers.utils import logging
 
-from .. import _compat
 from ..checks import check_causal
 from ..config import PREFIX, WSDConfig
-from ..decoding.fast import decode, why_not_this_call
-from ..decoding.support import why_not
+from ..decoding import fast, stepwise
+from ..decoding.call import Call
 from ..errors import WSDValueError
-from ..logits_process import DraftSteps, WSDLogitsProcessor, force
-from ..outputs import WSDGenerateOutput, WSDStats
+from ..logits_process import WSDLogitsProcessor
+from ..outputs import WSDGenerateOutput
+
+logger = logging.get_logger(__name__)
 
 
 def weak_to_strong_decoding(
@@ -119,89 +120,43 @@ class _Decoder:
         attention_mask = model_kwargs.get("attention_mask")
         _check_call(input_ids, attention_mask, generation_config, with_embeddings="inputs_embeds" in model_kwargs)
         setup = self._processor.prepare(model, input_ids, attention_mask, generation_config, logits_processor)
-        if self._engine(model, generation_config, model_kwargs) == "fast":
-            decoding = decode(
-                model,
-                setup,
-                self._config,
-                input_ids,
-                attention_mask,
-                generation_config,
-                logits_processor,
-                stopping_criteria,
-                self._streamer,
-            )
-            output, stats = GenerateDecoderOnlyOutput(sequences=decoding.rows.sequences), None
-            if not generation_config.return_dict_in_generate:
-                output = output.sequences
-            base, pilot = decoding.base, decoding.pilot
-            stats = WSDStats(base.forwards, base.tokens, pilot.forwards, pilot.tokens)
-        else:
-            criteria, steps = _WatchedCriteria(stopping_criteria), DraftSteps(setup)
-            output = _compat.sample(
-                model,
-                input_ids,
-                logits_processor=LogitsProcessorList([_DraftThenShape(steps, logits_processor, criteria)]),
-                stopping_criteria=criteria,
-                generation_config=generation_config,
-                streamer=self._streamer,
-                **model_kwargs,
-            )
-            stats = _stats(steps, input_ids, cached=generation_config.use_cache)
+        call = Call(
+            model,
+            input_ids,
+            attention_mask,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            model_kwargs,
+            self._streamer,
+            self._config,
+            setup,
+        )
+        output, stats = (stepwise if _step_by_step(call) else fast).decode(call)
         if not generation_config.return_dict_in_generate:
             return output
         draft = setup.draft
         draft.end(full=output.sequences.shape[1] >= generation_config.max_length)
         return WSDGenerateOutput(
             **output,
-            switch_index=draft.switch_index,
-            draft_log_probs=draft.log_probs,
+            switch_index=draft.switch_index.to(input_ids.device),
+            draft_log_probs=draft.log_probs.to(input_ids.device),
             switch_reason=draft.reasons,
             stats=stats,
             wsd_config=self._config,
             prompt_length=input_ids.shape[1],
         )
 
-    def _engine(self, model, generation_config, model_kwargs) -> str:
-        if self._config.engine == "step":
-            return "step"
-        reason = (
-            why_not("base", model)
-            or why_not("pilot", self._processor.pilot)
-            or why_not_this_call(generation_config, model_kwargs)
-        )
-        if reason is None:
-            return "fast"
-        if self._config.engine == "fast":
-            raise WSDValueError(f"wsd_engine='fast' cannot serve this call: {reason}")
-        return "step"
 
-
-class _WatchedCriteria(StoppingCriteriaList):
-    """The caller's criteria, and a memory of the rows that they have ended."""
-
-    finished: torch.Tensor | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        ended: torch.Tensor = super().__call__(input_ids, scores, **kwargs)
-        self.finished = ended if self.finished is None else self.finished | ended
-        return ended
-
-
-class _DraftThenShape(LogitsProcessor):
-    """The only processor of the loop, so that the draft sees raw logits and has the last word over the caller's."""
-
-    def __init__(self, steps: DraftSteps, processors: LogitsProcessorList, criteria: _WatchedCriteria) -> None:
-        self._steps = steps
-        self._processors = processors
-        self._criteria = criteria
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        finished = self._criteria.finished
-        if finished is None:
-            finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        tokens = self._steps.advance(input_ids, scores, finished)
-        return force(self._processors(input_ids, scores), tokens)
+def _step_by_step(call: Call) -> bool:
+    if call.config.engine == "step":
+        return True
+    reason = fast.why_not(call)
+    if reason and call.config.engine == "fast":
+        raise WSDValueError(f"wsd_engine='fast' cannot serve this call: {reason}")
+    if reason:
+        logger.warning_once(f"Weak-to-Strong Decoding goes step by step, since {reason}")
+    return reason is not None
 
 
 def _check_call(
@@ -221,15 +176,3 @@ def _check_call(
     padded = attention_mask is not None and not bool(attention_mask.all())
     if padded and len(input_ids) > 1 and generation_config.pad_token_id is None:
         raise WSDValueError("a padded batch needs a pad token: set pad_token_id, e.g. to the EOS id")
-
-
-def _stats(draft: DraftSteps, prompt: torch.Tensor, cached: bool) -> WSDStats:
-    rows, width = prompt.shape
-    steps = draft.taken
-    repeated = 0 if cached else sum(range(width, width + steps - 1))
-    return WSDStats(
-        base_forwards=steps,
-        base_tokens=rows * (width + steps - 1 + repeated),
-        pilot_forwards=draft.stream.forwards,
-        pilot_tokens=draft.stream.tokens,
-    )

@@ -1,0 +1,42 @@
+"""What both ways of decoding are handed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from ..config import WSDConfig
+from ..logits_process import DraftSetup
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of `generate`, checked and prepared by transformers up to its decoding loop.
+
+    Attributes:
+        base: the model that generates.
+        input_ids: its prompts, padded on the left, [batch, prompt].
+        attention_mask: [batch, prompt], or None if nothing is padded.
+        processors: everything that shapes the base's choice, warpers included.
+        criteria: everything that ends a response.
+        generation_config: complete.
+        model_kwargs: what transformers' own loop takes beside these.
+        streamer: to be fed and ended; the prompt was put already.
+        config: of Weak-to-Strong Decoding.
+        setup: the pilot's side.
+    """
+
+    base: PreTrainedModel
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    generation_config: GenerationConfig
+    model_kwargs: dict[str, Any]
+    streamer: BaseStreamer | None
+    config: WSDConfig
+    setup: DraftSetup

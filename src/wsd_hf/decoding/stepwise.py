@@ -1,0 +1,67 @@
+"""The step-by-step path: transformers' own loop, one forward of the base for every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+
+from .. import _compat
+from ..logits_process import DraftSteps, force
+from ..outputs import WSDStats
+from .call import Call
+
+
+def decode(call: Call) -> tuple[Any, WSDStats]:
+    """Decodes with any causal base; returns what transformers' loop returns, and the work done."""
+    criteria, steps = _WatchedCriteria(call.criteria), DraftSteps(call.setup)
+    output = _compat.sample(
+        call.base,
+        call.input_ids,
+        logits_processor=LogitsProcessorList([_DraftThenShape(steps, call.processors, criteria)]),
+        stopping_criteria=criteria,
+        generation_config=call.generation_config,
+        streamer=call.streamer,
+        **call.model_kwargs,
+    )
+    return output, _stats(steps, call.input_ids, cached=call.generation_config.use_cache)
+
+
+class _WatchedCriteria(StoppingCriteriaList):
+    """The caller's criteria, and a memory of the rows that they have ended."""
+
+    finished: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        ended: torch.Tensor = super().__call__(input_ids, scores, **kwargs)
+        self.finished = ended if self.finished is None else self.finished | ended
+        return ended
+
+
+class _DraftThenShape(LogitsProcessor):
+    """The only processor of the loop, so that the draft sees raw logits and has the last word over the caller's."""
+
+    def __init__(self, steps: DraftSteps, processors: LogitsProcessorList, criteria: _WatchedCriteria) -> None:
+        self._steps = steps
+        self._processors = processors
+        self._criteria = criteria
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        finished = self._criteria.finished
+        if finished is None:
+            finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        tokens = self._steps.advance(input_ids, scores, finished)
+        return force(self._processors(input_ids, scores), tokens)
+
+
+def _stats(draft: DraftSteps, prompt: torch.Tensor, cached: bool) -> WSDStats:
+    rows, width = prompt.shape
+    steps = draft.taken
+    repeated = 0 if cached else sum(range(width, width + steps - 1))
+    return WSDStats(
+        base_forwards=steps,
+        base_tokens=rows * (width + steps - 1 + repeated),
+        pilot_forwards=draft.stream.forwards,
+        pilot_tokens=draft.stream.tokens,
+    )
