@@ -39,6 +39,11 @@ def with_custom_entries(generation_config: GenerationConfig, entries: Mapping[st
     return customised
 
 
+def attention_implementation(model: PreTrainedModel) -> str:
+    """The name of the attention function that the model's decoder uses ("sdpa", "eager", ...)."""
+    return str(model.config.get_text_config(decoder=True)._attn_implementation)
+
+
 class DecodingLoop(NamedTuple):
     """What transformers does not tell a logits processor about the loop that calls it."""
 

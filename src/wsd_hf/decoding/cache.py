@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import Cache, PretrainedConfig
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+
+from .. import _compat
 
 NO_SLOT = 0
 """Slot that takes what belongs to no token; tokens lie from slot 1 on, each at 1 + its position."""
@@ -34,6 +36,11 @@ class RaggedCache(Cache):
         for layer in self.layers:
             layer.slots, layer.width = slots, width
         return width
+
+    def select(self, rows: list[int]) -> None:
+        """Forgets all rows but these."""
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -81,27 +88,24 @@ class RaggedLayer(CacheLayerMixin):
         return self.capacity
 
 
-def attention_masks(
-    config: PretrainedConfig, slots: torch.Tensor, width: int, dtype: torch.dtype
-) -> torch.Tensor | dict[str, torch.Tensor]:
+def attention_masks(model: PreTrainedModel, slots: torch.Tensor, width: int) -> torch.Tensor | dict[str, torch.Tensor]:
     """What each query may look at: its row's slots from 1 to its own, within the window of sliding layers.
 
     Args:
-        config: the model's.
+        model: whose layers and attention the masks are for.
         slots: of the queries, LongTensor[batch, q].
         width: slots that are looked at.
-        dtype: of the model.
 
     Returns:
         [batch, 1, q, width], or such a mask for each type of layer that the config names.
     """
-    text = config.get_text_config(decoder=True)
+    config = model.config.get_text_config(decoder=True)
     query, key = slots[:, None, :, None], torch.arange(width, device=slots.device)
     full = (key <= query) & (key >= query.clamp(max=1))
-    window = getattr(text, "sliding_window", None)
+    window = getattr(config, "sliding_window", None)
     masks = {"full_attention": full, "sliding_attention": full if window is None else full & (key > query - window)}
-    if text._attn_implementation == "eager":
-        floor = torch.finfo(dtype).min
+    if _compat.attention_implementation(model) == "eager":
+        dtype, floor = model.dtype, torch.finfo(model.dtype).min
         masks = {name: torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, floor) for name, mask in masks.items()}
-    layer_types = getattr(text, "layer_types", None)
+    layer_types = getattr(config, "layer_types", None)
     return {name: masks[name] for name in set(layer_types)} if layer_types else masks["sliding_attention"]

@@ -6,6 +6,8 @@ import inspect
 
 from transformers import PreTrainedModel
 
+from .. import _compat
+
 FAMILIES = {"falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3"}
 FAMILIES |= {"qwen2", "qwen3"}
 """Model types whose exactness on a ragged cache is tested."""
@@ -20,12 +22,12 @@ def why_not_model(name: str, model: PreTrainedModel) -> str | None:
         name: "base" or "pilot".
         model: either of a pair.
     """
-    config = model.config.get_text_config(decoder=True)
-    if config.model_type not in FAMILIES:
-        return f"the {name} is of type {config.model_type!r}, which is not among those tested: {', '.join(sorted(FAMILIES))}"
-    if config._attn_implementation not in ATTENTION:
-        return f"the {name} uses {config._attn_implementation!r} attention: load it with attn_implementation='sdpa'"
-    if getattr(config, "alibi", False):
+    family, attention = model.config.model_type, _compat.attention_implementation(model)
+    if family not in FAMILIES:
+        return f"the {name} is of type {family!r}, which is not among those tested: {', '.join(sorted(FAMILIES))}"
+    if attention not in ATTENTION:
+        return f"the {name} uses {attention!r} attention: load it with attn_implementation='sdpa'"
+    if getattr(model.config, "alibi", False):
         return f"the {name} uses ALiBi, whose positions come from a plain mask"
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return f"the {name} cannot compute logits for the last positions only"

@@ -1,0 +1,274 @@
+"""Weak-to-Strong Decoding against other ways of decoding, as ratios to plain `generate` in the same run.
+
+    python benchmarks/decode.py                  # CPU, minutes
+    python benchmarks/decode.py --preset h200    # a 27B-shaped base and a 3B-shaped pilot in bfloat16, on a GPU
+
+Models have random weights in real shapes. The base is the pilot's layers and then more, whose output projections are scaled
+down until the two agree as often as asked (0: the pilot is a stranger). The switch is set by a criterion that fires after
+`--switch` tokens. All methods of one setting take turns, so that they meet the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StoppingCriteria
+
+import wsd_hf
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What both models have in common, and how many layers each has."""
+
+    hidden: int
+    feed_forward: int
+    heads: int
+    vocabulary: int
+    pilot_layers: int
+    base_layers: int
+    dtype: torch.dtype
+    device: str
+    new_tokens: int
+    official_draft: int
+
+
+PRESETS = {
+    "cpu": Shape(512, 1408, 8, 8192, 2, 20, torch.float32, "cpu", 96, 512),
+    "h200": Shape(4096, 14336, 32, 128256, 4, 110, torch.bfloat16, "cuda", 256, 512),
+}
+
+SETTINGS = [  # agreement, batch, prompt
+    (0.0, 1, 64),
+    (0.5, 1, 64),
+    (0.8, 1, 64),
+    (0.8, 4, 64),
+    (0.8, 16, 64),
+    (0.8, 1, 1024),
+    (0.95, 1, 64),
+]
+
+
+class After(StoppingCriteria):
+    """Lets the base take over after a fixed number of drafted tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.tokens)
+
+
+@dataclass
+class Measurement:
+    """One method in one setting."""
+
+    method: str
+    agreement: float
+    measured_agreement: float
+    batch: int
+    prompt: int
+    ms_per_token: float
+    tokens_per_second: float
+    ratio_to_plain: float
+    base_forwards: int
+    pilot_forwards: int
+
+
+class Pair:
+    """A base and a pilot of random weights that agree about as often as asked."""
+
+    def __init__(self, shape: Shape, agreement: float) -> None:
+        self.shape = shape
+        self.pilot = build(shape, shape.pilot_layers, seed=0)
+        self.base = wsd_hf.enable_wsd(build(shape, shape.base_layers, seed=1))
+        self.contexts = torch.randint(3, shape.vocabulary, (8, 32), device=shape.device)
+        if agreement:
+            own = dict(self.pilot.named_parameters())
+            for name, weight in self.base.named_parameters():
+                if name in own:
+                    weight.data.copy_(own[name].data)
+            self._dial(agreement)
+        self.agreement = self._measure()
+
+    def _dial(self, agreement: float) -> None:
+        """Bisects the scale of the extra layers; a larger one moves the base away from the pilot."""
+        extra = self.base.model.layers[self.shape.pilot_layers :]
+        weights = [weight for layer in extra for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight)]
+        original = [weight.data.clone() for weight in weights]
+        low, high = 0.0, 1.0
+        for _ in range(10):
+            scale = (low + high) / 2
+            for weight, value in zip(weights, original, strict=True):
+                weight.data.copy_(value * scale)
+            low, high = (scale, high) if self._measure() > agreement else (low, scale)
+
+    @torch.no_grad()
+    def _measure(self) -> float:
+        """How often both would write the same next token."""
+        same = self.base(self.contexts).logits.argmax(-1) == self.pilot(self.contexts).logits.argmax(-1)
+        return float(same[:, 8:].float().mean())
+
+
+def build(shape: Shape, layers: int, seed: int) -> PreTrainedModel:
+    """A Llama of random weights."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads // 4,
+        max_position_embeddings=8192,
+        eos_token_id=None,
+        pad_token_id=0,
+        initializer_range=0.05,
+    )
+    with torch.device(shape.device):
+        return LlamaForCausalLM(config).to(shape.dtype).eval()
+
+
+def methods(pair: Pair, input_ids: torch.Tensor, switch: int) -> dict[str, Callable[[], Any]]:
+    """Each way of decoding, ready to run; assisted generation takes one row only."""
+    base, pilot, shape = pair.base, pair.pilot, pair.shape
+    common = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": shape.new_tokens, "do_sample": False}
+    wsd = {**common, "assistant_model": pilot, "strategy": "wsd", "switch_criteria": After(switch)}
+
+    def official() -> torch.Tensor:
+        draft = pilot.generate(input_ids, **{**common, "max_new_tokens": shape.official_draft})
+        base(draft, logits_to_keep=shape.official_draft + 1)
+        kept = draft[:, : input_ids.shape[1] + switch]
+        rest = {"attention_mask": torch.ones_like(kept), "max_new_tokens": shape.new_tokens - switch}
+        return base.generate(kept, **{**common, **rest})
+
+    ways = {
+        "plain": lambda: base.generate(input_ids, **common),
+        "official procedure": official,
+        "WSD step by step": lambda: base.generate(input_ids, wsd_engine="step", **wsd),
+        "WSD fast": lambda: base.generate(input_ids, wsd_engine="fast", **wsd),
+        "WSD fast, no speculation": lambda: base.generate(input_ids, wsd_engine="fast", wsd_speculate=False, **wsd),
+    }
+    if len(input_ids) == 1:
+        ways["assisted generation"] = lambda: base.generate(input_ids, assistant_model=pilot, **common)
+    if shape.device != "cpu":
+        ways["plain, static compiled"] = lambda: base.generate(input_ids, cache_implementation="static", **common)
+    return ways
+
+
+@torch.no_grad()
+def measure(pair: Pair, asked: float, batch: int, prompt: int, switch: int, repeats: int) -> list[Measurement]:
+    """All methods in one setting; medians over turns."""
+    shape = pair.shape
+    torch.manual_seed(2)
+    input_ids = torch.randint(3, shape.vocabulary, (batch, prompt), device=shape.device)
+    ways = methods(pair, input_ids, switch)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    forwards = {name: count_forwards(pair, way) for name, way in ways.items()}  # the warm-up too
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if shape.device != "cpu":
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    tokens = batch * shape.new_tokens
+    return [
+        Measurement(
+            name,
+            asked,
+            round(pair.agreement, 3),
+            batch,
+            prompt,
+            ms_per_token=1000 * median[name] / shape.new_tokens,
+            tokens_per_second=tokens / median[name],
+            ratio_to_plain=statistics.median(a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)),
+            base_forwards=forwards[name][0],
+            pilot_forwards=forwards[name][1],
+        )
+        for name in ways
+    ]
+
+
+def count_forwards(pair: Pair, way: Callable[[], Any]) -> tuple[int, int]:
+    """Forwards of base and pilot in one run."""
+    counts = [0, 0]
+
+    def counter(index: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            counts[index] += 1
+
+        return hook
+
+    hooks = [model.register_forward_pre_hook(counter(i)) for i, model in enumerate((pair.base, pair.pilot))]
+    try:
+        way()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts[0], counts[1]
+
+
+def show(rows: list[Measurement]) -> None:
+    """The table."""
+    table = Table("agreement", "batch", "prompt", "method", "ms / token", "tokens / s", "against plain", "forwards base, pilot")
+    for row in rows:
+        table.add_row(
+            f"{row.agreement:g} ({row.measured_agreement:.2f})",
+            str(row.batch),
+            str(row.prompt),
+            row.method,
+            f"{row.ms_per_token:.1f}",
+            f"{row.tokens_per_second:.1f}",
+            f"{row.ratio_to_plain:.2f}",
+            f"{row.base_forwards}, {row.pilot_forwards}",
+        )
+    Console(width=120).print(table)
+
+
+def main(
+    preset: Annotated[str, typer.Option(help="cpu or h200.")] = "cpu",
+    switch: Annotated[int, typer.Option(help="Tokens after which the base takes over.")] = 20,
+    repeats: Annotated[int, typer.Option(help="Turns; medians are reported.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Write JSON there.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 2,
+) -> None:
+    """Measures every setting."""
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    shape = PRESETS[preset]
+    rows = []
+    for agreement, batch, prompt in SETTINGS:
+        if not rows or agreement != rows[-1].agreement:
+            pair = Pair(shape, agreement)
+        rows += measure(pair, agreement, batch, prompt, switch, repeats)
+        show([row for row in rows if (row.agreement, row.batch, row.prompt) == (agreement, batch, prompt)])
+    if out:
+        where = {
+            "machine": platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name() if shape.device == "cuda" else f"cpu, {threads} threads",
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "command": " ".join(["python", *sys.argv]),
+        }
+        shapes = {**asdict(shape), "dtype": str(shape.dtype)}
+        out.write_text(json.dumps({**where, "shape": shapes, "rows": [asdict(row) for row in rows]}, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
