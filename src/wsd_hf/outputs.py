@@ -57,6 +57,8 @@ class WSDGenerateOutput(GenerateDecoderOnlyOutput):
         stats: forwards and tokens through each model.
         wsd_config: the settings of the call.
         prompt_length: columns of `sequences` that are prompt.
+
+    `past_key_values` is None on the fast path, whose cache has another form than transformers'.
     """
 
     # ModelOutput insists on a default of None; a call always sets them.
