@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..checks import context_size, eos_token_ids
+from ..checks import context_size
 from ..outputs import WSDStats
 from .call import Call
 from .loop import Decoding
@@ -61,7 +61,8 @@ def why_not(call: Call) -> str | None:
 def _pad_token_id(generation_config: GenerationConfig) -> int:
     if generation_config.pad_token_id is not None:
         return int(generation_config.pad_token_id)
-    return min(eos_token_ids(generation_config), default=0)
+    eos = generation_config.eos_token_id
+    return 0 if eos is None else int(torch.as_tensor(eos).flatten()[0])
 
 
 def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
