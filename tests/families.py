@@ -36,6 +36,8 @@ _COMMON = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**_SIZES},
     "qwen3": {**_SIZES},
+    "qwen2": {**_SIZES},
+    "gemma": {**_SIZES},
     "gemma2": {**_SIZES, "sliding_window": 8, "query_pre_attn_scalar": 8},
     "gemma3_text": {**_SIZES, "sliding_window": 8, "query_pre_attn_scalar": 8},
     "mistral": {**_SIZES, "sliding_window": 8},
@@ -43,6 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {**_SIZES},
     "phi3": {**_SIZES},
     "mixtral": {**_SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "opt": {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},

@@ -24,6 +24,7 @@ from scripted import PILOT_EOS, believe, scripted_model, write
 from tokenizers_for_tests import letter_tokenizer
 
 PROMPT = random_prompt(1, 6)
+STEP = {"wsd_engine": "step"}  # where a fault is placed at the k-th forward, which is the k-th token there
 
 
 class Forwards:
@@ -251,7 +252,7 @@ def test_logits_that_are_no_numbers_raise_naming_model_and_step(
     hook = {"base": base, "pilot": pilot}[role].register_forward_hook(spoil)
     try:
         with pytest.raises(wsd_hf.WSDLogitsError, match=rf"the {role} returned .* at response token {step} of row 0"):
-            decode(base, pilot, wsd_threshold=1.0)
+            decode(base, pilot, wsd_threshold=1.0, **STEP)
     finally:
         hook.remove()
 
@@ -281,7 +282,7 @@ def test_a_base_that_fails_only_behind_the_switch_is_named_too(base: Any, pilot:
     hook = base.register_forward_hook(spoil)
     try:
         with pytest.raises(wsd_hf.WSDLogitsError, match=r"the base returned NaN .* at response token 6 of row 0"):
-            decode(base, pilot, wsd_threshold=1e-9, wsd_window_size=1)
+            decode(base, pilot, wsd_threshold=1e-9, wsd_window_size=1, **STEP)
     finally:
         hook.remove()
 

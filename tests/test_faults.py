@@ -23,11 +23,13 @@ class PilotBroke(Exception):
 
 
 def decode(base: PreTrainedModel, pilot: PreTrainedModel, **kwargs: Any) -> torch.Tensor:
+    """Step by step, where the k-th forward is that of the k-th token; `test_fast_path.py` has the other path's faults."""
     return base.generate(
         PROMPT,
         attention_mask=ones(PROMPT),
         assistant_model=pilot,
         strategy="wsd",
+        wsd_engine="step",
         wsd_threshold=1e-9,
         wsd_window_size=DRAFTED,
         max_new_tokens=BUDGET,

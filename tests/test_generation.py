@@ -27,6 +27,7 @@ from tokenizers_for_tests import letter_tokenizer
 PROMPT = [5, 6, 7]
 DRAFT = [8, 9, 10, 11, 12, 13]
 IDS = torch.tensor([PROMPT])
+STEP = {"wsd_engine": "step"}  # where a test counts the forwards and calls of one token after another
 
 
 def scripted_pair(
@@ -403,7 +404,7 @@ def test_stats_count_the_forwards_and_tokens_of_both_models(base: Any, pilot: An
         model.register_forward_pre_hook(count(name), with_kwargs=True) for name, model in (("base", base), ("pilot", pilot))
     ]
     ids = torch.cat([random_prompt(1, 6), random_prompt(3, 6)])
-    out = decode(base, pilot, ids, use_cache=use_cache, **rule(0.3, 2))
+    out = decode(base, pilot, ids, use_cache=use_cache, **STEP, **rule(0.3, 2))
     for hook in hooks:
         hook.remove()
     stats = out.stats
@@ -469,7 +470,8 @@ def test_every_processor_sees_every_exact_prefix(base: Any, pilot: Any) -> None:
             seen.append(input_ids[0].tolist())
             return scores
 
-    out = decode(base, pilot, random_prompt(1, 6), logits_processor=LogitsProcessorList([Records()]), **rule(0.3, 2))
+    processors = LogitsProcessorList([Records()])
+    out = decode(base, pilot, random_prompt(1, 6), logits_processor=processors, **STEP, **rule(0.3, 2))
     tokens = out.sequences[0].tolist()
     assert seen == [tokens[:end] for end in range(6, len(tokens))]
 

@@ -35,7 +35,8 @@ def with_processor(
 
 
 def with_strategy(base: PreTrainedModel, pilot: PreTrainedModel, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    kwargs = {"attention_mask": ones(ids), "max_new_tokens": 14, "wsd_config": RULE, **kwargs}
+    """Step by step, as the processor goes, so that the two draw the same random numbers."""
+    kwargs = {"attention_mask": ones(ids), "max_new_tokens": 14, "wsd_config": RULE, "wsd_engine": "step", **kwargs}
     return base.generate(ids, assistant_model=pilot, strategy="wsd", **kwargs)
 
 

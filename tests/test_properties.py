@@ -132,8 +132,8 @@ def test_the_processor_alone_gives_the_sequences_of_the_strategy(
     torch.manual_seed(seed)
     alone = base.generate(ids, logits_processor=LogitsProcessorList([wsd_hf.WSDLogitsProcessor(pilot, config)]), **kwargs)
     torch.manual_seed(seed)
-    enabled = wsd_hf.enable_wsd(copy.copy(base))
-    assert torch.equal(enabled.generate(ids, assistant_model=pilot, strategy="wsd", wsd_config=config, **kwargs), alone)
+    kwargs |= {"assistant_model": pilot, "strategy": "wsd", "wsd_config": config, "wsd_engine": "step"}
+    assert torch.equal(wsd_hf.enable_wsd(copy.copy(base)).generate(ids, **kwargs), alone)
 
 
 @settings(repeatable, max_examples=60)

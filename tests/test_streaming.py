@@ -76,7 +76,7 @@ def test_a_token_is_streamed_before_the_next_forward(base: Any, pilot: Any) -> N
     streamer = Recorder()
     seen: list[int] = []
     hook = base.register_forward_pre_hook(lambda *args: seen.append(len(streamer.puts)))
-    decode(base, pilot, streamer=streamer)
+    decode(base, pilot, streamer=streamer, wsd_engine="step")
     hook.remove()
     assert seen == list(range(1, 11))
 
@@ -144,7 +144,7 @@ def test_a_reader_gets_what_was_written_when_a_model_fails(base: Any, pilot: Any
     hook = {"base": base, "pilot": pilot}[role].register_forward_pre_hook(fail)
     try:
         with pytest.raises(type(error)):
-            decode(base, pilot, wsd_threshold=1.0, streamer=streamer)
+            decode(base, pilot, wsd_threshold=1.0, streamer=streamer, wsd_engine="step")
     finally:
         hook.remove()
     assert "".join(streamer) == tokenizer.decode(decode(base, pilot, wsd_threshold=1.0)[0, 6:8])

@@ -32,9 +32,9 @@ class WSDStats:
 
     Attributes:
         base_forwards: forwards of the base.
-        base_tokens: token positions fed to the base, padding included, all rows.
+        base_tokens: token positions fed to the base, all rows; step by step padding counts too.
         pilot_forwards: forwards of the pilot.
-        pilot_tokens: token positions fed to the pilot, padding included, all rows.
+        pilot_tokens: token positions fed to the pilot, likewise.
     """
 
     base_forwards: int

@@ -13,7 +13,7 @@ def keep_or_redraw(scores: torch.Tensor, proposals: torch.Tensor, drawn_with: to
 
     Args:
         scores: the base's processed scores, [rows, vocabulary]; p is their softmax.
-        proposals: LongTensor[rows].
+        proposals: LongTensor[rows]; one that lies outside of the vocabulary is never kept.
         drawn_with: q, [rows, vocabulary]; 0 throughout where nothing was proposed.
 
     Returns:
@@ -23,8 +23,9 @@ def keep_or_redraw(scores: torch.Tensor, proposals: torch.Tensor, drawn_with: to
     >>> keep_or_redraw(certain.log(), torch.tensor([1]), certain).tolist()
     [1]
     """
-    p, index = scores.softmax(dim=-1), proposals[:, None]
-    q_proposal = drawn_with.gather(1, index)
+    p, known = scores.softmax(dim=-1), (proposals < scores.shape[-1])[:, None]
+    index = torch.where(known, proposals[:, None], 0)
+    q_proposal = torch.where(known, drawn_with.gather(1, index), 0.0)
     kept = (torch.rand_like(q_proposal) * q_proposal < p.gather(1, index)) & (q_proposal > 0)
     rest = (p - drawn_with).clamp(min=0)
     rest = torch.where(rest.sum(dim=1, keepdim=True) > 0, rest, p)

@@ -8,14 +8,18 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..checks import context_size, eos_token_ids
+from ..checks import context_size
 from ..outputs import WSDStats
 from .call import Call
 from .loop import Decoding
 from .pace import LONGEST, Pace, cost_ratio
 from .rows import Rows
 from .stream import Stream
-from .support import why_not_model
+from .support import rotary, why_not_model
+
+
+DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache", "logits_to_keep"}
+"""Inputs of the base that `generate` makes, and that the fast path makes for itself."""
 
 
 def decode(call: Call) -> tuple[Any, WSDStats]:
@@ -55,13 +59,15 @@ def why_not(call: Call) -> str | None:
         why_not_model("base", call.base)
         or why_not_model("pilot", call.setup.pilot)
         or why_not_options(call.generation_config, call.model_kwargs)
+        or why_not_inputs(call)
     )
 
 
 def _pad_token_id(generation_config: GenerationConfig) -> int:
     if generation_config.pad_token_id is not None:
         return int(generation_config.pad_token_id)
-    return min(eos_token_ids(generation_config), default=0)
+    eos = generation_config.eos_token_id
+    return 0 if eos is None else int(torch.as_tensor(eos).flatten()[0])
 
 
 def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
@@ -73,6 +79,21 @@ def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) ->
         [token for token, real in zip(row, mask, strict=True) if real]
         for row, mask in zip(rows, attention_mask.tolist(), strict=True)
     ]
+
+
+def why_not_inputs(call: Call) -> str | None:
+    """Why the fast path cannot serve these inputs of the base; None where it can."""
+    for name, value in call.model_kwargs.items():
+        if name not in DERIVED and value is not None:
+            return f"{name} was given"
+    mask, positions = call.attention_mask, call.model_kwargs.get("position_ids")
+    mask = torch.ones_like(call.input_ids) if mask is None else mask
+    if positions is not None and not torch.equal(positions * mask, (mask.cumsum(dim=1) - 1) * mask):
+        return "position_ids were given"
+    longest = int(mask.sum(dim=1).max()) + call.generation_config.max_length - call.input_ids.shape[1]
+    if not rotary(call.base) and longest > context_size(call.base):
+        return "the response may pass the end of the base's context, whose positions are learned"
+    return None
 
 
 def why_not_options(generation_config: GenerationConfig, model_kwargs: dict[str, Any]) -> str | None:

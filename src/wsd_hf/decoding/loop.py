@@ -32,7 +32,7 @@ class Proposals(NamedTuple):
     def at(self, position: int, rows: list[int], vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Proposals of some rows, [rows], and what they were drawn with over the base's vocabulary, [rows, vocabulary].
 
-        At position c, and for a token that the base does not know, nothing was proposed: its probabilities are 0.
+        At position c nothing was proposed: the probabilities are 0.
         """
         drawn_with = torch.zeros(len(rows), vocabulary, device=self.tokens.device)
         if position == self.chunk:
@@ -44,7 +44,7 @@ class Proposals(NamedTuple):
         else:
             shared = min(vocabulary, probabilities.shape[-1])
             drawn_with[:, :shared] = probabilities[rows, :shared]
-        return tokens.clamp(max=vocabulary - 1), drawn_with
+        return tokens, drawn_with
 
 
 class Decoding:
@@ -92,6 +92,7 @@ class Decoding:
             self._rewind([length + count for length, count in zip(before, kept, strict=True)])
             if proposals.chunk:
                 self.pace.judged([kept[row] for row in free.nonzero().flatten().tolist()], proposals.chunk)
+        self.draft.drop(self.rows.finished, self.rows.full)
 
     def _propose(self) -> Proposals:
         """The pilot's next tokens for every row, whether they will be kept or judged."""
@@ -112,7 +113,7 @@ class Decoding:
     def _check(self, proposals: Proposals) -> torch.Tensor:
         """The base's logits before each proposal and behind the last, [B, c + 1, V]."""
         blocks = self._missing(self.base)
-        logits = self.base.feed(blocks, proposals.tokens.clamp(max=self._vocabulary - 1), keep=proposals.chunk + 1)
+        logits = self.base.feed(blocks, proposals.tokens, keep=proposals.chunk + 1)
         held = [row for row, block in enumerate(blocks) if block == []]
         if held:
             logits[held, 0] = self._behind[held]
@@ -145,13 +146,14 @@ class Decoding:
         """What the base writes in its free rows at one position, LongTensor[B]; `FREE` elsewhere."""
         chosen = torch.full_like(free, FREE, dtype=torch.long)
         rows = free.nonzero().flatten().tolist()
-        # Warpers look at one position's scores only; any other processor is shown the exact prefix of each row.
+        # Warpers look at one position's scores only; any other processor is shown the exact prefix of each row. They get
+        # copies, because a processor may write into what it is given.
         for prefix, exact in [(None, rows)] if self._warpers_only else self.rows.prefixes(rows):
             if exact and self._do_sample:
-                scores = self._processors(prefix, logits[:, position])[exact]
+                scores = self._processors(prefix, logits[:, position].clone())[exact]
                 chosen[exact] = keep_or_redraw(scores, *proposals.at(position, exact, self._vocabulary)).cpu()
             elif exact:
-                chosen[exact] = self._processors(prefix, logits[:, position])[exact].argmax(dim=-1).cpu()
+                chosen[exact] = self._processors(prefix, logits[:, position].clone())[exact].argmax(dim=-1).cpu()
         return chosen
 
     def _log_probs(self, proposals: Proposals, logits: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from ..checks import vocabulary_size
 from .cache import NO_SLOT, RaggedCache, attention_masks
 
 
 class Stream:
     """One model's side of a call: each row is its prompt and the response so far; the cache holds a prefix of that.
+
+    Tokens that the model does not know are fed as its last one: the pilot may see such of the base behind the switch, and the
+    base proposals that it cannot keep.
 
     Args:
         model: any that `support.why_not_model` has nothing against.
@@ -67,7 +71,7 @@ class Stream:
             self.tokens += fed
         device = self.model.device
         known = torch.tensor(tokens, dtype=torch.long, device=device).view(len(self._rows), width)
-        block = torch.cat([known, proposals[self._rows].to(device)], dim=1)
+        block = torch.cat([known, proposals[self._rows].to(device)], dim=1).clamp(max=vocabulary_size(self.model) - 1)
         logits = self._forward(block, torch.tensor(slots, device=device), keep)
         if len(self._rows) == len(blocks):
             return logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -29,6 +30,20 @@ def why_not_model(name: str, model: PreTrainedModel) -> str | None:
         return f"the {name} uses {attention!r} attention: load it with attn_implementation='sdpa'"
     if getattr(model.config, "alibi", False):
         return f"the {name} uses ALiBi, whose positions come from a plain mask"
+    if {"dynamic", "longrope"} & _rope_types(config.to_dict().get("rope_parameters")):
+        return f"the {name} stretches its rotary positions as the text grows"
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return f"the {name} cannot compute logits for the last positions only"
     return None
+
+
+def rotary(model: PreTrainedModel) -> bool:
+    """Whether positions are rotations, which reach beyond the context, and not a learned table."""
+    return getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) is not None
+
+
+def _rope_types(parameters: Any) -> set[str]:
+    """The types of rotary positions of a model's layers; `rope_parameters` may be nested by type of layer."""
+    if not isinstance(parameters, dict):
+        return set()
+    return {str(parameters.get("rope_type"))}.union(*map(_rope_types, parameters.values()))

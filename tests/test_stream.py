@@ -1,0 +1,80 @@
+"""A model's next logits are those of its tokens, however its cache was filled and rewound."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from families import VOCABULARY, tiny_model
+from wsd_hf.decoding.stream import Stream
+from wsd_hf.decoding.support import FAMILIES, why_not_model
+
+PROMPTS = (5, 12, 9)  # two of them longer than the sliding window of the families that have one
+ROOM = 60
+KINDS = [(family, attention) for family in sorted(FAMILIES) for attention in ("eager", "sdpa")]
+KINDS.remove(("gemma2", "sdpa"))  # not in every version of transformers: its logits are capped
+
+
+def without_cache(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([tokens]), use_cache=False).logits[0].float()
+
+
+def tokens(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(VOCABULARY) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("family", "attention"), KINDS)
+def test_ragged_feeds_and_rewinds_leave_every_logit_that_of_a_forward_without_cache(family: str, attention: str) -> None:
+    model = copy.deepcopy(tiny_model(family))
+    model = model if family == "mixtral" else model.double()  # experts refuse float64
+    model.set_attn_implementation(attention)
+    rng = random.Random(family)
+    prompts = [tokens(rng, length) for length in PROMPTS]
+    responses: list[list[int]] = [[] for _ in prompts]
+    stream = Stream(model, prompts, ROOM, 200, torch.device("cpu"))
+    for _ in range(12):
+        chunk = rng.randint(0, 4)
+        proposals = torch.tensor([tokens(rng, chunk) for _ in prompts], dtype=torch.long).view(len(prompts), chunk)
+        for response in responses:
+            response += tokens(rng, rng.choice([0, 1, 1, 3]))
+        blocks = [stream.missing(row, response) if rng.random() < 0.8 else None for row, response in enumerate(responses)]
+        with torch.no_grad():
+            logits = stream.feed(blocks, proposals, keep=chunk + 1)
+        for row, block in enumerate(blocks):
+            if block is None:
+                continue
+            whole = prompts[row] + responses[row] + proposals[row].tolist()
+            fed = min(len(block) + chunk, chunk + 1)
+            torch.testing.assert_close(
+                logits[row, chunk + 1 - fed :], without_cache(model, whole)[len(whole) - fed :], atol=1e-5, rtol=1e-5
+            )
+            responses[row] += proposals[row, : rng.randint(0, chunk)].tolist()
+            responses[row] = responses[row][: ROOM - 8]
+            stream.rewind(row, len(responses[row]) - rng.choice([0, 0, 1, min(3, len(responses[row]))]))
+
+
+def test_tokens_are_counted_without_padding() -> None:
+    stream = Stream(tiny_model("llama"), [[5, 6, 7], [8]], 8, 20, torch.device("cpu"))
+    with torch.no_grad():
+        stream.feed([[5, 6, 7], [8]], torch.tensor([[9, 9], [9, 9]]), keep=1)
+        stream.feed([[], None], torch.tensor([[9], [9]]), keep=1)
+    assert (stream.forwards, stream.tokens, stream.lengths) == (2, 9, [6, 3])
+
+
+def test_what_the_cache_lacks_begins_where_it_was_rewound_to() -> None:
+    stream = Stream(tiny_model("llama"), [[5, 6, 7]], 8, 20, torch.device("cpu"))
+    assert stream.missing(0, [8, 9]) == [5, 6, 7, 8, 9]
+    with torch.no_grad():
+        stream.feed([[5, 6, 7, 8, 9]], torch.tensor([[10]]), keep=1)
+    stream.rewind(0, 1)
+    assert stream.missing(0, [8, 11]) == [11]
+
+
+@pytest.mark.parametrize("family", ["mamba", "bloom", "qwen3_next"])
+def test_a_family_that_is_not_known_to_be_exact_is_named(family: str) -> None:
+    assert f"the pilot is of type '{family}'" in (why_not_model("pilot", tiny_model(family)) or "")
