@@ -37,11 +37,6 @@ class RaggedCache(Cache):
             layer.slots, layer.width = slots, width
         return width
 
-    def select(self, rows: list[int]) -> None:
-        """Forgets all rows but these."""
-        for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-
 
 class RaggedLayer(CacheLayerMixin):
     """One layer's keys and values, [batch, heads, slots, head_dim]."""

@@ -36,7 +36,6 @@ class Stream:
         self.lengths = [0] * len(prompts)
         self.forwards = 0
         self.tokens = 0
-        self._rows = list(range(len(prompts)))  # that the cache still has
         self._last_position = last_position
         self._device = device
         self._cache = RaggedCache(model.config, max(map(len, prompts)) + room)
@@ -57,37 +56,25 @@ class Stream:
         Returns:
             float32 logits of the last `keep` positions, [batch, keep, vocabulary]; meaningless where a row has fewer.
         """
-        self._drop([row for row, block in enumerate(blocks) if block is None])
         chunk = proposals.shape[1]
-        width = max([keep - chunk, *(len(blocks[row] or ()) for row in self._rows)])
+        width = max(keep - chunk, *(len(block or ()) for block in blocks))
         tokens, slots = [], []
-        for row in self._rows:
-            new = blocks[row] or []
-            fed = 0 if blocks[row] is None else len(new) + chunk
+        for row, block in enumerate(blocks):
+            new = [] if block is None else block
+            fed = 0 if block is None else len(new) + chunk
             start = self.lengths[row] + 1
             tokens.append([0] * (width - len(new)) + new)
             slots.append([NO_SLOT] * (width + chunk - fed) + list(range(start, start + fed)))
             self.lengths[row] += fed
             self.tokens += fed
         device = self.model.device
-        known = torch.tensor(tokens, dtype=torch.long, device=device).view(len(self._rows), width)
-        block = torch.cat([known, proposals[self._rows].to(device)], dim=1).clamp(max=vocabulary_size(self.model) - 1)
-        logits = self._forward(block, torch.tensor(slots, device=device), keep)
-        if len(self._rows) == len(blocks):
-            return logits
-        rows = torch.tensor(self._rows, device=logits.device)
-        return logits.new_zeros(len(blocks), *logits.shape[1:]).index_copy_(0, rows, logits)
+        known = torch.tensor(tokens, dtype=torch.long, device=device).view(len(blocks), width)
+        fed_tokens = torch.cat([known, proposals.to(device)], dim=1).clamp(max=vocabulary_size(self.model) - 1)
+        return self._forward(fed_tokens, torch.tensor(slots, device=device), keep)
 
     def rewind(self, row: int, response: int) -> None:
         """Forgets what a row holds beyond its prompt and `response` tokens."""
         self.lengths[row] = min(self.lengths[row], len(self.prompts[row]) + response)
-
-    def _drop(self, done: list[int]) -> None:
-        """Takes rows that are done out of the cache, once they are half of it."""
-        live = [row for row in self._rows if row not in done]
-        if 2 * len(live) <= len(self._rows):
-            self._cache.select([self._rows.index(row) for row in live])
-            self._rows = live
 
     def _forward(self, tokens: torch.Tensor, slots: torch.Tensor, keep: int) -> torch.Tensor:
         self.forwards += 1

@@ -30,7 +30,7 @@ def why_not_model(name: str, model: PreTrainedModel) -> str | None:
         return f"the {name} uses {attention!r} attention: load it with attn_implementation='sdpa'"
     if getattr(model.config, "alibi", False):
         return f"the {name} uses ALiBi, whose positions come from a plain mask"
-    if {"dynamic", "longrope"} & _rope_types(config.to_dict().get("rope_parameters")):
+    if {"dynamic", "longrope"} & _rope_types(model.config.to_dict().get("rope_parameters")):
         return f"the {name} stretches its rotary positions as the text grows"
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return f"the {name} cannot compute logits for the last positions only"
