@@ -17,7 +17,6 @@ from .rows import Rows
 from .stream import Stream
 from .support import rotary, why_not_model
 
-
 DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache", "logits_to_keep"}
 """Inputs of the base that `generate` makes, and that the fast path makes for itself."""
 
