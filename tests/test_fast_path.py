@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -558,6 +559,15 @@ def test_what_the_fast_path_cannot_serve_is_refused_by_name_and_goes_step_by_ste
     assert torch.equal(auto.sequences, step.sequences)
     assert auto.stats == step.stats
     assert (auto.scores is None) == (step.scores is None)
+
+
+def test_a_cache_that_the_caller_passes_holds_the_tokens_afterwards() -> None:
+    base, pilot = pair("llama")
+    cache = DynamicCache(config=base.config)
+    out = decode(base, pilot, wsd_engine="auto", past_key_values=cache)
+    assert cache.get_seq_length() == out.sequences.shape[1] - 1
+    with pytest.raises(wsd_hf.WSDValueError, match="past_key_values was given"):
+        decode(base, pilot, past_key_values=DynamicCache(config=base.config))
 
 
 def test_inputs_that_only_the_bases_forward_knows_are_not_dropped() -> None:
