@@ -34,6 +34,7 @@ from test_acceptance import chi_squared
 from test_concurrency import together
 from test_faults import PilotBroke, failing, state
 from tokenizers_for_tests import letter_tokenizer
+from wsd_hf.decoding.support import FAMILIES
 
 EXACT = ["llama", "qwen3", "mistral", "gpt2", "gpt_neox", "phi3", "gemma3_text"]
 ROUNDED = ["mixtral"]  # its experts refuse float64
@@ -157,7 +158,14 @@ def test_random_calls_give_what_they_give_step_by_step(family: str, part: int) -
         both(*pair(family, rng.choice([0.05, 0.15, 0.4])), **random_case(rng, padded=family not in UNPADDED))
 
 
-def test_the_random_calls_switch_for_every_reason_and_speculate_with_success() -> None:
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_that_is_served_gives_what_it_gives_step_by_step(family: str) -> None:
+    rows = [random_prompt(seed, 10) for seed in range(3)] if family in UNPADDED else [random_prompt(3, 4), random_prompt(4, 13)]
+    ids, mask = left_padded(rows, PAD)
+    both(*pair(family, 0.05), ids, attention_mask=mask, max_new_tokens=20)
+
+
+def test_the_random_calls_switch_for_every_reason() -> None:
     rng = random.Random("llama 0")
     outputs = []
     for _ in range(15):
