@@ -14,7 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteria, TextIteratorStreamer
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TextIteratorStreamer,
+    TopKLogitsWarper,
+)
 from transformers.generation import BaseStreamer
 
 import wsd_hf
@@ -24,6 +34,7 @@ from test_acceptance import chi_squared
 from test_concurrency import together
 from test_faults import PilotBroke, failing, state
 from tokenizers_for_tests import letter_tokenizer
+from wsd_hf.decoding.support import FAMILIES
 
 EXACT = ["llama", "qwen3", "mistral", "gpt2", "gpt_neox", "phi3", "gemma3_text"]
 ROUNDED = ["mixtral"]  # its experts refuse float64
@@ -121,7 +132,7 @@ def random_case(rng: random.Random, padded: bool) -> dict[str, Any]:
         case["wsd_draft_end"] = rng.choice(["continue", "stop"])
     options: list[dict[str, Any]] = [
         {"repetition_penalty": 1.3},
-        {"min_new_tokens": 5},
+        {"min_new_tokens": min(5, case["max_new_tokens"])},
         {"no_repeat_ngram_size": 2},
         {"bad_words_ids": [[n] for n in range(20, 30)] + [[31, 32]]},
         {"logits_processor": LogitsProcessorList([Overwrites()])},
@@ -147,7 +158,14 @@ def test_random_calls_give_what_they_give_step_by_step(family: str, part: int) -
         both(*pair(family, rng.choice([0.05, 0.15, 0.4])), **random_case(rng, padded=family not in UNPADDED))
 
 
-def test_the_random_calls_switch_for_every_reason_and_speculate_with_success() -> None:
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_that_is_served_gives_what_it_gives_step_by_step(family: str) -> None:
+    rows = [random_prompt(seed, 10) for seed in range(3)] if family in UNPADDED else [random_prompt(3, 4), random_prompt(4, 13)]
+    ids, mask = left_padded(rows, PAD)
+    both(*pair(family, 0.05), ids, attention_mask=mask, max_new_tokens=20)
+
+
+def test_the_random_calls_switch_for_every_reason() -> None:
     rng = random.Random("llama 0")
     outputs = []
     for _ in range(15):
@@ -201,6 +219,7 @@ def test_the_pilots_vocabulary_may_be_narrower_or_wider(size: int) -> None:
     base, pilot = pair("llama")
     tokenizer = letter_tokenizer(40)
     pilot = resized(pilot, size)
+    pilot.generation_config.eos_token_id = [2, *range(64, size)]
     for seed in range(8):
         prompt = random_prompt(seed, 6, 40)
         both(base, pilot, prompt, tokenizer=tokenizer, assistant_tokenizer=tokenizer, switch_criteria=FiresAt(1))
@@ -339,15 +358,18 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 def exact(base: PreTrainedModel, first: torch.Tensor, length: int, vocabulary: int, **options: Any) -> torch.Tensor:
     """Probabilities of all responses: `first` are those of a first token from elsewhere; the rest is the base's."""
-    config = copy.deepcopy(base.generation_config)
-    config.update(do_sample=True, top_k=options.get("top_k", 0), temperature=options.get("temperature", 1.0))
-    config.update(repetition_penalty=options.get("repetition_penalty", 1.0))
     responses = torch.cartesian_prod(*[torch.arange(vocabulary)] * length)
     whole = torch.cat([torch.tensor([[1, 3]]).expand(len(responses), 2), responses], dim=1)
     with torch.no_grad():
         logits = base(whole).logits.float()
     probability = first[responses[:, 0]].double()
-    processors = base._get_logits_processor(config)
+    processors = LogitsProcessorList(
+        [
+            RepetitionPenaltyLogitsProcessor(options.get("repetition_penalty", 1.0)),
+            TemperatureLogitsWarper(options.get("temperature", 1.0)),
+            TopKLogitsWarper(options.get("top_k") or vocabulary),
+        ]
+    )
     for place in range(1, length):
         scores = processors(whole[:, : 2 + place], logits[:, 1 + place])
         probability = probability * scores.double().softmax(-1).gather(1, responses[:, place, None])[:, 0]
@@ -371,6 +393,24 @@ def test_ten_thousand_continuations_are_distributed_as_the_bases(sampling: str) 
         first = torch.zeros(5).scatter(0, kept.indices, kept.values.softmax(-1))
     want = exact(base, first, 4, 5, **options)
     cells = (drawn * torch.tensor([125, 25, 5, 1])).sum(dim=1).bincount(minlength=625)
+    assert chi_squared(cells, 10_000 * want) > 1e-3
+
+
+def test_an_eos_that_a_pilot_draws_tells_the_base_nothing() -> None:
+    base, pilot = wsd_hf.enable_wsd(tiny(5, 0)), tiny(5, 7, 4)
+    pilot.generation_config.eos_token_id = 4
+    prompt = torch.tensor([[1, 3]])
+    torch.manual_seed(0)
+    kwargs = {"do_sample": True, "top_k": 0, "num_return_sequences": 10_000, "max_new_tokens": 3}
+    out = decode(base, pilot, prompt, switch_criteria=FiresAt(1), **kwargs)
+    with torch.no_grad():
+        drafted = pilot(prompt).logits[0, -1].float().softmax(-1)
+        own = base(prompt).logits[0, -1].float().softmax(-1)
+    ended = float(drafted[4])
+    assert ended > 0.1
+    drafted[4] = 0.0
+    want = exact(base, drafted + ended * own, 3, 5)
+    cells = (out.sequences[:, 2:] * torch.tensor([25, 5, 1])).sum(dim=1).bincount(minlength=125)
     assert chi_squared(cells, 10_000 * want) > 1e-3
 
 
@@ -529,6 +569,15 @@ def test_what_the_fast_path_cannot_serve_is_refused_by_name_and_goes_step_by_ste
     assert (auto.scores is None) == (step.scores is None)
 
 
+def test_a_cache_that_the_caller_passes_holds_the_tokens_afterwards() -> None:
+    base, pilot = pair("llama")
+    cache = DynamicCache(config=base.config)
+    out = decode(base, pilot, wsd_engine="auto", past_key_values=cache)
+    assert cache.get_seq_length() == out.sequences.shape[1] - 1
+    with pytest.raises(wsd_hf.WSDValueError, match="past_key_values was given"):
+        decode(base, pilot, past_key_values=DynamicCache(config=base.config))
+
+
 def test_inputs_that_only_the_bases_forward_knows_are_not_dropped() -> None:
     base, pilot = pair("gpt2")
     kwargs = {"token_type_ids": torch.full((1, 6), 9), "wsd_threshold": 0.01}
@@ -629,7 +678,7 @@ def test_an_error_at_any_forward_comes_through_and_leaves_nothing_changed(role: 
 
 def live_tensors() -> int:
     gc.collect()
-    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
 def test_three_hundred_calls_leave_no_tensor_behind() -> None:

@@ -28,6 +28,7 @@ class Call:
         streamer: to be fed and ended; the prompt was put already.
         config: of Weak-to-Strong Decoding.
         setup: the pilot's side.
+        fills_cache: whether the caller passed a cache, which is to hold the tokens afterwards.
     """
 
     base: PreTrainedModel
@@ -40,3 +41,4 @@ class Call:
     streamer: BaseStreamer | None
     config: WSDConfig
     setup: DraftSetup
+    fills_cache: bool = False

@@ -82,6 +82,8 @@ def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) ->
 
 def why_not_inputs(call: Call) -> str | None:
     """Why the fast path cannot serve these inputs of the base; None where it can."""
+    if call.fills_cache:
+        return "past_key_values was given"
     for name, value in call.model_kwargs.items():
         if name not in DERIVED and value is not None:
             return f"{name} was given"
@@ -97,9 +99,6 @@ def why_not_inputs(call: Call) -> str | None:
 
 def why_not_options(generation_config: GenerationConfig, model_kwargs: dict[str, Any]) -> str | None:
     """Why the fast path cannot serve these options, whatever the models; None where it can."""
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and int(cache.get_seq_length()) > 0:
-        return "past_key_values was given"
     if model_kwargs.get("inputs_embeds") is not None:
         return "inputs_embeds was given"
     if not generation_config.use_cache:

@@ -127,11 +127,13 @@ class Decoding:
         for position in range(proposals.chunk + 1):
             check_usable("base", bad[:, position] & following, self.rows.lengths)
             self.draft.drop(self.rows.finished, self.rows.full)
+            drafting = self.draft.drafting
             if position < proposals.chunk:
                 forced = self.draft.take(proposed[:, position], log_probs[:, position])
             else:
                 forced, following = self.draft.closing(), following & ~self.draft.drafting
-            own = self._choose(following & (forced == FREE), position, proposals, logits)
+            free = following & (forced == FREE)
+            own = self._choose(free, free & drafting, position, proposals, logits)
             written = torch.where(forced == FREE, own, forced)
             self.rows.append(written, following)
             if position < proposals.chunk:
@@ -142,8 +144,14 @@ class Decoding:
                 break
         return kept
 
-    def _choose(self, free: torch.Tensor, position: int, proposals: Proposals, logits: torch.Tensor) -> torch.Tensor:
-        """What the base writes in its free rows at one position, LongTensor[B]; `FREE` elsewhere."""
+    def _choose(
+        self, free: torch.Tensor, ended: torch.Tensor, position: int, proposals: Proposals, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """What the base writes in its free rows at one position, LongTensor[B]; `FREE` elsewhere.
+
+        Where a proposal has just ended a draft, BoolTensor[B], the base draws without it: that row is here only because of
+        what was proposed, so the proposal no longer is a draw from the pilot's distribution.
+        """
         chosen = torch.full_like(free, FREE, dtype=torch.long)
         rows = free.nonzero().flatten().tolist()
         # Warpers look at one position's scores only; any other processor is shown the exact prefix of each row. They get
@@ -151,7 +159,9 @@ class Decoding:
         for prefix, exact in [(None, rows)] if self._warpers_only else self.rows.prefixes(rows):
             if exact and self._do_sample:
                 scores = self._processors(prefix, logits[:, position].clone())[exact]
-                chosen[exact] = keep_or_redraw(scores, *proposals.at(position, exact, self._vocabulary)).cpu()
+                tokens, drawn_with = proposals.at(position, exact, self._vocabulary)
+                drawn_with[ended[exact]] = 0.0
+                chosen[exact] = keep_or_redraw(scores, tokens, drawn_with).cpu()
             elif exact:
                 chosen[exact] = self._processors(prefix, logits[:, position].clone())[exact].argmax(dim=-1).cpu()
         return chosen

@@ -85,7 +85,7 @@ def weak_to_strong_decoding(
         generation_config=generation_config,
         stopping_criteria=stopping_criteria,
         streamer=streamer,
-        custom_generate=_Decoder(processor, config, streamer),
+        custom_generate=_Decoder(processor, config, streamer, fills_cache=kwargs.get("past_key_values") is not None),
         **kwargs,
     )
 
@@ -103,10 +103,13 @@ class _Settings:
 class _Decoder:
     """The callable `custom_generate`: what `generate` would hand to its decoding method, it hands to this."""
 
-    def __init__(self, processor: WSDLogitsProcessor, config: WSDConfig, streamer: BaseStreamer | None) -> None:
+    def __init__(
+        self, processor: WSDLogitsProcessor, config: WSDConfig, streamer: BaseStreamer | None, fills_cache: bool
+    ) -> None:
         self._processor = processor
         self._config = config
         self._streamer = streamer
+        self._fills_cache = fills_cache
 
     def __call__(
         self,
@@ -131,6 +134,7 @@ class _Decoder:
             self._streamer,
             self._config,
             setup,
+            self._fills_cache,
         )
         output, stats = (stepwise if _step_by_step(call) else fast).decode(call)
         if not generation_config.return_dict_in_generate:
