@@ -1,13 +1,16 @@
 PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2
 
-.PHONY: demo test lint types test-lowest check clean
+.PHONY: demo test bench lint types test-lowest check clean
 
 demo: .venv/ready
 	.venv/bin/wsd-hf demo
 
 test: .venv/ready
 	.venv/bin/pytest $(PYTEST_OPTIONS)
+
+bench: .venv/ready
+	.venv/bin/python benchmarks/decode.py
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -31,7 +31,8 @@ class WSDConfig:
         draft_end: when the draft ends unconfirmed (by the pilot's EOS or the limit), `"continue"` lets the base write
             on, as the paper does; `"stop"` ends the response there with the base's EOS.
         engine: `"auto"` takes the fast path wherever it is known to be exact, else the step-by-step path; `"fast"` and
-            `"step"` force one. Greedy responses are the same.
+            `"step"` force one. Greedy responses are the same. Forcing `"fast"` vouches for processors and criteria of your own:
+            they must depend on the prefix that they are shown, and not on earlier calls.
         speculate: on the fast path, let the pilot go on proposing after the switch; the base keeps what it would have
             written itself, so responses (when sampling: their distribution) are the same, in fewer forwards.
         chunk: on the fast path, how many tokens the pilot proposes at a time, >= 1; None adapts to how often it is right.

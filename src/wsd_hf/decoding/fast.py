@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, SynthIDTextWatermarkLogitsProcessor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..checks import context_size
@@ -60,6 +60,18 @@ def why_not(call: Call) -> str | None:
         or why_not_options(call.generation_config, call.model_kwargs)
         or why_not_inputs(call)
     )
+
+
+def doubt(call: Call) -> str | None:
+    """What the fast path may serve wrongly without knowing; None where it can't be anything.
+
+    It asks processors and criteria for each row's exact prefix, but not in step, and again where proposals are thrown away.
+    Whoever keeps a state from one call to the next, as grammars do, would be misled.
+    """
+    for item in (*call.processors, *call.criteria):
+        if not type(item).__module__.startswith("transformers.") or isinstance(item, SynthIDTextWatermarkLogitsProcessor):
+            return f"{type(item).__name__} may keep a state from step to step (wsd_engine='fast' if it does not)"
+    return None
 
 
 def _pad_token_id(generation_config: GenerationConfig) -> int:

@@ -158,6 +158,8 @@ def _step_by_step(call: Call) -> bool:
     reason = fast.why_not(call)
     if reason and call.config.engine == "fast":
         raise WSDValueError(f"wsd_engine='fast' cannot serve this call: {reason}")
+    if call.config.engine == "auto":
+        reason = reason or fast.doubt(call)
     if reason:
         logger.warning_once(f"Weak-to-Strong Decoding goes step by step, since {reason}")
     return reason is not None
