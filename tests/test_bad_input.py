@@ -68,8 +68,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "settings of another type": ({"wsd_config": {"threshold": 0.5}}, r"wsd_config=\{.*\}: must be a WSDConfig"),
     "stop without eos": ({"wsd_draft_end": "stop", "eos_token_id": -1}, r"draft_end='stop'.*eos_token_id"),
     "unknown strategy": ({"strategy": "best"}, r"strategy='best': unknown; known are 'wsd'"),
-    "no pilot": ({"assistant_model": None}, r"assistant_model=None: must be a loaded causal language model"),
-    "pilot by name": ({"assistant_model": "pilot"}, r"assistant_model='pilot': must be a loaded causal language model"),
+    "no pilot": ({"assistant_model": None}, r"assistant_model=None: must be a causal language model, already loaded"),
+    "pilot by name": (
+        {"assistant_model": "pilot"},
+        r"assistant_model='pilot': must be a causal language model, already loaded",
+    ),
     "beams": ({"num_beams": 4}, r"beam_search \(num_beams=4\)"),
     "sampling beams": ({"num_beams": 4, "do_sample": True}, r"beam_sample \(num_beams=4\)"),
     "prompt lookup": ({"prompt_lookup_num_tokens": 3}, r"assisted_generation"),

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 import wsd_hf
 from families import EOS, PAD, tiny_model, tiny_pilot
@@ -226,3 +233,25 @@ def test_a_loop_of_ones_own_is_refused(pilot: Any) -> None:
 def test_a_pilot_is_needed() -> None:
     with pytest.raises(wsd_hf.WSDValueError, match="assistant_model=None"):
         WSDLogitsProcessor(None)
+
+
+class FirstRow(StoppingCriteria):
+    """Fires for the first row from a length on, or for the others."""
+
+    def __init__(self, length: int, others: bool = False) -> None:
+        self.length, self.others = length, others
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        first = torch.arange(len(input_ids)) == 0
+        return (first != self.others) & (input_ids.shape[1] >= self.length)
+
+
+def test_the_pilot_rests_once_every_row_has_switched_or_ended(plain: Any, own_pilot: Any) -> None:
+    forwards = []
+    own_pilot.register_forward_pre_hook(lambda *_: forwards.append(1))
+    own_pilot.generation_config.eos_token_id = None
+    ids = torch.cat([random_prompt(0, 6), random_prompt(1, 6)])
+    processor = WSDLogitsProcessor(own_pilot, switch_criteria=FirstRow(2, others=True))
+    ends = StoppingCriteriaList([FirstRow(6 + 4)])
+    with_processor(plain, ids, processor, stopping_criteria=ends, max_new_tokens=12, eos_token_id=EOS)
+    assert len(forwards) == 4

@@ -21,7 +21,7 @@ def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> 
 def check_causal(name: str, model: object) -> None:
     """Raises unless `model` is a loaded decoder-only language model."""
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "generation_config"):
-        raise WSDValueError(f"{name}={model!r}: must be a loaded causal language model")
+        raise WSDValueError(f"{name}={model!r}: must be a causal language model, already loaded with from_pretrained")
     if getattr(model.config, "is_encoder_decoder", False):
         raise WSDValueError(f"{name} is an encoder-decoder ({type(model).__name__}): must be a decoder-only model")
 
