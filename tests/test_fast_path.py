@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import (
     DynamicCache,
+    LlamaForCausalLM,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -719,3 +720,18 @@ def test_eight_threads_on_one_pair_equal_serial_calls() -> None:
     serial = [run() for run in tasks]
     for _ in range(3):
         assert together(tasks) == serial
+
+
+def test_a_subclass_with_a_forward_of_its_own_goes_step_by_step() -> None:
+    class Own(LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    base, pilot = pair("llama")
+    own = Own(base.config).to(base.dtype).eval()
+    own.load_state_dict(base.state_dict())
+    out, expected = (decode(wsd_hf.enable_wsd(model), pilot, wsd_engine="auto") for model in (own, base))
+    assert out.sequences.tolist() == expected.sequences.tolist()
+    assert out.stats.base_forwards > expected.stats.base_forwards
+    with pytest.raises(wsd_hf.WSDValueError, match=r"the base has a forward of its own \(Own\)"):
+        decode(own, pilot, wsd_engine="fast")

@@ -26,6 +26,8 @@ def why_not_model(name: str, model: PreTrainedModel) -> str | None:
     family, attention = model.config.model_type, _compat.attention_implementation(model)
     if family not in FAMILIES:
         return f"the {name} is of type {family!r}, which is not among those tested: {', '.join(sorted(FAMILIES))}"
+    if not type(model).forward.__module__.startswith("transformers."):
+        return f"the {name} has a forward of its own ({type(model).__name__})"
     if attention not in ATTENTION:
         return f"the {name} uses {attention!r} attention: load it with attn_implementation='sdpa'"
     if getattr(model.config, "alibi", False):
