@@ -147,3 +147,8 @@ def test_the_trace_can_end_before_a_stop_string(output, tokenizer):
     shorter = wsd_hf.explain(output, tokenizer, stop_strings=["not in it", stop])
     assert "".join(token.text for token in shorter.tokens) == text[: text.find(stop)]
     assert [token.id for token in shorter.tokens] == [token.id for token in whole.tokens][: len(shorter.tokens)]
+
+
+def test_a_switch_by_other_criteria_is_not_called_confidence():
+    tokens = (wsd_hf.TracedToken(1, "Sure", "pilot", 0.1, None), wsd_hf.TracedToken(2, ".", "base", None, None))
+    assert "the caller's switch criteria fired" in wsd_hf.Trace(tokens, 1, "confident", 0.8, 6).summary()

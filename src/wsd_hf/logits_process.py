@@ -72,8 +72,8 @@ class WSDLogitsProcessor(LogitsProcessor):
 
     `model.generate(..., logits_processor=[WSDLogitsProcessor(pilot)])` gives the sequences of
     `generate(..., strategy="wsd")`: the check reads the base's raw logits whatever other processors are configured, and
-    the drafted token has the last word over them. The object itself is never changed: one may serve many calls and
-    threads, and every call starts afresh.
+    the drafted token has the last word over them. One object may serve many calls and threads: each call has a state of
+    its own, and starts afresh.
 
     Args:
         pilot: the small aligned model; it shares the base's vocabulary.

@@ -119,7 +119,7 @@ class Trace:
     def summary(self) -> str:
         """One line: the switch and its reason."""
         reasons = {
-            "confident": f"there the base's confidence reached {self.threshold:g} over {self.window_size} tokens",
+            "confident": f"there {self._trigger()}",
             "draft_ended": "there the pilot was done, before the base became confident",
             "draft_limit": "there the draft limit was reached, before the base became confident",
             "budget": "that is the whole response: the base never became confident",
@@ -127,6 +127,12 @@ class Trace:
         }
         drafted = f"{self.switch_index} token{'' if self.switch_index == 1 else 's'}"
         return f"pilot: {drafted} of {len(self.tokens)}; {reasons[self.switch_reason]}"
+
+    def _trigger(self) -> str:
+        reached = self.tokens[self.switch_index - 1].confidence if self.tokens else None
+        if reached is None or reached < self.threshold * (1 - 1e-9):
+            return "the caller's switch criteria fired"
+        return f"the base's confidence reached {self.threshold:g} over {self.window_size} tokens"
 
     def print(self, console: Console | None = None) -> None:
         """Prints the trace; in colour where the console (default: standard output) can."""

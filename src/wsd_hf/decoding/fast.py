@@ -57,7 +57,7 @@ def why_not(call: Call) -> str | None:
     return (
         why_not_model("base", call.base)
         or why_not_model("pilot", call.setup.pilot)
-        or why_not_options(call.generation_config, call.model_kwargs)
+        or why_not_options(call.generation_config)
         or why_not_inputs(call)
     )
 
@@ -109,10 +109,8 @@ def why_not_inputs(call: Call) -> str | None:
     return None
 
 
-def why_not_options(generation_config: GenerationConfig, model_kwargs: dict[str, Any]) -> str | None:
+def why_not_options(generation_config: GenerationConfig) -> str | None:
     """Why the fast path cannot serve these options, whatever the models; None where it can."""
-    if model_kwargs.get("inputs_embeds") is not None:
-        return "inputs_embeds was given"
     if not generation_config.use_cache:
         return "use_cache=False was given"
     if generation_config.guidance_scale not in (None, 1):

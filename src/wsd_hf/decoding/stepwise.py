@@ -55,13 +55,12 @@ class _DraftThenShape(LogitsProcessor):
         return force(self._processors(input_ids, scores), tokens)
 
 
-def _stats(draft: DraftSteps, prompt: torch.Tensor, cached: bool) -> WSDStats:
+def _stats(steps: DraftSteps, prompt: torch.Tensor, cached: bool) -> WSDStats:
     rows, width = prompt.shape
-    steps = draft.taken
-    repeated = 0 if cached else sum(range(width, width + steps - 1))
+    repeated = 0 if cached else sum(range(width, width + steps.taken - 1))
     return WSDStats(
-        base_forwards=steps,
-        base_tokens=rows * (width + steps - 1 + repeated),
-        pilot_forwards=draft.stream.forwards,
-        pilot_tokens=draft.stream.tokens,
+        base_forwards=steps.taken,
+        base_tokens=rows * (width + steps.taken - 1 + repeated),
+        pilot_forwards=steps.stream.forwards,
+        pilot_tokens=steps.stream.tokens,
     )

@@ -55,15 +55,15 @@ def weak_to_strong_decoding(
         base: the model that generates.
     """
     check_causal("the model", base)
-    settings = _Settings(kwargs, generation_config, base.generation_config)
+    configs = (generation_config, base.generation_config)
     if custom_generate is not None:
         raise WSDValueError("custom_generate cannot be combined with strategy='wsd': each would decide every token")
     if synced_gpus:
         raise WSDValueError("synced_gpus=True is not supported by strategy='wsd': pilot and base take unequal steps")
-    if settings.get("token_healing"):
+    if _setting("token_healing", kwargs, *configs):
         raise WSDValueError("token_healing=True is not supported by strategy='wsd': heal the prompt before the call")
     keywords = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
-    config = WSDConfig.resolve(keywords, wsd_config, generation_config, base.generation_config)
+    config = WSDConfig.resolve(keywords, wsd_config, *configs)
     processor = WSDLogitsProcessor(
         assistant_model,
         config,
@@ -75,7 +75,7 @@ def weak_to_strong_decoding(
         assistant_tokenizer=assistant_tokenizer,
     )
     stopping_criteria = StoppingCriteriaList(stopping_criteria or [])
-    if stop_strings := settings.get("stop_strings"):
+    if stop_strings := _setting("stop_strings", kwargs, *configs):
         if tokenizer is None:
             raise WSDValueError(f"stop_strings={stop_strings!r} are text: pass the base's tokenizer as tokenizer=")
         # transformers drops the tokenizer on the way to a callable custom_generate, so its own criterion can't be built.
@@ -90,14 +90,10 @@ def weak_to_strong_decoding(
     )
 
 
-class _Settings:
-    """Reads a generation setting before transformers merges its sources: call keyword > passed config > model's config."""
-
-    def __init__(self, keywords: dict[str, Any], *configs: GenerationConfig | None) -> None:
-        self._sources = [keywords, *(vars(config) for config in configs if config is not None)]
-
-    def get(self, name: str) -> Any:
-        return next((source[name] for source in self._sources if source.get(name) is not None), None)
+def _setting(name: str, keywords: dict[str, Any], *configs: GenerationConfig | None) -> Any:
+    """A generation setting before transformers merges its sources: call keyword > passed config > model's config."""
+    values = (source.get(name) for source in (keywords, *(vars(config) for config in configs if config is not None)))
+    return next((value for value in values if value is not None), None)
 
 
 class _Decoder:
