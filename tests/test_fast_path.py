@@ -248,6 +248,28 @@ def test_several_return_sequences_are_as_many_rows() -> None:
     both(base, pilot, ids, **kwargs)
 
 
+@pytest.mark.parametrize("chunk", [None, 1, 4])
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"eos_token_id": [2, 5, 9, 46]}])
+def test_scores_and_logits_are_those_of_the_other_path(options: dict[str, Any], chunk: int | None) -> None:
+    base, pilot = pair("llama")
+    ids, mask = left_padded([random_prompt(seed, 3 + 2 * seed) for seed in range(3)], PAD)
+    kwargs = {"attention_mask": mask, "output_scores": True, "output_logits": True, "wsd_chunk": chunk, **options}
+    fast, step = both(base, pilot, ids, **kwargs)
+    assert len(fast.scores) == len(fast.logits) == fast.sequences.shape[1] - ids.shape[1]
+    for row, answer in enumerate(answers(fast)):
+        for place, token in enumerate(answer):
+            for ours, theirs in ((fast.scores, step.scores), (fast.logits, step.logits)):
+                torch.testing.assert_close(ours[place][row], theirs[place][row], atol=1e-4, rtol=1e-4)
+            assert int(fast.scores[place][row].argmax()) == token
+
+
+def test_scores_alone_are_returned_alone() -> None:
+    base, pilot = pair("llama")
+    out = decode(base, pilot, output_scores=True)
+    assert (len(out.scores), out.logits) == (14, None)
+    assert decode(base, pilot).scores is None
+
+
 # Less work
 
 
@@ -274,20 +296,49 @@ class Watch:
     def forwards(self) -> int:
         return len(self.fed)
 
-    def positions(self, row: int) -> list[int]:
-        return [position for forward in self.fed for position in forward[row]]
+    @property
+    def tokens(self) -> int:
+        return sum(len(row) for forward in self.fed for row in forward)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of each forward; those that have finished are left out."""
+        return [len(forward) for forward in self.fed]
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 5, 16])
 def test_the_base_sees_every_prompt_token_once(chunk: int | None) -> None:
     base, pilot = pair("llama")
-    rows = [random_prompt(seed, length) for seed, length in enumerate((4, 11, 7, 1))]
-    ids, mask = left_padded(rows, PAD)
+    lengths = (4, 11, 7, 1)
+    ids, mask = left_padded([random_prompt(seed, length) for seed, length in enumerate(lengths)], PAD)
     with Watch(base) as watch:
         decode(base, pilot, ids, attention_mask=mask, wsd_chunk=chunk, switch_criteria=FiresAt(1, 3, 8, 14))
-    for row, prompt in enumerate(rows):
-        length = prompt.shape[1]
-        assert sorted(position for position in watch.positions(row) if position < length) == list(range(length))
+    for length, positions in zip(lengths, watch.fed[0], strict=True):
+        assert positions[:length] == list(range(length))
+    for forward in watch.fed[1:]:
+        assert all(position >= min(lengths) for positions in forward for position in positions)
+        if len(forward) == len(lengths):
+            assert all(min(positions, default=length) >= length for positions, length in zip(forward, lengths, strict=True))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 5])
+def test_rows_that_have_finished_leave_the_batch(chunk: int | None) -> None:
+    base, pilot = pair("llama")
+    ids, mask = left_padded([random_prompt(seed, length) for seed, length in enumerate((4, 11, 7, 1))], PAD)
+    kwargs = {"attention_mask": mask, "max_new_tokens": 24, "eos_token_id": [2, 5, 9, 11, 27, 40, 46], "wsd_chunk": chunk}
+    both(base, pilot, ids, **kwargs)
+    with Watch(base) as watch, Watch(pilot) as proposing:
+        out = decode(base, pilot, ids, **kwargs)
+    assert len({len(row) for row in answers(out)}) > 2
+    for rows in watch.rows, proposing.rows:
+        assert rows[0] == 4 > rows[-1]
+        assert rows == sorted(rows, reverse=True)
+
+
+def answers(out: Any) -> list[list[int]]:
+    """The responses without their padding."""
+    ended = [row.index(PAD) if PAD in row else len(row) for row in out.sequences[:, out.prompt_length :].tolist()]
+    return [row[:end] for row, end in zip(out.sequences[:, out.prompt_length :].tolist(), ended, strict=True)]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 16])
@@ -299,7 +350,7 @@ def test_a_draft_is_checked_chunk_by_chunk_and_less_than_a_chunk_is_thrown_away(
         out = decode(base, pilot, wsd_chunk=chunk, wsd_speculate=False, **kwargs)
     assert int(out.switch_index) == switch
     assert watch.forwards <= -(-switch // chunk) + 1
-    assert len(watch.positions(0)) <= 6 + switch + chunk - 1
+    assert watch.tokens <= 6 + switch + chunk - 1
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 5])
@@ -308,11 +359,11 @@ def test_the_base_is_fed_the_response_and_rejected_proposals_only(chunk: int | N
     ids, mask = left_padded([random_prompt(0, 4), random_prompt(1, 9)], PAD)
     with Watch(base) as watch, Watch(pilot) as proposing:
         out = decode(base, pilot, ids, attention_mask=mask, wsd_chunk=chunk, eos_token_id=None)
-    fed = sum(len(watch.positions(row)) for row in range(2))
+    fed = watch.tokens
     assert fed <= 4 + 9 + 2 * 14 + 2 * proposing.forwards
     assert (watch.forwards, fed) == (out.stats.base_forwards, out.stats.base_tokens)
     assert proposing.forwards == out.stats.pilot_forwards
-    assert sum(len(proposing.positions(row)) for row in range(2)) == out.stats.pilot_tokens
+    assert proposing.tokens == out.stats.pilot_tokens
 
 
 def test_a_pilot_that_is_always_right_saves_three_forwards_of_four() -> None:
@@ -548,8 +599,6 @@ def test_a_streamer_that_raises_ends_generation_with_its_exception(at: int) -> N
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "scores": ({"output_scores": True}, "output_scores=True"),
-    "logits": ({"output_logits": True}, "output_logits=True"),
     "hidden states": ({"output_hidden_states": True}, "output_hidden_states=True"),
     "no cache": ({"use_cache": False}, "use_cache=False"),
     "static cache": ({"cache_implementation": "static"}, "cache_implementation='static'"),

@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from families import VOCABULARY, tiny_model
+from wsd_hf.decoding.cache import RaggedCache
+from wsd_hf.decoding.graphs import Eager, Workspace
 from wsd_hf.decoding.stream import Stream
 from wsd_hf.decoding.support import FAMILIES, why_not_model
 
@@ -28,6 +30,11 @@ def tokens(rng: random.Random, count: int) -> list[int]:
     return [rng.randrange(VOCABULARY) for _ in range(count)]
 
 
+def streaming(model: PreTrainedModel, prompts: list[list[int]], room: int) -> Stream:
+    workspace = Workspace(RaggedCache(model.config, max(map(len, prompts)) + room), Eager())
+    return Stream(model, prompts, workspace, last_position=200)
+
+
 @pytest.mark.parametrize(("family", "attention"), KINDS)
 def test_ragged_feeds_and_rewinds_leave_every_logit_that_of_a_forward_without_cache(family: str, attention: str) -> None:
     model = copy.deepcopy(tiny_model(family))
@@ -36,7 +43,7 @@ def test_ragged_feeds_and_rewinds_leave_every_logit_that_of_a_forward_without_ca
     rng = random.Random(family)
     prompts = [tokens(rng, length) for length in PROMPTS]
     responses: list[list[int]] = [[] for _ in prompts]
-    stream = Stream(model, prompts, ROOM, 200, torch.device("cpu"))
+    stream = streaming(model, prompts, ROOM)
     for _ in range(12):
         chunk = rng.randint(0, 4)
         proposals = torch.tensor([tokens(rng, chunk) for _ in prompts], dtype=torch.long).view(len(prompts), chunk)
@@ -44,7 +51,7 @@ def test_ragged_feeds_and_rewinds_leave_every_logit_that_of_a_forward_without_ca
             response += tokens(rng, rng.choice([0, 1, 1, 3]))
         blocks = [stream.missing(row, response) if rng.random() < 0.8 else None for row, response in enumerate(responses)]
         with torch.no_grad():
-            logits = stream.feed(blocks, proposals, keep=chunk + 1)
+            logits = stream.logits(stream.block(blocks, proposals, [chunk] * len(prompts)), keep=chunk + 1)
         for row, block in enumerate(blocks):
             if block is None:
                 continue
@@ -58,19 +65,43 @@ def test_ragged_feeds_and_rewinds_leave_every_logit_that_of_a_forward_without_ca
             stream.rewind(row, len(responses[row]) - rng.choice([0, 0, 1, min(3, len(responses[row]))]))
 
 
-def test_tokens_are_counted_without_padding() -> None:
-    stream = Stream(tiny_model("llama"), [[5, 6, 7], [8]], 8, 20, torch.device("cpu"))
+def feed(stream: Stream, blocks: list[list[int] | None], proposals: list[list[int]], counts: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        stream.feed([[5, 6, 7], [8]], torch.tensor([[9, 9], [9, 9]]), keep=1)
-        stream.feed([[], None], torch.tensor([[9], [9]]), keep=1)
-    assert (stream.forwards, stream.tokens, stream.lengths) == (2, 9, [6, 3])
+        return stream.logits(stream.block(blocks, torch.tensor(proposals), counts), keep=1 + len(proposals[0]))
+
+
+def test_tokens_are_counted_without_padding() -> None:
+    stream = streaming(tiny_model("llama"), [[5, 6, 7], [8]], 8)
+    feed(stream, [[5, 6, 7], [8]], [[9, 9], [9, 9]], [2, 1])
+    feed(stream, [[], None], [[9], [9]], [1, 1])
+    assert (stream.forwards, stream.tokens, stream.lengths) == (2, 8, [6, 2])
+
+
+def test_rows_may_get_unequal_numbers_of_proposals() -> None:
+    model = tiny_model("llama")
+    stream = streaming(model, [[5, 6, 7], [8]], 8)
+    logits = feed(stream, [[5, 6, 7], [8]], [[9, 10], [11, 0]], [2, 1])
+    torch.testing.assert_close(logits[0], without_cache(model, [5, 6, 7, 9, 10])[-3:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits[1, :2], without_cache(model, [8, 11]), atol=1e-5, rtol=1e-5)
+    logits = feed(stream, [[12], [12]], [[13], [13]], [1, 1])
+    torch.testing.assert_close(logits[1], without_cache(model, [8, 11, 12, 13])[-2:], atol=1e-5, rtol=1e-5)
+
+
+def test_rows_that_leave_take_nothing_of_the_others_with_them() -> None:
+    model = tiny_model("llama")
+    stream = streaming(model, [[5, 6, 7], [8], [9, 10]], 8)
+    feed(stream, [[5, 6, 7], [8], [9, 10]], [[11], [12], [13]], [1, 1, 1])
+    stream.select([0, 2])
+    feed(stream, [[14], [14]], [[15], [16]], [1, 1])
+    stream.select([2])
+    logits = feed(stream, [[17]], [[18]], [1])
+    torch.testing.assert_close(logits[0], without_cache(model, [9, 10, 13, 14, 16, 17, 18])[-2:], atol=1e-5, rtol=1e-5)
 
 
 def test_what_the_cache_lacks_begins_where_it_was_rewound_to() -> None:
-    stream = Stream(tiny_model("llama"), [[5, 6, 7]], 8, 20, torch.device("cpu"))
+    stream = streaming(tiny_model("llama"), [[5, 6, 7]], 8)
     assert stream.missing(0, [8, 9]) == [5, 6, 7, 8, 9]
-    with torch.no_grad():
-        stream.feed([[5, 6, 7, 8, 9]], torch.tensor([[10]]), keep=1)
+    feed(stream, [[5, 6, 7, 8, 9]], [[10]], [1])
     stream.rewind(0, 1)
     assert stream.missing(0, [8, 11]) == [11]
 

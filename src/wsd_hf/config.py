@@ -36,6 +36,8 @@ class WSDConfig:
         speculate: on the fast path, let the pilot go on proposing after the switch; the base keeps what it would have
             written itself, so responses (when sampling: their distribution) are the same, in fewer forwards.
         chunk: on the fast path, how many tokens the pilot proposes at a time, >= 1; None adapts to how often it is right.
+        cuda_graphs: on the fast path, capture forwards as CUDA graphs where models allow it. They and their caches are kept
+            for later calls, in at most an eighth of the device's memory.
 
     Raises:
         WSDValueError: naming the field, the value and the rule.
@@ -54,12 +56,14 @@ class WSDConfig:
     engine: Engine = "auto"
     speculate: bool = True
     chunk: int | None = None
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", check_probability("threshold", self.threshold))
         for name in ("window_size", "max_draft_tokens"):
             object.__setattr__(self, name, check_positive_integer(name, getattr(self, name)))
-        for name, choices in (("draft_end", get_args(DraftEnd)), ("engine", get_args(Engine)), ("speculate", (True, False))):
+        switches = {"speculate": (True, False), "cuda_graphs": (True, False)}
+        for name, choices in {"draft_end": get_args(DraftEnd), "engine": get_args(Engine), **switches}.items():
             if getattr(self, name) not in choices:
                 raise WSDValueError(f"{name}={getattr(self, name)!r}: must be {' or '.join(map(repr, choices))}")
         if self.chunk is not None:

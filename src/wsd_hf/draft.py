@@ -20,9 +20,8 @@ class Draft:
 
     Args:
         switch_criteria: asked after every drafted token; fires where the base takes over.
-        limits: most tokens that the pilot may write, LongTensor[batch].
+        rows: of the batch.
         vocabulary: size of the base's.
-        end_token_ids: tokens that end a draft instead of entering it: every EOS of pilot and base.
         closing_token_id: token that ends the response where a draft ended unconfirmed; None: the base writes on.
 
     Attributes:
@@ -32,24 +31,14 @@ class Draft:
         reasons: why each row's draft is over.
     """
 
-    def __init__(
-        self,
-        switch_criteria: StoppingCriteria,
-        limits: torch.Tensor,
-        vocabulary: int,
-        end_token_ids: set[int],
-        closing_token_id: int | None,
-    ) -> None:
-        rows = len(limits)
+    def __init__(self, switch_criteria: StoppingCriteria, rows: int, vocabulary: int, closing_token_id: int | None) -> None:
         self.reasons: list[SwitchReason] = ["budget"] * rows
         self.token_ids = torch.empty(rows, 0, dtype=torch.long)
         self.log_probs = torch.empty(rows, 0)
         self.drafting = torch.ones(rows, dtype=torch.bool)
         self._closing = torch.zeros(rows, dtype=torch.bool)
         self._switch_criteria = switch_criteria
-        self._limits = limits
         self._vocabulary = vocabulary
-        self._end_token_ids = torch.tensor(sorted(end_token_ids), dtype=torch.long)
         self._closing_token_id = closing_token_id
 
     @property
@@ -60,40 +49,35 @@ class Draft:
     def drop(self, finished: torch.Tensor, full: torch.Tensor | None = None) -> None:
         """Takes out the rows that a criterion has ended, BoolTensor[batch], some of them because they are full."""
         if full is not None:
-            self._stop(finished & full, "budget")
-        self._stop(finished, "stopped")
+            self.stop(finished & full, "budget")
+        self.stop(finished, "stopped")
         self._closing &= ~finished
 
-    def take(self, proposals: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
-        """One proposal of the pilot for every row.
+    def take(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> torch.Tensor:
+        """The next token of some drafts.
 
         Args:
-            proposals: LongTensor[batch]; not read where a row no longer drafts.
+            tokens: LongTensor[batch]; read where a row is offered one.
             log_probs: the base's log-probabilities of them, [batch].
+            offered: drafting rows that get a token now, BoolTensor[batch].
 
         Returns:
             The token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
         """
-        self._stop(torch.isin(proposals, self._end_token_ids), "draft_ended")
-        forced = torch.where(self.drafting, proposals, self.closing())
-        if self.drafting.any():
-            self._record(proposals, log_probs)
-            fired = torch.as_tensor(self._switch_criteria(self.token_ids, self.log_probs)).cpu()
-            self._stop(fired, "confident")
-            self._stop(self._limits <= self.token_ids.shape[1], "draft_limit")
+        forced = torch.where(offered, tokens, self.closing())
+        if offered.any():
+            self._check(tokens[offered])
+            self._record(tokens, log_probs, offered)
+            self.stop(offered & self._fired(offered), "confident")
         return forced
 
     def closing(self) -> torch.Tensor:
-        """The token that each row must take where no proposal is left, LongTensor[batch]; `FREE` where the base chooses."""
+        """The token that each row must take beside its draft, LongTensor[batch]; `FREE` where the base chooses."""
         token = FREE if self._closing_token_id is None else self._closing_token_id
         return torch.where(self._closing, token, FREE)
 
-    def end(self, full: bool) -> None:
-        """The response is over: rows that the pilot was still writing are full, or were stopped at their last token."""
-        if not full:
-            self._stop(self.drafting, "stopped")
-
-    def _stop(self, rows: torch.Tensor, reason: SwitchReason) -> None:
+    def stop(self, rows: torch.Tensor, reason: SwitchReason) -> None:
+        """The drafts of some rows are over, BoolTensor[batch], if they were not before."""
         rows = rows & self.drafting
         for row in rows.nonzero().flatten().tolist():
             self.reasons[row] = reason
@@ -101,13 +85,30 @@ class Draft:
         if self._closing_token_id is not None and reason in ("draft_ended", "draft_limit"):
             self._closing |= rows
 
-    def _record(self, proposals: torch.Tensor, log_probs: torch.Tensor) -> None:
-        proposals = torch.where(self.drafting, proposals, 0)
-        if (largest := int(proposals.max())) >= self._vocabulary:
+    def end(self, full: bool) -> None:
+        """The response is over: rows that the pilot was still writing are full, or were stopped at their last token."""
+        if not full:
+            self.stop(self.drafting, "stopped")
+
+    def _check(self, tokens: torch.Tensor) -> None:
+        if (largest := int(tokens.max())) >= self._vocabulary:
             raise WSDValueError(
                 f"the pilot drafted token id {largest}, but the base's vocabulary has {self._vocabulary} tokens: "
                 "the two models do not share a vocabulary"
             )
-        log_probs = torch.where(self.drafting, log_probs, torch.nan)
-        self.token_ids = torch.cat([self.token_ids, proposals[:, None]], dim=1)
-        self.log_probs = torch.cat([self.log_probs, log_probs[:, None]], dim=1)
+
+    def _record(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> None:
+        rows, ends = offered.nonzero().flatten(), self.switch_index[offered]
+        if int(ends.max()) == self.token_ids.shape[1]:
+            self.token_ids = torch.nn.functional.pad(self.token_ids, (0, 1), value=0)
+            self.log_probs = torch.nn.functional.pad(self.log_probs, (0, 1), value=torch.nan)
+        self.token_ids[rows, ends] = tokens[rows]
+        self.log_probs[rows, ends] = log_probs[rows]
+
+    def _fired(self, offered: torch.Tensor) -> torch.Tensor:
+        """Rows where the criteria fire at the newest token; they are shown drafts of one length at a time."""
+        fired, lengths = torch.zeros_like(offered), self.switch_index
+        for length in sorted(set(lengths[offered].tolist())):
+            asked = torch.as_tensor(self._switch_criteria(self.token_ids[:, :length], self.log_probs[:, :length])).cpu()
+            fired |= asked & (lengths == length) & offered
+        return fired

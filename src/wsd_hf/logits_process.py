@@ -34,10 +34,12 @@ from .checks import (
     vocabulary_size,
 )
 from .config import WSDConfig
-from .draft import FREE, Draft
+from .decoding.acceptance import draw
+from .draft import FREE, Draft, SwitchReason
 from .errors import WSDValueError
 from .pilot import PilotStream
 from .switch import SwitchCriteria
+from .text.bridge import Offer, OneVocabulary
 from .text.vocabulary import check_vocabularies
 
 SAMPLING_WARPERS = (
@@ -65,6 +67,8 @@ class DraftSetup(NamedTuple):
     longest: int
     """Most tokens that any row may draft."""
     draft: Draft
+    bridge: OneVocabulary
+    """From the pilot's tokens to the base's."""
 
 
 class WSDLogitsProcessor(LogitsProcessor):
@@ -174,10 +178,13 @@ class WSDLogitsProcessor(LogitsProcessor):
             int(limits.max()),
             Draft(
                 self.switch_criteria or SwitchCriteria(config.threshold, config.window_size),
-                limits,
+                len(input_ids),
                 vocabulary_size(base),
-                base_eos | eos_token_ids(self.pilot.generation_config) | eos_token_ids(self.assistant_tokenizer),
                 closing_token_id=min(base_eos) if config.draft_end == "stop" else None,
+            ),
+            OneVocabulary(
+                base_eos | eos_token_ids(self.pilot.generation_config) | eos_token_ids(self.assistant_tokenizer),
+                limits.tolist(),
             ),
         )
 
@@ -200,7 +207,7 @@ class WSDLogitsProcessor(LogitsProcessor):
 
 
 class DraftSteps:
-    """The draft of one call, token by token, with a forward of the pilot for each.
+    """The draft of one call, token by token, with forwards of the pilot as they are needed.
 
     Attributes:
         taken: steps so far, one response token each.
@@ -210,7 +217,9 @@ class DraftSteps:
         self.draft = setup.draft
         self.stream = PilotStream(setup.pilot, setup.input_ids, setup.attention_mask, setup.longest)
         self.taken = 0
+        self._bridge = setup.bridge
         self._warpers = setup.warpers
+        self._offers = [Offer([], None) for _ in setup.input_ids]
 
     def advance(self, input_ids: torch.Tensor, logits: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
         """One step of every row.
@@ -226,35 +235,58 @@ class DraftSteps:
         check_usable("base", unusable(logits) & ~finished, [self.taken] * len(logits))
         self.taken += 1
         self.draft.drop(finished.cpu())
+        tokens = self._next_tokens(input_ids.device)
         if not self.draft.drafting.any():
             return self.draft.closing().to(input_ids.device)
-        proposals = self._propose(input_ids)
-        index = proposals.clamp(max=logits.shape[-1] - 1)[:, None]
-        log_probs = logits.log_softmax(dim=-1).gather(1, index).squeeze(1)
-        return self.draft.take(proposals.cpu(), log_probs.cpu()).to(input_ids.device)
+        index = tokens.clamp(max=logits.shape[-1] - 1)[:, None].to(logits.device)
+        log_probs = logits.log_softmax(dim=-1).gather(1, index).squeeze(1).cpu()
+        forced = self.draft.take(tokens, log_probs, self.draft.drafting).to(input_ids.device)
+        self._stop_exhausted("draft_limit")
+        return forced
 
-    def _propose(self, input_ids: torch.Tensor) -> torch.Tensor:
-        if self.taken > 1:
-            self.stream.append(self.draft.token_ids[:, -1])
-        logits = self.stream.next_logits().to(input_ids.device)
+    def _next_tokens(self, device: torch.device) -> torch.Tensor:
+        """The next token of each draft, LongTensor[batch]; drafts that have none are stopped."""
+        while any(self._offers[row] == Offer([], None) for row in self._drafting()):
+            self._propose(device)
+        self._stop_exhausted("draft_ended", "draft_limit")
+        tokens = torch.zeros(len(self._offers), dtype=torch.long)
+        for row in self._drafting():
+            tokens[row] = self._offers[row].tokens.pop(0)
+        return tokens
+
+    def _propose(self, device: torch.device) -> None:
+        """One more token of the pilot in every row, though some may have enough for now."""
+        logits = self.stream.next_logits().to(device)
         check_usable("pilot", unusable(logits).cpu() & self.draft.drafting, [self.taken - 1] * len(logits))
-        return choose(logits, input_ids, self._warpers)[0]
+        proposed = choose(logits, self._warpers)[0]
+        self.stream.append(proposed)
+        for row in self._drafting():
+            tokens, over = self._offers[row]
+            if over is None:
+                offer = self._bridge.offer(row, [int(proposed[row])])
+                self._offers[row] = Offer(tokens + offer.tokens, offer.over)
+
+    def _drafting(self) -> list[int]:
+        return self.draft.drafting.nonzero().flatten().tolist()
+
+    def _stop_exhausted(self, *reasons: SwitchReason) -> None:
+        """Stops the drafts that have nothing left, for one of some reasons."""
+        for reason in reasons:
+            exhausted = [offer == Offer([], reason) for offer in self._offers]
+            self.draft.stop(torch.tensor(exhausted), reason)
 
 
-def choose(
-    logits: torch.Tensor, input_ids: torch.Tensor, warpers: LogitsProcessorList | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def choose(logits: torch.Tensor, warpers: LogitsProcessorList | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The pilot's choice: greedy without warpers, else drawn from the warped distribution, which is returned too.
 
     Args:
         logits: [batch, vocabulary].
-        input_ids: what warpers are handed and none of them reads, [batch, length].
-        warpers: of the call.
+        warpers: of the call; none of `SAMPLING_WARPERS` looks at the tokens before.
     """
     if warpers is None:
         return logits.argmax(dim=-1), None
-    probabilities = warpers(input_ids, logits).softmax(dim=-1)
-    return torch.multinomial(probabilities, num_samples=1).squeeze(1), probabilities
+    probabilities = warpers(None, logits).softmax(dim=-1)
+    return draw(probabilities), probabilities
 
 
 def force(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .config import WSDConfig
@@ -35,12 +35,24 @@ class WSDStats:
         base_tokens: token positions fed to the base, all rows; step by step padding counts too.
         pilot_forwards: forwards of the pilot.
         pilot_tokens: token positions fed to the pilot, likewise.
+        cache_memory: bytes of both KV caches; None step by step, where transformers keeps them.
+        peak_memory: most bytes that PyTorch had allocated on the models' CUDA devices since the caller last reset its peak
+            statistics; None without CUDA.
     """
 
     base_forwards: int
     base_tokens: int
     pilot_forwards: int
     pilot_tokens: int
+    cache_memory: int | None
+    peak_memory: int | None
+
+
+def peak_memory(*models: PreTrainedModel) -> int | None:
+    """Most bytes allocated on the CUDA devices of some models; None if they are elsewhere."""
+    devices = {weight.device for model in models for weight in model.parameters()}
+    peaks = [torch.cuda.max_memory_allocated(device) for device in devices if device.type == "cuda"]
+    return sum(peaks) if peaks else None
 
 
 @dataclass

@@ -26,16 +26,24 @@ class RaggedCache(Cache):
         text = config.get_text_config(decoder=True)
         super().__init__(layers=[RaggedLayer(1 + capacity) for _ in range(text.num_hidden_layers)])
 
-    def place(self, slots: torch.Tensor) -> int:
-        """Where the next forward's keys and values go, LongTensor[batch, q]; `NO_SLOT` for padding.
+    def place(self, slots: torch.Tensor, width: int) -> None:
+        """Where the next forward's keys and values go, LongTensor[batch, q], and how many slots it looks at.
 
-        Returns:
-            How many slots the forward looks at.
+        `NO_SLOT` is for padding; `width` is more than any other slot.
         """
-        width = int(slots.max()) + 1
         for layer in self.layers:
             layer.slots, layer.width = slots, width
-        return width
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keeps some rows only, LongTensor[rows left]."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = (states[rows.to(states.device)] for states in (layer.keys, layer.values))
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all buffers, as they were made."""
+        return sum(layer.memory for layer in self.layers)
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -48,12 +56,14 @@ class RaggedLayer(CacheLayerMixin):
         self.capacity = slots
         self.slots: torch.Tensor = torch.empty(0)
         self.width = 0
+        self.memory = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Makes the buffers; zeros, because what is masked must still be finite."""
         self.keys, self.values = (
             states.new_zeros(*states.shape[:2], self.capacity, states.shape[3]) for states in (key_states, value_states)
         )
+        self.memory = self.keys.nbytes + self.values.nbytes
         self.is_initialized = True
 
     def update(

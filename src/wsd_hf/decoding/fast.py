@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, SynthIDTextWatermarkLogitsProcessor
+from transformers import GenerationConfig, PreTrainedModel, SynthIDTextWatermarkLogitsProcessor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..checks import context_size
-from ..outputs import WSDStats
+from ..outputs import WSDStats, peak_memory
 from .call import Call
+from .graphs import Workspace, workspace
 from .loop import Decoding
-from .pace import LONGEST, Pace, cost_ratio
+from .pace import CHUNKS, Pace, cost_ratio
+from .record import Record
 from .rows import Rows
 from .stream import Stream
 from .support import rotary, why_not_model
@@ -23,33 +26,52 @@ DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values"
 
 def decode(call: Call) -> tuple[Any, WSDStats]:
     """Decodes with models that `why_not` has nothing against; returns what transformers' loop would, and the work done."""
-    setup, device = call.setup, call.input_ids.device
-    max_length = call.generation_config.max_length
-    budget = max_length - call.input_ids.shape[1]
-    room = budget + max(LONGEST, call.config.chunk or 0)
+    setup, settings = call.setup, call.generation_config
+    budget = settings.max_length - call.input_ids.shape[1]
+    room = budget + max(*CHUNKS, call.config.chunk or 0)
     prompts = real_tokens(call.input_ids, call.attention_mask)
-    decoding = Decoding(
-        Stream(call.base, prompts, room, max(map(len, prompts)) + budget - 1, device),
-        Stream(
-            setup.pilot,
-            real_tokens(setup.input_ids, setup.attention_mask),
-            room,
-            context_size(setup.pilot) - 1,
-            device,
-        ),
-        setup.draft,
-        Rows(call.input_ids, max_length, _pad_token_id(call.generation_config), call.criteria, call.streamer),
-        Pace(cost_ratio(setup.pilot, call.base), call.config.chunk, call.config.speculate),
-        call.processors,
-        setup.warpers,
-        call.generation_config.do_sample,
-    )
-    decoding.run()
+    pilot_prompts = real_tokens(setup.input_ids, setup.attention_mask)
+    record = Record(len(prompts)) if settings.output_scores or settings.output_logits else None
+    with (
+        _workspace(call, call.base, prompts, room) as base_workspace,
+        _workspace(call, setup.pilot, pilot_prompts, room) as pilot_workspace,
+    ):
+        base = Stream(call.base, prompts, base_workspace, last_position=max(map(len, prompts)) + budget - 1)
+        pilot = Stream(setup.pilot, pilot_prompts, pilot_workspace, last_position=context_size(setup.pilot) - 1)
+        rows = Rows(call.input_ids, settings.max_length, _pad_token_id(settings), call.criteria, call.streamer)
+        Decoding(
+            base,
+            pilot,
+            setup.draft,
+            setup.bridge,
+            rows,
+            record,
+            Pace(cost_ratio(setup.pilot, call.base), call.config.chunk, call.config.speculate),
+            call.processors,
+            setup.warpers,
+            settings.do_sample,
+        ).run()
+        stats = WSDStats(
+            base.forwards,
+            base.tokens,
+            pilot.forwards,
+            pilot.tokens,
+            cache_memory=base_workspace.cache.memory + pilot_workspace.cache.memory,
+            peak_memory=peak_memory(call.base, setup.pilot),
+        )
     if call.streamer is not None:
         call.streamer.end()
-    base, pilot, sequences = decoding.base, decoding.pilot, decoding.rows.sequences
-    output = GenerateDecoderOnlyOutput(sequences=sequences) if call.generation_config.return_dict_in_generate else sequences
-    return output, WSDStats(base.forwards, base.tokens, pilot.forwards, pilot.tokens)
+    if not settings.return_dict_in_generate:
+        return rows.sequences, stats
+    return GenerateDecoderOnlyOutput(
+        sequences=rows.sequences,
+        scores=record.columns("scores") if record and settings.output_scores else None,
+        logits=record.columns("logits") if record and settings.output_logits else None,
+    ), stats
+
+
+def _workspace(call: Call, model: PreTrainedModel, prompts: list[list[int]], room: int) -> AbstractContextManager[Workspace]:
+    return workspace(model, len(prompts), max(map(len, prompts)) + room, call.config.cuda_graphs)
 
 
 def why_not(call: Call) -> str | None:
@@ -117,7 +139,7 @@ def why_not_options(generation_config: GenerationConfig) -> str | None:
         return "guidance_scale keeps a state of its own from step to step"
     if generation_config.cache_implementation is not None:
         return f"cache_implementation={generation_config.cache_implementation!r} was given"
-    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+    for name in ("output_attentions", "output_hidden_states"):
         if getattr(generation_config, name):
             return f"{name}=True was given"
     return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-LONGEST = 16
-"""Most tokens proposed at a time."""
+CHUNKS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
+"""How many tokens may be proposed at a time; few lengths, because each is captured as a CUDA graph of its own."""
 
 OPENING = 6
 """Tokens in each chunk of a draft; at most one less is thrown away where the base takes over."""
@@ -40,7 +40,7 @@ class Pace:
             return 0
         if self._fixed is not None:
             return self._fixed
-        return OPENING if drafting else max(range(LONGEST + 1), key=self._tokens_per_cost)
+        return OPENING if drafting else max(CHUNKS, key=self._tokens_per_cost)
 
     def judged(self, kept: list[int], chunk: int) -> None:
         """Counts the proposals to free rows, up to the first that was not kept; what is recent weighs more.

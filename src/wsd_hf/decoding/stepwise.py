@@ -9,7 +9,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaL
 
 from .. import _compat
 from ..logits_process import DraftSteps, force
-from ..outputs import WSDStats
+from ..outputs import WSDStats, peak_memory
 from .call import Call
 
 
@@ -25,7 +25,7 @@ def decode(call: Call) -> tuple[Any, WSDStats]:
         streamer=call.streamer,
         **call.model_kwargs,
     )
-    return output, _stats(steps, call.input_ids, cached=call.generation_config.use_cache)
+    return output, _stats(steps, call)
 
 
 class _WatchedCriteria(StoppingCriteriaList):
@@ -55,12 +55,14 @@ class _DraftThenShape(LogitsProcessor):
         return force(self._processors(input_ids, scores), tokens)
 
 
-def _stats(steps: DraftSteps, prompt: torch.Tensor, cached: bool) -> WSDStats:
-    rows, width = prompt.shape
-    repeated = 0 if cached else sum(range(width, width + steps.taken - 1))
+def _stats(steps: DraftSteps, call: Call) -> WSDStats:
+    rows, width = call.input_ids.shape
+    repeated = 0 if call.generation_config.use_cache else sum(range(width, width + steps.taken - 1))
     return WSDStats(
         base_forwards=steps.taken,
         base_tokens=rows * (width + steps.taken - 1 + repeated),
         pilot_forwards=steps.stream.forwards,
         pilot_tokens=steps.stream.tokens,
+        cache_memory=None,
+        peak_memory=peak_memory(call.base, call.setup.pilot),
     )

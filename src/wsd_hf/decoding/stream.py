@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 from transformers import PreTrainedModel
 
 from ..checks import vocabulary_size
-from .cache import NO_SLOT, RaggedCache, attention_masks
+from .cache import NO_SLOT, attention_masks
+from .graphs import Workspace
+
+
+class Block(NamedTuple):
+    """Tokens on their way into a model, q for each live row."""
+
+    tokens: torch.Tensor
+    """LongTensor[rows, q]."""
+    slots: torch.Tensor
+    """Where in the cache each belongs; `NO_SLOT` for padding. LongTensor[rows, q]."""
+    fed: dict[int, int]
+    """Rows that get something, and how many tokens."""
+
+    def then(self, tokens: torch.Tensor) -> Block:
+        """One token more, LongTensor[rows], for each row that this block had something for."""
+        last = self.slots[:, -1:]
+        return Block(tokens[:, None], torch.where(last == NO_SLOT, NO_SLOT, last + 1), dict.fromkeys(self.fed, 1))
 
 
 class Stream:
@@ -18,74 +38,97 @@ class Stream:
     Args:
         model: any that `support.why_not_model` has nothing against.
         prompts: token ids of each row's prompt.
-        room: most tokens, beyond the longest prompt, that are ever fed.
+        workspace: buffers for each row's prompt and all that is ever fed beyond it.
         last_position: highest position id to hand to the model; only proposals that can't be kept lie beyond it.
-        device: where logits are returned to.
 
     Attributes:
+        live: rows that tensors have a row for, in their order.
         lengths: tokens of each row that the cache holds and that still stand.
         forwards: forwards run.
         tokens: token positions fed, padding not counted.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, prompts: list[list[int]], room: int, last_position: int, device: torch.device
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], workspace: Workspace, last_position: int) -> None:
         self.model = model
         self.prompts = prompts
+        self.workspace = workspace
+        self.live = list(range(len(prompts)))
         self.lengths = [0] * len(prompts)
         self.forwards = 0
         self.tokens = 0
         self._last_position = last_position
-        self._device = device
-        self._cache = RaggedCache(model.config, max(map(len, prompts)) + room)
 
     def missing(self, row: int, response: list[int]) -> list[int]:
         """What the cache does not hold of a row."""
         ahead = self.lengths[row] - len(self.prompts[row])
         return self.prompts[row][ahead:] + response if ahead < 0 else response[ahead:]
 
-    def feed(self, blocks: list[list[int] | None], proposals: torch.Tensor, keep: int) -> torch.Tensor:
-        """Appends a block of tokens, and then proposals, to each row.
+    def block(self, missing: list[list[int] | None], proposals: torch.Tensor, counts: list[int]) -> Block:
+        """What is to be fed next: tokens that the cache lacks, padded on the left, and then proposals.
 
         Args:
-            blocks: tokens that the cache lacks; rows may differ in length. None: this row gets nothing at all.
-            proposals: LongTensor[batch, chunk].
-            keep: how many positions to return, counted from the end.
-
-        Returns:
-            float32 logits of the last `keep` positions, [batch, keep, vocabulary]; meaningless where a row has fewer.
+            missing: for each live row; None: this row gets nothing at all.
+            proposals: LongTensor[rows, chunk].
+            counts: how many of them each row gets.
         """
         chunk = proposals.shape[1]
-        width = max(keep - chunk, *(len(block or ()) for block in blocks))
-        tokens, slots = [], []
-        for row, block in enumerate(blocks):
-            new = [] if block is None else block
-            fed = 0 if block is None else len(new) + chunk
-            start = self.lengths[row] + 1
-            tokens.append([0] * (width - len(new)) + new)
-            slots.append([NO_SLOT] * (width + chunk - fed) + list(range(start, start + fed)))
-            self.lengths[row] += fed
-            self.tokens += fed
+        width = max(1, *(len(new or ()) for new in missing))
+        values: list[list[int]] = []
+        fed: dict[int, int] = {}
+        for row, new, count in zip(self.live, missing, counts, strict=True):
+            known = new or []
+            fed |= {} if new is None else {row: len(known) + count}
+            slots = range(self.lengths[row] + 1, self.lengths[row] + 1 + fed.get(row, 0))
+            padding = [NO_SLOT] * (width - len(known))
+            values.append([0] * len(padding) + known + padding + [*slots] + [NO_SLOT] * (len(known) + chunk - len(slots)))
         device = self.model.device
-        known = torch.tensor(tokens, dtype=torch.long, device=device).view(len(blocks), width)
-        fed_tokens = torch.cat([known, proposals.to(device)], dim=1).clamp(max=vocabulary_size(self.model) - 1)
-        return self._forward(fed_tokens, torch.tensor(slots, device=device), keep)
+        uploaded = torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        return Block(torch.cat([uploaded[:, :width], proposals.to(device)], dim=1), uploaded[:, width:], fed)
+
+    def logits(self, block: Block, keep: int) -> torch.Tensor:
+        """float32 logits of a block's last positions, [rows, keep, vocabulary]; meaningless at padding."""
+        logits: torch.Tensor = self.run("logits", lambda logits: logits, block, keep)
+        return logits
+
+    def run(self, name: str, function: Callable[[torch.Tensor], Any], block: Block, keep: int) -> Any:
+        """What a function makes of such logits; captured together with the forward where that pays.
+
+        Args:
+            name: tells the function from others on this model.
+            function: of float32 [rows, keep, vocabulary]; waits for nothing on the device.
+            block: what is fed.
+            keep: how many positions to return.
+        """
+        for row, count in block.fed.items():
+            self.lengths[row] += count
+            self.tokens += count
+        self.forwards += 1
+        width = self.workspace.width(1 + max(self.lengths))
+
+        def forward(tokens: torch.Tensor, slots: torch.Tensor) -> Any:
+            return function(self._forward(tokens, slots, keep, width))
+
+        return self.workspace.graphs.run((name, keep, width), forward, block.tokens, block.slots)
 
     def rewind(self, row: int, response: int) -> None:
         """Forgets what a row holds beyond its prompt and `response` tokens."""
         self.lengths[row] = min(self.lengths[row], len(self.prompts[row]) + response)
 
-    def _forward(self, tokens: torch.Tensor, slots: torch.Tensor, keep: int) -> torch.Tensor:
-        self.forwards += 1
-        width = self._cache.place(slots)
+    def select(self, live: list[int]) -> None:
+        """Goes on with some of the live rows only."""
+        if live != self.live:
+            self.workspace.cache.select(torch.tensor([self.live.index(row) for row in live]))
+            self.live = live
+
+    def _forward(self, tokens: torch.Tensor, slots: torch.Tensor, keep: int, width: int) -> torch.Tensor:
+        self.workspace.cache.place(slots, width)
         outputs = self.model(
-            input_ids=tokens,
+            input_ids=tokens.clamp(max=vocabulary_size(self.model) - 1),
             attention_mask=attention_masks(self.model, slots, width),
             position_ids=(slots - 1).clamp(min=0, max=self._last_position),
-            past_key_values=self._cache,
+            past_key_values=self.workspace.cache,
             use_cache=True,
             logits_to_keep=keep,
         )
-        logits: torch.Tensor = outputs.logits[:, -keep:].to(self._device, torch.float32)
+        logits: torch.Tensor = outputs.logits[:, -keep:].float()
         return logits
