@@ -1,21 +1,27 @@
 """Weak-to-Strong Decoding against other ways of decoding, as ratios to plain `generate` in the same run.
 
-    python benchmarks/decode.py                  # CPU, minutes
+    python benchmarks/decode.py                  # CPU, ten minutes
     python benchmarks/decode.py --preset h200    # a 27B-shaped base and a 3B-shaped pilot in bfloat16, on a GPU
 
 Models have random weights in real shapes. The base is the pilot's layers and then more, whose output projections are scaled
 down until the two agree as often as asked (0: the pilot is a stranger). The switch is set by a criterion that fires after
 `--switch` tokens. All methods of one setting take turns, so that they meet the same machine.
+
+The limit of a method is the time of its forwards alone: what no loop around the same calls could beat. On a CPU every
+setting compares plain decoding and WSD; the other methods are run in some of them only.
 """
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +34,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StoppingCriteria
 
 import wsd_hf
+from wsd_hf.decoding.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -51,15 +58,9 @@ PRESETS = {
     "h200": Shape(4096, 14336, 32, 128256, 4, 110, torch.bfloat16, "cuda", 256, 512),
 }
 
-SETTINGS = [  # agreement, batch, prompt
-    (0.0, 1, 64),
-    (0.5, 1, 64),
-    (0.8, 1, 64),
-    (0.8, 4, 64),
-    (0.8, 16, 64),
-    (0.8, 1, 1024),
-    (0.95, 1, 64),
-]
+AGREEMENTS, BATCHES, PROMPTS = (0.0, 0.5, 0.8, 0.95), (1, 4, 16), (64, 1024)
+
+PLAIN, FAST = "plain", "WSD fast"
 
 
 class After(StoppingCriteria):
@@ -86,6 +87,11 @@ class Measurement:
     ratio_to_plain: float
     base_forwards: int
     pilot_forwards: int
+    peak_mib: float | None
+    """Above what the models take; on a CPU, of the whole process. None where the system does not tell."""
+    base_ms_per_token: float | None = None
+    pilot_ms_per_token: float | None = None
+    """Time within forwards, for WSD fast; their sum is the limit."""
 
 
 class Pair:
@@ -156,37 +162,53 @@ def methods(pair: Pair, input_ids: torch.Tensor, switch: int) -> dict[str, Calla
         return base.generate(kept, **{**common, **rest})
 
     ways = {
-        "plain": lambda: base.generate(input_ids, **common),
+        PLAIN: lambda: base.generate(input_ids, **common),
         "official procedure": official,
         "WSD step by step": lambda: base.generate(input_ids, wsd_engine="step", **wsd),
-        "WSD fast": lambda: base.generate(input_ids, wsd_engine="fast", **wsd),
+        FAST: lambda: base.generate(input_ids, wsd_engine="fast", **wsd),
         "WSD fast, no speculation": lambda: base.generate(input_ids, wsd_engine="fast", wsd_speculate=False, **wsd),
     }
     if len(input_ids) == 1:
         ways["assisted generation"] = lambda: base.generate(input_ids, assistant_model=pilot, **common)
-    if shape.device != "cpu":
-        ways["plain, static compiled"] = lambda: base.generate(input_ids, cache_implementation="static", **common)
+    name = "plain, static cache" if shape.device == "cpu" else "plain, static compiled"
+    ways[name] = lambda: base.generate(input_ids, cache_implementation="static", **common)
     return ways
+
+
+def everything(shape: Shape, agreement: float, batch: int, prompt: int) -> bool:
+    """Whether to run all methods in a setting; on a CPU the long ones would take an hour."""
+    return shape.device != "cpu" or (prompt == 64 and batch == 1) or (agreement == 0.8 and batch * prompt <= 1024)
 
 
 @torch.no_grad()
 def measure(pair: Pair, asked: float, batch: int, prompt: int, switch: int, repeats: int) -> list[Measurement]:
-    """All methods in one setting; medians over turns."""
+    """The methods in one setting; medians over turns."""
     shape = pair.shape
     torch.manual_seed(2)
     input_ids = torch.randint(3, shape.vocabulary, (batch, prompt), device=shape.device)
     ways = methods(pair, input_ids, switch)
+    if not everything(shape, asked, batch, prompt):
+        ways = {name: ways[name] for name in (PLAIN, FAST)}
+    counted = {name: count_forwards(pair, way) for name, way in ways.items()}
+    if shape.device != "cpu":
+        for way in [*ways.values()] * 3:  # graphs are captured as they are needed
+            way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    forwards = {name: count_forwards(pair, way) for name, way in ways.items()}  # the warm-up too
+    forwards: list[dict[str, float]] = []
     for _ in range(repeats):
         for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if shape.device != "cpu":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            with timed_forwards(pair) as spent:
+                start = time.perf_counter()
+                way()
+                synchronize(shape)
+                seconds[name].append(time.perf_counter() - start)
+            if name == FAST:
+                forwards.append({role: value() for role, value in spent.items()})
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    tokens = batch * shape.new_tokens
+    limit = {
+        f"{role}_ms_per_token": 1000 * statistics.median(run[role] for run in forwards) / shape.new_tokens
+        for role in ("base", "pilot")
+    }
     return [
         Measurement(
             name,
@@ -195,17 +217,85 @@ def measure(pair: Pair, asked: float, batch: int, prompt: int, switch: int, repe
             batch,
             prompt,
             ms_per_token=1000 * median[name] / shape.new_tokens,
-            tokens_per_second=tokens / median[name],
-            ratio_to_plain=statistics.median(a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)),
-            base_forwards=forwards[name][0],
-            pilot_forwards=forwards[name][1],
+            tokens_per_second=batch * shape.new_tokens / median[name],
+            ratio_to_plain=statistics.median(a / b for a, b in zip(seconds[name], seconds[PLAIN], strict=True)),
+            base_forwards=base_forwards,
+            pilot_forwards=pilot_forwards,
+            peak_mib=peak,
+            **(limit if name == FAST else {}),
         )
-        for name in ways
+        for name, (base_forwards, pilot_forwards, peak) in counted.items()
     ]
 
 
-def count_forwards(pair: Pair, way: Callable[[], Any]) -> tuple[int, int]:
-    """Forwards of base and pilot in one run."""
+@contextmanager
+def timed_forwards(pair: Pair) -> Iterator[dict[str, Callable[[], float]]]:
+    """Seconds within the forwards of base and pilot on the fast path; to be asked for when the device is done."""
+    spans: dict[str, list[Callable[[], float]]] = {"base": [], "pilot": []}
+    run = Stream.run
+
+    def timed(stream: Stream, *args: Any, **kwargs: Any) -> Any:
+        clock = Clock(pair.shape)
+        out = run(stream, *args, **kwargs)
+        spans["base" if stream.model is pair.base else "pilot"].append(clock.stop())
+        return out
+
+    Stream.run = timed  # type: ignore[method-assign]
+    try:
+        yield {role: lambda times=times: sum(span() for span in times) for role, times in spans.items()}  # type: ignore[misc]
+    finally:
+        Stream.run = run  # type: ignore[method-assign]
+
+
+class Clock:
+    """Time on the device, or of the host where that is the device."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._cuda = shape.device != "cpu"
+        self._start: Any = self._now()
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def stop(self) -> Callable[[], float]:
+        """Stops; returns how to read the seconds."""
+        end = self._now()
+        return lambda: self._start.elapsed_time(end) / 1000 if self._cuda else end - self._start
+
+
+def synchronize(shape: Shape) -> None:
+    """Waits for the device."""
+    if shape.device != "cpu":
+        torch.cuda.synchronize()
+
+
+def reset_peak(shape: Shape) -> float:
+    """Forgets the memory's peak; returns MiB in use."""
+    gc.collect()
+    if shape.device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
+    return peak(shape) or 0.0
+
+
+def peak(shape: Shape) -> float | None:
+    """MiB in use at most since the last reset."""
+    if shape.device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    lines = status.read_text("utf-8").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
+def count_forwards(pair: Pair, way: Callable[[], Any]) -> tuple[int, int, float | None]:
+    """Forwards of base and pilot in one run, and its peak memory above what was in use before."""
     counts = [0, 0]
 
     def counter(index: int) -> Callable[..., None]:
@@ -214,19 +304,24 @@ def count_forwards(pair: Pair, way: Callable[[], Any]) -> tuple[int, int]:
 
         return hook
 
+    before = reset_peak(pair.shape)
     hooks = [model.register_forward_pre_hook(counter(i)) for i, model in enumerate((pair.base, pair.pilot))]
     try:
         way()
     finally:
         for hook in hooks:
             hook.remove()
-    return counts[0], counts[1]
+    highest = peak(pair.shape)
+    return counts[0], counts[1], None if highest is None else round(highest - before, 1)
 
 
 def show(rows: list[Measurement]) -> None:
     """The table."""
-    table = Table("agreement", "batch", "prompt", "method", "ms / token", "tokens / s", "against plain", "forwards base, pilot")
+    table = Table(
+        "agreement", "batch", "prompt", "method", "ms / token", "tokens / s", "to plain", "to limit", "forwards", "peak MiB"
+    )
     for row in rows:
+        limit = None if row.base_ms_per_token is None else row.base_ms_per_token + (row.pilot_ms_per_token or 0.0)
         table.add_row(
             f"{row.agreement:g} ({row.measured_agreement:.2f})",
             str(row.batch),
@@ -235,7 +330,9 @@ def show(rows: list[Measurement]) -> None:
             f"{row.ms_per_token:.1f}",
             f"{row.tokens_per_second:.1f}",
             f"{row.ratio_to_plain:.2f}",
+            "" if limit is None else f"{row.ms_per_token / limit:.2f}",
             f"{row.base_forwards}, {row.pilot_forwards}",
+            "" if row.peak_mib is None else f"{row.peak_mib:.0f}",
         )
     Console(width=120).print(table)
 
@@ -243,7 +340,7 @@ def show(rows: list[Measurement]) -> None:
 def main(
     preset: Annotated[str, typer.Option(help="cpu or h200.")] = "cpu",
     switch: Annotated[int, typer.Option(help="Tokens after which the base takes over.")] = 20,
-    repeats: Annotated[int, typer.Option(help="Turns; medians are reported.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Turns of settings where all methods run; medians are reported.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Write JSON there.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 2,
 ) -> None:
@@ -251,15 +348,17 @@ def main(
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
     shape = PRESETS[preset]
-    rows = []
-    for agreement, batch, prompt in SETTINGS:
-        if not rows or agreement != rows[-1].agreement:
-            pair = Pair(shape, agreement)
-        rows += measure(pair, agreement, batch, prompt, switch, repeats)
-        show([row for row in rows if (row.agreement, row.batch, row.prompt) == (agreement, batch, prompt)])
+    rows: list[Measurement] = []
+    for agreement in AGREEMENTS:
+        pair = Pair(shape, agreement)
+        for batch, prompt in itertools.product(BATCHES, PROMPTS):
+            turns = repeats if everything(shape, agreement, batch, prompt) else 1
+            measured = measure(pair, agreement, batch, prompt, switch, turns)
+            show(measured)
+            rows += measured
     if out:
         where = {
-            "machine": platform.processor() or platform.machine(),
+            "machine": processor(),
             "device": torch.cuda.get_device_name() if shape.device == "cuda" else f"cpu, {threads} threads",
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -268,6 +367,14 @@ def main(
         }
         shapes = {**asdict(shape), "dtype": str(shape.dtype)}
         out.write_text(json.dumps({**where, "shape": shapes, "rows": [asdict(row) for row in rows]}, indent=1), "utf-8")
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
 
 
 if __name__ == "__main__":

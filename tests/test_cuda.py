@@ -1,0 +1,89 @@
+"""What can only be seen on a CUDA device; skipped without one."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import wsd_hf
+from families import PAD
+from oracle import left_padded, random_prompt
+from test_fast_path import EXACT, both, decode, pair, random_case
+from test_faults import PilotBroke, failing
+from wsd_hf.decoding import graphs
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def on_cuda(family: str, noise: float = 0.15) -> tuple[PreTrainedModel, PreTrainedModel]:
+    base, pilot = (copy.deepcopy(model).cuda() for model in pair(family, noise))
+    return base, pilot
+
+
+def there(case: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in case.items()}
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("family", EXACT)
+def test_random_calls_give_what_they_give_step_by_step(family: str, cuda_graphs: bool) -> None:
+    rng = random.Random(family)
+    models = {noise: on_cuda(family, noise) for noise in (0.05, 0.4)}
+    for _ in range(12):
+        both(*models[rng.choice([0.05, 0.4])], **there(random_case(rng, padded=True)), wsd_cuda_graphs=cuda_graphs)
+
+
+def test_forwards_are_captured_and_a_seed_repeats_a_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, capture = [], graphs.capture
+    monkeypatch.setattr(graphs, "capture", lambda *args: captured.append(1) or capture(*args))
+    base, pilot = on_cuda("llama")
+
+    def draw(seed: int) -> list[list[int]]:
+        torch.manual_seed(seed)
+        kwargs = {"do_sample": True, "temperature": 0.7, "top_k": 9, "max_new_tokens": 24, "wsd_chunk": 3}
+        return decode(base, pilot, random_prompt(1, 6).cuda(), **kwargs).sequences.tolist()
+
+    first = draw(5)
+    assert [draw(5) for _ in range(4)] == [first] * 4
+    assert draw(6) != first
+    assert captured
+
+
+@pytest.mark.parametrize("role", ["base", "pilot"])
+def test_models_on_different_devices_write_the_same(role: str) -> None:
+    base, pilot = on_cuda("llama")
+    ids, mask = left_padded([random_prompt(seed, 3 + seed) for seed in range(3)], PAD)
+    want = both(base, pilot, ids.cuda(), attention_mask=mask.cuda())[0].sequences.tolist()
+    where = "cuda"
+    if role == "base":
+        base, where = wsd_hf.enable_wsd(base.cpu()), "cpu"
+    else:
+        pilot = pilot.cpu()
+    assert both(base, pilot, ids.to(where), attention_mask=mask.to(where))[0].sequences.tolist() == want
+
+
+def test_peak_memory_is_reported_and_a_thousand_calls_leave_nothing_behind() -> None:
+    base, pilot = on_cuda("llama")
+    prompt = random_prompt(1, 6).cuda()
+
+    def call(index: int) -> None:
+        if index % 10:
+            assert decode(base, pilot, prompt, max_new_tokens=4).stats.peak_memory > 0
+        else:
+            with failing(pilot, 1 + index % 2, PilotBroke()), pytest.raises(PilotBroke):
+                decode(base, pilot, prompt, max_new_tokens=4)
+
+    for index in range(50):
+        call(index)
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    for index in range(1000):
+        call(index)
+    gc.collect()
+    assert torch.cuda.memory_allocated() <= before

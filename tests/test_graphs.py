@@ -1,0 +1,194 @@
+"""Forwards that are captured and replayed write what they write one by one; buffers are kept, and not for ever."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import recorded
+import wsd_hf
+from families import PAD, tiny_model
+from oracle import left_padded, random_prompt
+from test_fast_path import EXACT, PROMPT, Ends, FiresAt, both, decode, pair, random_case
+from test_faults import PilotBroke, failing
+from wsd_hf.decoding import graphs
+
+
+class Captures:
+    """What was captured, and how often it was replayed."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.replays = 0
+
+    def __call__(self, function: Any, inputs: tuple[torch.Tensor, ...], pool: Any = None) -> Any:
+        self.shapes.append(tuple(inputs[0].shape))
+        replay, pool = recorded.capture(function, inputs, pool)
+
+        def counted(*inputs: torch.Tensor) -> Any:
+            self.replays += 1
+            return replay(*inputs)
+
+        return counted, pool
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[Captures]:
+    """Every model can be captured, and the shelf starts empty."""
+    captures = Captures()
+    monkeypatch.setattr(graphs, "capture", captures)
+    monkeypatch.setattr(graphs, "capturable", lambda model: True)
+    monkeypatch.setattr(graphs, "_device_memory", lambda device: 2**40)
+    monkeypatch.setattr(graphs, "_SHELF", graphs._Shelf())
+    yield captures
+    gc.collect()
+
+
+@pytest.mark.parametrize("family", [*EXACT, "opt"])
+def test_random_calls_give_what_they_give_step_by_step(family: str, captures: Captures) -> None:
+    rng = random.Random(family)
+    for _ in range(6):
+        both(*pair(family, rng.choice([0.05, 0.15, 0.4])), **random_case(rng, padded=True))
+    assert captures.replays > 10
+
+
+def test_a_step_is_replayed_from_its_third_time_on(captures: Captures) -> None:
+    base, pilot = pair("llama")
+    kwargs = {"max_new_tokens": 60, "eos_token_id": None, "wsd_chunk": 4}
+    out = both(base, pilot, **kwargs)[0]
+    forwards = out.stats.base_forwards + out.stats.pilot_forwards
+    assert 0 < len(captures.shapes) <= 5
+    assert captures.replays >= forwards - 2 * len(captures.shapes) - 4
+
+
+def test_later_calls_of_like_shape_replay_what_was_captured(captures: Captures) -> None:
+    base, pilot = pair("llama")
+    first = decode(base, pilot, wsd_chunk=2)
+    for _ in range(3):
+        decode(base, pilot, wsd_chunk=2)
+    captured = len(captures.shapes)
+    for seed in range(4):
+        both(base, pilot, random_prompt(seed, 6), wsd_chunk=2)
+    assert len(captures.shapes) == captured
+    assert decode(base, pilot, wsd_chunk=2).sequences.tolist() == first.sequences.tolist()
+
+
+def test_the_prompt_is_not_captured(captures: Captures) -> None:
+    base, pilot = pair("llama")
+    for _ in range(3):
+        decode(base, pilot, random_prompt(1, 40))
+    assert max(shape[1] for shape in captures.shapes) <= graphs.WIDEST
+
+
+def test_sampling_with_a_seed_is_repeated_after_capture(captures: Captures) -> None:
+    base, pilot = pair("llama")
+
+    def draw() -> list[list[int]]:
+        torch.manual_seed(5)
+        kwargs = {"do_sample": True, "temperature": 0.7, "top_k": 9, "max_new_tokens": 24, "wsd_chunk": 3}
+        return decode(base, pilot, **kwargs).sequences.tolist()
+
+    first = draw()
+    assert [draw() for _ in range(4)] == [first] * 4
+    assert captures.replays
+
+
+def test_other_sampling_settings_are_not_replayed_from_what_was_captured(captures: Captures) -> None:
+    base, pilot = pair("llama")
+    kwargs = {"do_sample": True, "switch_criteria": FiresAt(20), "wsd_chunk": 3, "max_new_tokens": 20}
+    for _ in range(3):
+        decode(base, pilot, temperature=50.0, **kwargs)
+    with_one = decode(base, pilot, top_k=1, **kwargs).sequences
+    greedy = decode(base, pilot, **(kwargs | {"do_sample": False})).sequences
+    assert with_one.tolist() == greedy.tolist()
+
+
+def test_a_call_that_fails_leaves_no_buffers_to_the_next(captures: Captures) -> None:
+    base, pilot = pair("llama")
+    want = decode(base, pilot).sequences
+    graphs._SHELF._kept.clear()
+    for at in (1, 2):
+        with failing(base, at, PilotBroke()), pytest.raises(PilotBroke):
+            decode(base, pilot)
+        assert not graphs._SHELF._kept
+        assert torch.equal(decode(base, pilot).sequences, want)
+        graphs._SHELF._kept.clear()
+
+
+def test_rows_that_have_ended_stay_in_the_batch_and_disturb_nobody(captures: Captures) -> None:
+    base, pilot = pair("llama")
+    ids, mask = left_padded([random_prompt(seed, 3 + seed) for seed in range(6)], PAD)
+    for _ in range(3):
+        both(base, pilot, ids, attention_mask=mask, max_new_tokens=24, stopping_criteria=[Ends(*range(0, 60, 7))])
+
+
+def test_weights_that_have_moved_are_not_read_where_they_were(captures: Captures) -> None:
+    base, pilot = pair("llama")
+    base = wsd_hf.enable_wsd(copy.deepcopy(base))
+    for _ in range(3):
+        decode(base, pilot)
+    assert len(graphs._SHELF._kept) == 2
+    for weight in base.parameters():
+        weight.data = weight.data.flip(0) if weight.ndim == 1 else weight.data * 0.7
+    both(base, pilot)
+    assert len(graphs._SHELF._kept) == 2
+
+
+def test_what_is_kept_goes_with_its_model_and_is_bounded(captures: Captures, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, pilot = pair("llama")
+    decode(wsd_hf.enable_wsd(copy.deepcopy(base)), copy.deepcopy(pilot))
+    gc.collect()
+    decode(base, pilot)
+    assert [kept[0]() for kept in graphs._SHELF._kept] == [pilot, base]
+    memory = graphs._SHELF._kept[0][2].memory + graphs._SHELF._kept[1][2].memory
+    monkeypatch.setattr(graphs, "_device_memory", lambda device: int(2.5 * memory / graphs.SHARE))
+    for rows in (1, 1, 2, 4, 1):
+        decode(base, pilot, PROMPT.repeat(rows, 1))
+        assert sum(kept[2].memory for kept in graphs._SHELF._kept) <= 2.5 * memory
+
+
+def test_graphs_can_be_switched_off(captures: Captures) -> None:
+    base, pilot = pair("llama")
+    for _ in range(3):
+        decode(base, pilot, wsd_cuda_graphs=False)
+    assert not captures.shapes
+    assert not graphs._SHELF._kept
+
+
+def test_a_forward_that_cannot_be_captured_runs_eagerly(
+    captures: Captures, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "capture", refuse)
+    monkeypatch.setattr(graphs.logger.parent, "propagate", True)
+    graphs.logger.warning_once.cache_clear()
+    both(*pair("llama"), max_new_tokens=30)
+    assert sum("without CUDA graphs" in record.message for record in caplog.records) == 1
+
+
+def test_a_value_that_the_host_asks_for_would_have_been_found() -> None:
+    with pytest.raises(RuntimeError, match="waits for the device"):
+        recorded.capture(lambda tokens: tokens * int(tokens.sum()), (torch.ones(2, 2),))
+
+
+@pytest.mark.parametrize("hooked", ["forward hook", "training", "elsewhere"])
+def test_a_model_whose_forward_may_change_is_not_captured(hooked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = copy.deepcopy(tiny_model("llama"))
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.nn.Module, "parameters", lambda self, recurse=True: iter(()))
+    assert graphs.capturable(model)
+    if hooked == "forward hook":
+        model.model.layers[0].register_forward_hook(lambda *args: None)
+    elif hooked == "training":
+        model.train()
+    else:
+        monkeypatch.setattr(torch.nn.Module, "parameters", lambda self, recurse=True: iter([torch.nn.Parameter(torch.ones(1))]))
+    assert not graphs.capturable(model)
