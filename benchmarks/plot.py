@@ -1,7 +1,7 @@
 """Draws where the time of a token goes, from the results of `decode.py`.
 
-    pip install -e '.[bench]'
-    python benchmarks/plot.py benchmarks/results/cpu.json docs/images/cpu.svg
+pip install -e '.[bench]'
+python benchmarks/plot.py benchmarks/results/cpu.json docs/images/cpu.svg
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every touch of a private transformers name, so that an upgrade of transformers is work on one file.
+"""Every touch of a private transformers name, and of PEFT, so that their upgrades are work on one file.
 
 Works on transformers 5.17 and 5.23, and is tested on both.
 """
@@ -42,6 +42,19 @@ def with_custom_entries(generation_config: GenerationConfig, entries: Mapping[st
 def attention_implementation(model: PreTrainedModel) -> str:
     """The name of the attention function that the model's decoder uses ("sdpa", "eager", ...)."""
     return str(model.config.get_text_config(decoder=True)._attn_implementation)
+
+
+def without_peft(model: Any) -> Any:
+    """The model within a PEFT wrapper, its adapters included; None where what was tuned lives in the wrapper.
+
+    Such a wrapper, while it generates, has the model within it prepare its inputs as the wrapper does.
+    """
+    prepare = vars(model).get("prepare_inputs_for_generation")
+    wrapper = getattr(prepare, "__self__", model)
+    config = getattr(wrapper, "active_peft_config", None)
+    if config is None:
+        return model
+    return None if config.is_prompt_learning else wrapper.get_base_model()
 
 
 class DecodingLoop(NamedTuple):

@@ -7,6 +7,7 @@ import sys
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from . import _compat
 from .errors import WSDLogitsError, WSDValueError
 
 
@@ -24,6 +25,14 @@ def check_causal(name: str, model: object) -> None:
         raise WSDValueError(f"{name}={model!r}: must be a causal language model, already loaded with from_pretrained")
     if getattr(model.config, "is_encoder_decoder", False):
         raise WSDValueError(f"{name} is an encoder-decoder ({type(model).__name__}): must be a decoder-only model")
+
+
+def check_adapted(name: str, model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, within a PEFT wrapper too; raises for tuned prompts, whose place is outside of it."""
+    inner: PreTrainedModel | None = _compat.without_peft(model)
+    if inner is None:
+        raise WSDValueError(f"{name} has tuned prompts (PEFT), which are no part of the model: use adapters such as LoRA")
+    return inner
 
 
 def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: int) -> None:

@@ -25,6 +25,7 @@ from transformers import (
 
 from . import _compat
 from .checks import (
+    check_adapted,
     check_causal,
     check_prompt,
     check_room,
@@ -112,7 +113,7 @@ class WSDLogitsProcessor(LogitsProcessor):
             raise WSDValueError(
                 "assistant_attention_mask belongs to assistant_input_ids, which is missing: pass both or neither"
             )
-        self.pilot = pilot
+        self.pilot = check_adapted("assistant_model", pilot)
         self.wsd_config = wsd_config
         self.switch_criteria = switch_criteria
         self.assistant_input_ids = assistant_input_ids

@@ -28,6 +28,8 @@ def why_not_model(name: str, model: PreTrainedModel) -> str | None:
         return f"the {name} is of type {family!r}, which is not among those tested: {', '.join(sorted(FAMILIES))}"
     if not type(model).forward.__module__.startswith("transformers."):
         return f"the {name} has a forward of its own ({type(model).__name__})"
+    if "prepare_inputs_for_generation" in vars(model):
+        return f"the {name} has its inputs prepared in a way of its own"
     if attention not in ATTENTION:
         return f"the {name} uses {attention!r} attention: load it with attn_implementation='sdpa'"
     if getattr(model.config, "alibi", False):

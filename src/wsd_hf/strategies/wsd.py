@@ -18,7 +18,7 @@ from transformers import (
 from transformers.generation import BaseStreamer, GenerationMode
 from transformers.utils import logging
 
-from ..checks import check_causal
+from ..checks import check_adapted, check_causal
 from ..config import PREFIX, WSDConfig
 from ..decoding import fast, stepwise
 from ..decoding.call import Call
@@ -55,6 +55,7 @@ def weak_to_strong_decoding(
         base: the model that generates.
     """
     check_causal("the model", base)
+    check_adapted("the model", base)
     configs = (generation_config, base.generation_config)
     if custom_generate is not None:
         raise WSDValueError("custom_generate cannot be combined with strategy='wsd': each would decide every token")
