@@ -375,7 +375,7 @@ def test_a_pilot_that_is_always_right_saves_three_forwards_of_four() -> None:
     assert watch.forwards <= -(-drafted // 5) + 1 + 0.25 * (80 - drafted)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 16])
+@pytest.mark.parametrize("chunk", [None, 1, 4, 16])
 def test_a_ragged_batch_takes_no_more_forwards_than_its_slowest_row(chunk: int) -> None:
     base, pilot = pair("llama", 0.05)
     rows = [random_prompt(seed, 3 + 2 * seed) for seed in range(8)]
@@ -383,6 +383,16 @@ def test_a_ragged_batch_takes_no_more_forwards_than_its_slowest_row(chunk: int) 
     kwargs = {"wsd_chunk": chunk, "max_new_tokens": 24}
     alone = [decode(base, pilot, row, **kwargs).stats.base_forwards for row in rows]
     assert decode(base, pilot, ids, attention_mask=mask, **kwargs).stats.base_forwards <= max(alone) + 2
+
+
+def test_caches_are_sized_to_the_call() -> None:
+    base, pilot = pair("llama")
+    sizes = base.config
+    slot = 2 * sizes.num_hidden_layers * sizes.num_key_value_heads * sizes.head_dim * 8  # keys and values in float64
+    for rows, budget in ((1, 4), (3, 30)):
+        stats = decode(base, pilot, PROMPT.repeat(rows, 1), max_new_tokens=budget).stats
+        assert 2 * rows * slot * (6 + budget) <= stats.cache_memory <= 2 * rows * slot * (6 + budget + 17)
+        assert stats.peak_memory is None
 
 
 # Sampling
@@ -726,12 +736,14 @@ def test_an_error_at_any_forward_comes_through_and_leaves_nothing_changed(role: 
         assert torch.equal(decode(base, pilot).sequences, want.sequences)
 
 
-def live_tensors() -> int:
+def live_tensors() -> tuple[int, int]:
+    """How many there are, and their bytes."""
     gc.collect()
-    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    return len(tensors), sum(tensor.nbytes for tensor in tensors)
 
 
-def test_three_hundred_calls_leave_no_tensor_behind() -> None:
+def test_a_thousand_calls_leave_nothing_behind() -> None:
     base, pilot = pair("llama")
 
     def call(index: int) -> None:
@@ -741,12 +753,28 @@ def test_three_hundred_calls_leave_no_tensor_behind() -> None:
             with failing(base if index % 20 else pilot, 1 + index % 2, PilotBroke()), pytest.raises(PilotBroke):
                 decode(base, pilot, max_new_tokens=4)
 
-    for index in range(20):
+    for index in range(50):
         call(index)
     before = live_tensors()
-    for index in range(300):
+    for index in range(1000):
         call(index)
-    assert live_tensors() <= before
+    assert all(now <= then for now, then in zip(live_tensors(), before, strict=True))
+
+
+def test_in_bfloat16_the_paths_part_only_where_two_tokens_are_about_as_likely() -> None:
+    base, pilot = (copy.deepcopy(model).bfloat16() for model in pair("llama"))
+    parted = 0
+    for seed in range(20):
+        kwargs = {"max_new_tokens": 40, "eos_token_id": None, "switch_criteria": FiresAt(3), "output_logits": True}
+        fast, step = (decode(base, pilot, random_prompt(seed, 6), **kwargs, wsd_engine=engine) for engine in ("fast", "step"))
+        differ = (fast.sequences != step.sequences)[0].nonzero().flatten()
+        if len(differ):
+            place = int(differ[0]) - 6
+            logits = step.logits[place][0]
+            gap = logits[step.sequences[0, 6 + place]] - logits[fast.sequences[0, 6 + place]]
+            assert abs(float(gap)) <= 2**-6 * float(logits.abs().max())
+            parted += 1
+    assert parted < 10
 
 
 def test_eight_threads_on_one_pair_equal_serial_calls() -> None:
