@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import torch
 
-
-def draw(probabilities: torch.Tensor) -> torch.Tensor:
-    """One token of each distribution, [..., vocabulary] -> LongTensor[...].
-
-    A race of exponential clocks, as in `torch.multinomial`, whose check of its input waits for the device.
-
-    >>> draw(torch.tensor([[0.0, 1.0]])).tolist()
-    [1]
-    """
-    return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(dim=-1)
+from ..sampling import draw
 
 
 def keep_or_redraw(scores: torch.Tensor, proposals: torch.Tensor, drawn_with: torch.Tensor) -> torch.Tensor:

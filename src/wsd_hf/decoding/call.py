@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from ..config import WSDConfig
-from ..logits_process import DraftSetup
+from ..setup import DraftSetup
 
 
 @dataclass(frozen=True)

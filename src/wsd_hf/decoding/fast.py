@@ -11,10 +11,12 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..checks import context_size
 from ..outputs import WSDStats, peak_memory
+from ..text.bridge import OneVocabulary
 from .call import Call
 from .graphs import Workspace, workspace
 from .loop import Decoding
 from .pace import CHUNKS, Pace, cost_ratio
+from .proposer import Proposer
 from .record import Record
 from .rows import Rows
 from .stream import Stream
@@ -28,27 +30,28 @@ def decode(call: Call) -> tuple[Any, WSDStats]:
     """Decodes with models that `why_not` has nothing against; returns what transformers' loop would, and the work done."""
     setup, settings = call.setup, call.generation_config
     budget = settings.max_length - call.input_ids.shape[1]
-    room = budget + max(*CHUNKS, call.config.chunk or 0)
+    longest_chunk = max(*CHUNKS, call.config.chunk or 0)
+    room = budget + longest_chunk
+    # Of another vocabulary it may take more tokens to say the same: then a long draft still fits, if not all proposals.
+    pilot_room = room if isinstance(setup.bridge, OneVocabulary) else room + setup.longest
     prompts = real_tokens(call.input_ids, call.attention_mask)
     pilot_prompts = real_tokens(setup.input_ids, setup.attention_mask)
     record = Record(len(prompts)) if settings.output_scores or settings.output_logits else None
     with (
         _workspace(call, call.base, prompts, room) as base_workspace,
-        _workspace(call, setup.pilot, pilot_prompts, room) as pilot_workspace,
+        _workspace(call, setup.pilot, pilot_prompts, pilot_room) as pilot_workspace,
     ):
         base = Stream(call.base, prompts, base_workspace, last_position=max(map(len, prompts)) + budget - 1)
         pilot = Stream(setup.pilot, pilot_prompts, pilot_workspace, last_position=context_size(setup.pilot) - 1)
         rows = Rows(call.input_ids, settings.max_length, _pad_token_id(settings), call.criteria, call.streamer)
         Decoding(
             base,
-            pilot,
+            Proposer(pilot, setup.bridge, setup.warpers, pilot_room, call.input_ids.device),
             setup.draft,
-            setup.bridge,
             rows,
             record,
             Pace(cost_ratio(setup.pilot, call.base), call.config.chunk, call.config.speculate),
             call.processors,
-            setup.warpers,
             settings.do_sample,
         ).run()
         stats = WSDStats(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,42 +9,15 @@ from transformers import LogitsProcessorList
 
 from ..checks import check_usable, unusable, vocabulary_size
 from ..draft import FREE, Draft
-from ..logits_process import SAMPLING_WARPERS, choose, force
-from ..text.bridge import Offer, OneVocabulary
-from .acceptance import draw, keep_or_redraw
+from ..sampling import SAMPLING_WARPERS, draw, force
+from ..text.bridge import Offer
+from .acceptance import keep_or_redraw
 from .cache import NO_SLOT
 from .pace import Pace
+from .proposer import Proposals, Proposer
 from .record import Record
 from .rows import Rows
 from .stream import Stream
-
-
-class Proposals(NamedTuple):
-    """What the pilot would write next: c tokens for each live row."""
-
-    tokens: torch.Tensor
-    """And `FREE` behind the last. LongTensor[rows, c + 1]."""
-    unusable: torch.Tensor
-    """Where the pilot's logits were no numbers, BoolTensor[rows, c + 1]."""
-    probabilities: Sequence[torch.Tensor | None]
-    """What each position was drawn with, [rows, V of the pilot]; None where the pilot was greedy."""
-
-    @property
-    def chunk(self) -> int:
-        """c."""
-        return len(self.probabilities)
-
-    def drawn_with(self, vocabulary: int) -> torch.Tensor:
-        """The same over the base's vocabulary, and 0 behind the last proposal: [rows, c + 1, vocabulary]."""
-        drawn_with = torch.zeros(*self.tokens.shape, vocabulary, device=self.tokens.device)
-        for position, probabilities in enumerate(self.probabilities):
-            if probabilities is None:
-                tokens = self.tokens[:, position, None]
-                drawn_with[:, position].scatter_(1, tokens.clamp(max=vocabulary - 1), (tokens < vocabulary).float())
-            else:
-                shared = min(vocabulary, probabilities.shape[-1])
-                drawn_with[:, position, :shared] = probabilities[:, :shared]
-        return drawn_with
 
 
 class Verdict(NamedTuple):
@@ -68,47 +40,40 @@ class Verdict(NamedTuple):
 class Decoding:
     """One call on the fast path.
 
-    B rows, c proposals of the pilot for each, V tokens in the base's vocabulary. Rows that have not finished are live:
+    B rows, up to c proposals of the pilot for each, V tokens in the base's vocabulary. Rows that have not finished are live:
     tensors on the device have those only, and the host knows them all.
 
     Args:
         base: stream of the model that is aligned.
-        pilot: stream of the model that proposes.
+        proposer: the pilot's side.
         draft: what is drafted.
-        bridge: makes the pilot's tokens the base's.
         rows: prompts and responses.
         record: takes the scores of every token; None: nobody wants them.
         pace: how many tokens to propose.
         processors: shape the base's choice.
-        warpers: shape the pilot's; None: the pilot is greedy.
         do_sample: whether the base samples.
     """
 
     def __init__(
         self,
         base: Stream,
-        pilot: Stream,
+        proposer: Proposer,
         draft: Draft,
-        bridge: OneVocabulary,
         rows: Rows,
         record: Record | None,
         pace: Pace,
         processors: LogitsProcessorList,
-        warpers: LogitsProcessorList | None,
         do_sample: bool,
     ) -> None:
-        self.base, self.pilot, self.draft, self.bridge, self.rows, self.pace = base, pilot, draft, bridge, rows, pace
-        self.record = record
+        self.base, self.proposer, self.draft, self.rows, self.record, self.pace = base, proposer, draft, rows, record, pace
         self._processors = processors
-        self._warpers = warpers
         self._do_sample = do_sample
-        self._draft_key = f"draft {[(type(warper).__name__, vars(warper)) for warper in warpers or ()]} {warpers is None}"
         self._device = rows.sequences.device
         self._vocabulary = vocabulary_size(base.model)
         # Warpers look at one position's scores only, so that all positions can be chosen for at once; any other processor
         # is shown the exact prefix of each row.
         self._at_once = record is None and all(isinstance(processor, SAMPLING_WARPERS) for processor in processors)
-        self._shrinks = not (base.workspace.captures or pilot.workspace.captures)
+        self._shrinks = not (base.workspace.captures or proposer.stream.workspace.captures)
         self._live = list(range(len(rows.responses)))
         self._behind = torch.empty(0)  # the base's logits behind the last token that it was fed [rows, V]
 
@@ -116,61 +81,46 @@ class Decoding:
         """Decodes until every row has finished."""
         while not self.rows.finished.all():
             self._shrink()
-            free, before = ~self.draft.drafting & ~self.rows.finished, self.rows.lengths
-            proposals = self._propose()
+            free = [row for row in self._live if not self.draft.drafting[row] and not self.rows.finished[row]]
+            chunk = self.pace.chunk(drafting=bool(self.draft.drafting.any()))
+            proposals = self.proposer.propose(chunk, self.rows, self.draft.drafting)
             logits = self._check(proposals)
             kept = self._decide(proposals, logits)
-            self._rewind([length + count for length, count in zip(before, kept, strict=True)])
-            if proposals.chunk:
-                self.pace.judged([kept[row] for row in free.nonzero().flatten().tolist()], proposals.chunk)
+            self._rewind()
+            counts = dict(zip(self._live, proposals.counts, strict=True))
+            self.pace.judged([(kept[row], counts[row]) for row in free])
         self.draft.drop(self.rows.finished, self.rows.full)
 
     def _shrink(self) -> None:
         """Rows that have finished cost nothing more; where forwards are captured they stay, since shapes must."""
         live = (~self.rows.finished).nonzero().flatten().tolist()
         if self._shrinks and live != self._live:
-            places = [self._live.index(row) for row in live]
-            self._behind = self._behind[places]
+            self._behind = self._behind[[self._live.index(row) for row in live]]
             self.base.select(live)
-            self.pilot.select(live)
+            self.proposer.stream.select(live)
             self._live = live
-
-    def _propose(self) -> Proposals:
-        """The pilot's next tokens for every live row, whether they will be kept or judged."""
-        end = torch.full((len(self._live),), FREE, device=self._device)
-        tokens, bad, probabilities = [], [], []
-        if chunk := self.pace.chunk(drafting=bool(self.draft.drafting.any())):
-            none = torch.empty(len(self._live), 0, dtype=torch.long)
-            block = self.pilot.block(self._missing(self.pilot), none, [0] * len(self._live))
-            for _ in range(chunk):
-                token, no_number, probability = self.pilot.run(self._draft_key, self._draft, block, keep=1)
-                tokens.append(token.to(self._device))
-                bad.append(no_number.to(self._device))
-                probabilities.append(None if probability is None else probability.to(self._device))
-                block = block.then(token)
-        return Proposals(torch.stack([*tokens, end], dim=1), torch.stack([*bad, end > FREE], dim=1), probabilities)
-
-    def _draft(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        token, probability = choose(logits[:, 0], self._warpers)
-        return token, unusable(logits[:, 0]), probability
 
     def _check(self, proposals: Proposals) -> torch.Tensor:
         """The base's logits before each proposal and behind the last, [rows, c + 1, V]."""
-        missing, chunk = self._missing(self.base), proposals.chunk
-        block = self.base.block(missing, proposals.tokens[:, :chunk], [chunk] * len(missing))
-        logits = self.base.logits(block, keep=chunk + 1).to(self._device)
+        responses, finished = self.rows.responses, self.rows.finished
+        missing = [None if finished[row] else self.base.missing(row, responses[row]) for row in self._live]
+        if not any(missing) and not any(proposals.counts):  # drafts that wait for the pilot's next word
+            return self._behind[:, None]
+        block = self.base.block(missing, proposals.tokens[:, :-1], proposals.counts)
+        logits = self.base.logits(block, keep=proposals.chunk + 1).to(self._device)
         if [] in missing:  # these rows were fed their last token before
-            held = (block.slots[:, -chunk - 1] == NO_SLOT).to(self._device)
+            held = (block.slots[:, -proposals.chunk - 1] == NO_SLOT).to(self._device)
             logits[:, 0] = torch.where(held[:, None], self._behind, logits[:, 0])
-        self._behind = logits[:, -1]
+        last = (proposals.tokens != FREE).sum(dim=1)[:, None, None].expand(-1, 1, self._vocabulary)
+        self._behind = logits.gather(1, last).squeeze(1)
         return logits
 
     def _decide(self, proposals: Proposals, logits: torch.Tensor) -> list[int]:
         """Goes through the positions; a row follows while it writes what was proposed. Returns for how long each did."""
         verdict, draft, rows = self._judge(proposals, logits), self.draft, self.rows
-        offers = self._offers(verdict.proposed[:, : proposals.chunk])
-        offered_counts = torch.tensor([len(offer.tokens) for offer in offers])
-        following, kept = ~rows.finished, [0] * len(offers)
+        offers = self.proposer.offers(proposals, verdict.proposed, draft.drafting & ~rows.finished)
+        offered_counts = torch.tensor([len(offers[row].tokens) if row in offers else 0 for row in range(len(rows.responses))])
+        following, kept = ~rows.finished, torch.zeros(len(rows.responses), dtype=torch.long)
         for position in range(proposals.chunk + 1):
             draft.drop(rows.finished, rows.full)
             check_usable("pilot", verdict.pilot_unusable[:, position] & following, rows.lengths)
@@ -185,26 +135,18 @@ class Decoding:
             written = torch.where(forced == FREE, own, forced)
             rows.append(written, following)
             following = following & (written == verdict.proposed[:, position])
-            kept = [count + follows for count, follows in zip(kept, following.tolist(), strict=True)]
+            kept += following
             following = following & ~rows.finished
             if not following.any():
                 break
-        return kept
+        return kept.tolist()
 
-    def _offers(self, proposed: torch.Tensor) -> list[Offer]:
-        """What each row's draft goes on with; nothing where none does."""
-        drafting = (self.draft.drafting & ~self.rows.finished).tolist()
-        return [
-            self.bridge.offer(row, tokens) if drafts else Offer([], None)
-            for row, (tokens, drafts) in enumerate(zip(proposed.tolist(), drafting, strict=True))
-        ]
-
-    def _stop_drafts(self, offers: list[Offer], ended: torch.Tensor, at_limit: bool = False) -> None:
+    def _stop_drafts(self, offers: dict[int, Offer], ended: torch.Tensor, at_limit: bool = False) -> None:
         """Some drafts have nothing left, BoolTensor[B]; a limit is known with the last token, another end only behind it."""
         for row in ended.nonzero().flatten().tolist():
             reason = offers[row].over
             if reason is not None and (reason == "draft_limit" or not at_limit):
-                self.draft.stop(torch.arange(len(offers)) == row, reason)
+                self.draft.stop(torch.arange(len(ended)) == row, reason)
 
     def _judge(self, proposals: Proposals, logits: torch.Tensor) -> Verdict:
         """Everything that the decision needs of the device, in one transfer."""
@@ -268,18 +210,8 @@ class Decoding:
         index = torch.tensor(self._live, device=live.device)
         return live.new_zeros(len(self.rows.responses), *live.shape[1:]).index_copy_(0, index, live)
 
-    def _missing(self, stream: Stream) -> list[list[int] | None]:
-        """What a stream's cache lacks of each live row; None for a row that needs nothing more."""
-        finished = self.rows.finished.tolist()
-        return [None if finished[row] else stream.missing(row, self.rows.responses[row]) for row in self._live]
-
-    def _rewind(self, agreed: list[int]) -> None:
-        """Both caches go back to what stands; the base's one token further where it has yet to say what follows.
-
-        Args:
-            agreed: tokens of each response up to where it last was what the pilot proposed.
-        """
+    def _rewind(self) -> None:
+        """The base's cache goes back to what stands, and one token further where it has yet to say what follows."""
         drafting = self.draft.drafting.tolist()
         for row, length in enumerate(self.rows.lengths):
-            self.pilot.rewind(row, agreed[row])
             self.base.rewind(row, length if drafting[row] else length - 1)

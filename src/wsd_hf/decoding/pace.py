@@ -42,16 +42,16 @@ class Pace:
             return self._fixed
         return OPENING if drafting else max(CHUNKS, key=self._tokens_per_cost)
 
-    def judged(self, kept: list[int], chunk: int) -> None:
+    def judged(self, rows: list[tuple[int, int]]) -> None:
         """Counts the proposals to free rows, up to the first that was not kept; what is recent weighs more.
 
         Args:
-            kept: proposals kept by each free row.
-            chunk: proposals made to each.
+            rows: how many were kept, of how many, for each free row.
         """
-        if kept:
-            self._kept = 0.9 * self._kept + sum(kept) / len(kept)
-            self._judged = 0.9 * self._judged + sum(min(count + 1, chunk) for count in kept) / len(kept)
+        rows = [(kept, proposed) for kept, proposed in rows if proposed]
+        if rows:
+            self._kept = 0.9 * self._kept + sum(kept for kept, _ in rows) / len(rows)
+            self._judged = 0.9 * self._judged + sum(min(kept + 1, proposed) for kept, proposed in rows) / len(rows)
 
     def _tokens_per_cost(self, chunk: int) -> float:
         agreement = min(self._kept / self._judged, 0.99)

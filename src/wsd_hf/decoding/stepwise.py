@@ -8,9 +8,10 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from .. import _compat
-from ..logits_process import DraftSteps, force
 from ..outputs import WSDStats, peak_memory
+from ..sampling import force
 from .call import Call
+from .steps import DraftSteps
 
 
 def decode(call: Call) -> tuple[Any, WSDStats]:

@@ -23,8 +23,8 @@ from ..config import PREFIX, WSDConfig
 from ..decoding import fast, stepwise
 from ..decoding.call import Call
 from ..errors import WSDValueError
-from ..logits_process import WSDLogitsProcessor
 from ..outputs import WSDGenerateOutput
+from ..setup import PilotArguments
 
 logger = logging.get_logger(__name__)
 
@@ -65,15 +65,15 @@ def weak_to_strong_decoding(
         raise WSDValueError("token_healing=True is not supported by strategy='wsd': heal the prompt before the call")
     keywords = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(PREFIX)}
     config = WSDConfig.resolve(keywords, wsd_config, *configs)
-    processor = WSDLogitsProcessor(
+    arguments = PilotArguments(
         assistant_model,
         config,
-        switch_criteria=switch_criteria,
-        assistant_input_ids=assistant_input_ids,
-        assistant_attention_mask=assistant_attention_mask,
-        assistant_do_sample=assistant_do_sample,
-        tokenizer=tokenizer,
-        assistant_tokenizer=assistant_tokenizer,
+        switch_criteria,
+        assistant_input_ids,
+        assistant_attention_mask,
+        assistant_do_sample,
+        tokenizer,
+        assistant_tokenizer,
     )
     stopping_criteria = StoppingCriteriaList(stopping_criteria or [])
     if stop_strings := _setting("stop_strings", kwargs, *configs):
@@ -86,7 +86,7 @@ def weak_to_strong_decoding(
         generation_config=generation_config,
         stopping_criteria=stopping_criteria,
         streamer=streamer,
-        custom_generate=_Decoder(processor, config, streamer, fills_cache=kwargs.get("past_key_values") is not None),
+        custom_generate=_Decoder(arguments, config, streamer, fills_cache=kwargs.get("past_key_values") is not None),
         **kwargs,
     )
 
@@ -100,10 +100,8 @@ def _setting(name: str, keywords: dict[str, Any], *configs: GenerationConfig | N
 class _Decoder:
     """The callable `custom_generate`: what `generate` would hand to its decoding method, it hands to this."""
 
-    def __init__(
-        self, processor: WSDLogitsProcessor, config: WSDConfig, streamer: BaseStreamer | None, fills_cache: bool
-    ) -> None:
-        self._processor = processor
+    def __init__(self, arguments: PilotArguments, config: WSDConfig, streamer: BaseStreamer | None, fills_cache: bool) -> None:
+        self._arguments = arguments
         self._config = config
         self._streamer = streamer
         self._fills_cache = fills_cache
@@ -119,7 +117,7 @@ class _Decoder:
     ) -> Any:
         attention_mask = model_kwargs.get("attention_mask")
         _check_call(input_ids, attention_mask, generation_config, with_embeddings="inputs_embeds" in model_kwargs)
-        setup = self._processor.prepare(model, input_ids, attention_mask, generation_config, logits_processor)
+        setup = self._arguments.prepare(model, input_ids, attention_mask, generation_config, logits_processor)
         call = Call(
             model,
             input_ids,

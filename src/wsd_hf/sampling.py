@@ -1,0 +1,65 @@
+"""How a token is chosen from scores."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from .draft import FREE
+
+SAMPLING_WARPERS = (
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    MinPLogitsWarper,
+    TypicalLogitsWarper,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+)
+"""They look at the scores of one position, and at no token before it."""
+
+
+def draw(probabilities: torch.Tensor) -> torch.Tensor:
+    """One token of each distribution, [..., vocabulary] -> LongTensor[...].
+
+    A race of exponential clocks, as in `torch.multinomial`, whose check of its input waits for the device.
+
+    >>> draw(torch.tensor([[0.0, 1.0]])).tolist()
+    [1]
+    """
+    return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(dim=-1)
+
+
+def choose(logits: torch.Tensor, warpers: LogitsProcessorList | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The pilot's choice: greedy without warpers, else drawn from the warped distribution, which is returned too.
+
+    Args:
+        logits: [batch, vocabulary].
+        warpers: of the call, all among `SAMPLING_WARPERS`.
+    """
+    if warpers is None:
+        return logits.argmax(dim=-1), None
+    probabilities = warpers(None, logits).softmax(dim=-1)
+    return draw(probabilities), probabilities
+
+
+def force(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The scores with `tokens` as their rows' only choice; rows that are `FREE` keep theirs.
+
+    Args:
+        scores: [batch, vocabulary]; not changed.
+        tokens: LongTensor[batch].
+    """
+    only = torch.full_like(scores, -torch.inf).scatter_(1, tokens.clamp(min=0)[:, None], 0.0)
+    return torch.where((tokens != FREE)[:, None], only, scores)
