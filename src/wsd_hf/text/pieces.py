@@ -1,0 +1,205 @@
+"""Text in pieces: a piece encoded on its own, and which of its tokens no later text can change."""
+
+from __future__ import annotations
+
+import re
+import threading
+import unicodedata
+import weakref
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import takewhile
+
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+INCOMPLETE = "\ufffd"
+"""What a decoder writes for bytes that are no character yet."""
+
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+"""A byte that a vocabulary without the character falls back to."""
+
+SPACE_MARK = "▁"
+
+PROBES = ("a", "A", "1", " ", " a", "\n", " \n", ".", "'s", "s", "\u0301", "𒀀")
+"""Continuations that move the boundaries which tokenizers split text at before they look for tokens: a letter of each case,
+a digit, white space of both kinds, punctuation, a contraction and its last letter, a mark, a letter in no vocabulary."""
+
+ANCHORS = ("\n", ".", "a")
+
+BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+
+class TokenTexts:
+    """What a tokenizer's tokens say, as bytes. Holds no reference to the tokenizer.
+
+    Attributes:
+        longest: bytes of the longest token.
+        marks_spaces: whether the tokens write a space as `SPACE_MARK`.
+        adds_space: whether the tokenizer puts a space in front of any text.
+        eats_spaces: whether some added token takes the white space in front of it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        anchor = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[-1:]
+        skip = len(tokenizer.convert_tokens_to_string(anchor))
+
+        def text(token: str) -> str:
+            said: str = tokenizer.convert_tokens_to_string([*anchor, token])[skip:]
+            return token if said == f" {token}" else said  # a decoder that joins words, not a token that begins with a space
+
+        self._texts = {_token_bytes(token, text(token)) for token in tokenizer.get_vocab()}
+        self._sorted = sorted(self._texts)
+        self.longest = max(map(len, self._sorted))
+        self.marks_spaces = text(SPACE_MARK) == " "
+        first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[:1]
+        self.adds_space = bool(first) and text(first[0]).startswith(" ")
+        self.eats_spaces = any(token.lstrip for token in tokenizer.added_tokens_decoder.values())
+
+    def starts(self, text: bytes, boundaries: set[int], whole: bool) -> set[int]:
+        """Where the first token that reaches past the end of `text` may begin.
+
+        Args:
+            text: the end of what has been written, or all of it.
+            boundaries: the positions of interest, of characters for example. Byte-level tokens begin at others too: then a
+                token ends there, and its own beginning is looked for, until a boundary is found.
+            whole: whether nothing comes before `text`.
+
+        Returns:
+            The boundaries among all such positions, as offsets into `text`.
+        """
+        end = len(text)
+        found = {start for start in range(max(0, end - self.longest), end) if self._begins_a_token(text[start:])}
+        inner = found - boundaries
+        while inner:
+            end = inner.pop()
+            if end < self.longest and not whole:
+                found.add(0)
+            starts = {start for start in range(max(0, end - self.longest), end) if text[start:end] in self._texts}
+            inner |= starts - boundaries - found
+            found |= starts
+        return found & boundaries
+
+    def _begins_a_token(self, text: bytes) -> bool:
+        index = bisect_right(self._sorted, text)
+        return index < len(self._sorted) and self._sorted[index].startswith(text)
+
+
+_token_texts: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, TokenTexts]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> TokenTexts:
+    """The tokenizer's token texts: about a second for 128k tokens, then kept until its vocabulary grows."""
+    with _lock:
+        size, texts = _token_texts.get(tokenizer, (None, None))
+        if texts is None or size != len(tokenizer):
+            texts = TokenTexts(tokenizer)
+            _token_texts[tokenizer] = len(tokenizer), texts
+        return texts
+
+
+class PieceEncoder:
+    """Encodes and decodes text that something else stands in front of.
+
+    Args:
+        tokenizer: fast tokenizers are followed exactly, their normalizers included; a tokenizer without a `backend_tokenizer`
+            is taken to have no normalizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._texts = token_texts(tokenizer)
+        self._normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+        self._anchor = self._encode("a")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens and without a space that the tokenizer would put in front."""
+        if self._texts.adds_space and text:
+            for anchor in ANCHORS:
+                head, ids = self._encode(anchor), self._encode(anchor + text)
+                if head and ids[: len(head)] == head:
+                    return ids[len(head) :]
+        return self._encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids` without special tokens; the space that their first token may begin with is kept."""
+        return self._decode([*self._anchor, *ids])[len(self._decode(self._anchor)) :]
+
+    def settled(self, text: str) -> list[int]:
+        """The tokens that `encode(text + more)` begins with, whatever `more` is.
+
+        A token that reaches past the end of `text` begins where the rest of `text` is the beginning of a token; before it
+        stands the encoding of the text up to there. So what the encodings up to all these places share is settled. `PROBES`
+        add what splitting into words may change.
+        """
+        candidates = [text[:start] for start in self._token_starts(text)] + [text + probe for probe in PROBES]
+        tokens = self.encode(text)
+        for candidate in candidates:
+            tokens = common_prefix(tokens, self.encode(candidate))
+        return tokens
+
+    def _token_starts(self, text: str) -> set[int]:
+        tail = text[-2 * self._texts.longest :]
+        before = len(text) - len(tail)
+        normal = self._normal(tail)
+        normal_bytes = normal.encode()
+        boundaries = {}
+        for end in range(len(tail) + 1):
+            head = (tail[:end] if normal == tail else self._normal(tail[:end])).encode()
+            if normal_bytes.startswith(head):
+                boundaries[len(head)] = end
+        starts = {boundaries[start] for start in self._texts.starts(normal_bytes, set(boundaries), whole=not before)}
+        if self._normalizer is not None:
+            starts.add(_last_starter(tail))
+        if self._texts.eats_spaces:
+            starts |= {len(tail[:start].rstrip()) for start in {len(tail), *starts}}
+        return {before + start for start in starts}
+
+    def _normal(self, text: str) -> str:
+        if self._normalizer is not None:
+            prefix = self._normalizer.normalize_str(".")
+            text = self._normalizer.normalize_str("." + text)[len(prefix) :]
+        return text.replace(SPACE_MARK, " ") if self._texts.marks_spaces else text
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return plain_text(self.tokenizer, ids)
+
+
+def plain_text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """What `ids` say, special tokens left out."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+def common_prefix(left: list[int], right: list[int]) -> list[int]:
+    """
+    >>> common_prefix([1, 2, 3], [1, 2, 4])
+    [1, 2]
+    """
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))]
+
+
+def _token_bytes(token: str, text: str) -> bytes:
+    if match := BYTE_TOKEN.fullmatch(token):
+        return bytes.fromhex(match[1])
+    if INCOMPLETE in text and all(letter in BYTES for letter in token):
+        return bytes(BYTES[letter] for letter in token)
+    return text.encode()
+
+
+def _last_starter(text: str) -> int:
+    """Where the last character begins that a normalizer may compose with what follows."""
+    start = max(0, len(text) - 1)
+    while start and (unicodedata.combining(text[start]) or _compose(text[start - 1], text[start])):
+        start -= 1
+    return start
+
+
+def _compose(left: str, right: str) -> bool:
+    left, right = (unicodedata.normalize("NFC", letter) for letter in (left, right))
+    return unicodedata.normalize("NFC", left + right) != left + right
