@@ -21,9 +21,17 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 SPACE_MARK = "▁"
 
-PROBES = ("a", "A", "1", " ", " a", "\n", " \n", ".", "'s", "s", "\u0301", "𒀀")
-"""Continuations that move the boundaries which tokenizers split text at before they look for tokens: a letter of each case,
-a digit, white space of both kinds, punctuation, a contraction and its last letter, a mark, a letter in no vocabulary."""
+PROBES = ("a", "A", "1", " ", " a", "\n", " \n", ".", "'s", "\u0301", "𒀀")
+"""Continuations that move the boundaries at which tokenizers split text before they look for tokens: a letter of each case,
+a digit, white space of both kinds, punctuation, a contraction, a mark, a letter that is in no vocabulary."""
+
+CONTRACTIONS = ("'s", "'t", "'d", "'m", "'re", "'ve", "'ll")
+"""The only pieces of such splits that end at letters: begun by the text, they are probed to their end."""
+
+LOOK_BACK = 128
+"""Characters of settled text that are looked at again with every step; twice as many at most."""
+
+WORD_SPACE = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 
 ANCHORS = ("\n", ".", "a")
 
@@ -112,6 +120,7 @@ class PieceEncoder:
         self._texts = token_texts(tokenizer)
         self._normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
         self._anchor = self._encode("a")
+        self._skip = len(self._decode(self._anchor))
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens and without a space that the tokenizer would put in front."""
@@ -124,7 +133,7 @@ class PieceEncoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens; the space that their first token may begin with is kept."""
-        return self._decode([*self._anchor, *ids])[len(self._decode(self._anchor)) :]
+        return self._decode([*self._anchor, *ids])[self._skip :]
 
     def settled(self, text: str) -> list[int]:
         """The tokens that `encode(text + more)` begins with, whatever `more` is.
@@ -133,7 +142,9 @@ class PieceEncoder:
         stands the encoding of the text up to there. So what the encodings up to all these places share is settled. `PROBES`
         add what splitting into words may change.
         """
-        candidates = [text[:start] for start in self._token_starts(text)] + [text + probe for probe in PROBES]
+        ending = text[-2:].lower()
+        endings = [word[begun:] for word in CONTRACTIONS for begun in (1, 2) if ending.endswith(word[:begun])]
+        candidates = [text[:start] for start in self._token_starts(text)] + [text + probe for probe in (*PROBES, *endings)]
         tokens = self.encode(text)
         for candidate in candidates:
             tokens = common_prefix(tokens, self.encode(candidate))
@@ -168,6 +179,47 @@ class PieceEncoder:
 
     def _decode(self, ids: list[int]) -> str:
         return plain_text(self.tokenizer, ids)
+
+
+class Settling:
+    """Turns a growing text into tokens, each given as soon as it is settled and never taken back.
+
+    What it gives adds up to `encoder.encode` of the whole text. A long text is looked at from a space between words on, behind
+    which everything was given long ago, so that a step's cost does not grow with the text.
+    """
+
+    def __init__(self, encoder: PieceEncoder) -> None:
+        self._encoder = encoder
+        self._start = 0
+        self._given: list[int] = []
+
+    def grow(self, text: str) -> list[int]:
+        """The tokens newly settled, now that the text is `text`."""
+        rest = text[self._start :]
+        settled = self._encoder.settled(rest)
+        given = len(self._given)
+        if settled[:given] != self._given:
+            return []
+        self._given = settled
+        self._forget_the_beginning(rest)
+        return settled[given:]
+
+    def finish(self, text: str) -> list[int]:
+        """All tokens that are left of `text`, which grows no more."""
+        rest = text[self._start :]
+        tokens, given = self._encoder.encode(rest), len(self._given)
+        if tokens[:given] == self._given:
+            return tokens[given:]
+        return self._encoder.encode(rest[len(self._encoder.decode(self._given)) :])
+
+    def _forget_the_beginning(self, text: str) -> None:
+        if len(text) <= 2 * LOOK_BACK or not (spaces := list(WORD_SPACE.finditer(text, 0, len(text) - LOOK_BACK))):
+            return
+        cut = spaces[-1].start()
+        before = self._encoder.encode(text[:cut])
+        if self._given[: len(before)] == before and before + self._encoder.encode(text[cut:]) == self._encoder.encode(text):
+            self._start += cut
+            self._given = self._given[len(before) :]
 
 
 def plain_text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
