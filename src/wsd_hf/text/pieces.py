@@ -28,6 +28,9 @@ a digit, white space of both kinds, punctuation, a contraction, a mark, a letter
 CONTRACTIONS = ("'s", "'t", "'d", "'m", "'re", "'ve", "'ll")
 """The only pieces of such splits that end at letters: begun by the text, they are probed to their end."""
 
+MARKED = "e\u0301\u0323"
+"""A letter and two marks that every canonical form writes in another way."""
+
 LOOK_BACK = 128
 """Characters of settled text that are looked at again with every step; twice as many at most."""
 
@@ -57,11 +60,13 @@ class TokenTexts:
             return token if said == f" {token}" else said  # a decoder that joins words, not a token that begins with a space
 
         self._texts = {_token_bytes(token, text(token)) for token in tokenizer.get_vocab()}
-        self._sorted = sorted(self._texts)
-        self.longest = max(map(len, self._sorted))
         self.marks_spaces = text(SPACE_MARK) == " "
         first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[:1]
         self.adds_space = bool(first) and text(first[0]).startswith(" ")
+        if self.adds_space:  # behind special tokens too
+            self._texts |= {text[1:] for text in self._texts if text.startswith(b" ")}
+        self._sorted = sorted(self._texts)
+        self.longest = max(map(len, self._sorted))
         self.eats_spaces = any(token.lstrip for token in tokenizer.added_tokens_decoder.values())
 
     def starts(self, text: bytes, boundaries: set[int], whole: bool) -> set[int]:
@@ -119,6 +124,7 @@ class PieceEncoder:
         self.tokenizer = tokenizer
         self._texts = token_texts(tokenizer)
         self._normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+        self._composes = self._normalizer is not None and MARKED not in self._normalizer.normalize_str(MARKED)
         self._anchor = self._encode("a")
         self._skip = len(self._decode(self._anchor))
 
@@ -142,6 +148,8 @@ class PieceEncoder:
         stands the encoding of the text up to there. So what the encodings up to all these places share is settled. `PROBES`
         add what splitting into words may change.
         """
+        if self._composes:
+            text = text[: _last_to_compose(text)]
         ending = text[-2:].lower()
         endings = [word[begun:] for word in CONTRACTIONS for begun in (1, 2) if ending.endswith(word[:begun])]
         candidates = [text[:start] for start in self._token_starts(text)] + [text + probe for probe in (*PROBES, *endings)]
@@ -153,19 +161,19 @@ class PieceEncoder:
     def _token_starts(self, text: str) -> set[int]:
         tail = text[-2 * self._texts.longest :]
         before = len(text) - len(tail)
-        normal = self._normal(tail)
-        normal_bytes = normal.encode()
-        boundaries = {}
-        for end in range(len(tail) + 1):
-            head = (tail[:end] if normal == tail else self._normal(tail[:end])).encode()
-            if normal_bytes.startswith(head):
-                boundaries[len(head)] = end
-        starts = {boundaries[start] for start in self._texts.starts(normal_bytes, set(boundaries), whole=not before)}
-        if self._normalizer is not None:
-            starts.add(_last_starter(tail))
+        ends = range(len(tail) + 1)
+        # As it is, since added tokens may be found before the normalizer runs, and as it is normalized.
+        starts = self._starts_in(tail, {len(tail[:end].encode()): end for end in ends}, whole=not before)
+        if (normal := self._normal(tail)) != tail:
+            heads = {end: self._normal(tail[:end]) for end in ends}
+            boundaries = {len(head.encode()): end for end, head in heads.items() if normal.startswith(head)}
+            starts |= self._starts_in(normal, boundaries, whole=not before)
         if self._texts.eats_spaces:
             starts |= {len(tail[:start].rstrip()) for start in {len(tail), *starts}}
         return {before + start for start in starts}
+
+    def _starts_in(self, text: str, boundaries: dict[int, int], whole: bool) -> set[int]:
+        return {boundaries[start] for start in self._texts.starts(text.encode(), set(boundaries), whole)}
 
     def _normal(self, text: str) -> str:
         if self._normalizer is not None:
@@ -244,9 +252,11 @@ def _token_bytes(token: str, text: str) -> bytes:
     return text.encode()
 
 
-def _last_starter(text: str) -> int:
-    """Where the last character begins that a normalizer may compose with what follows."""
-    start = max(0, len(text) - 1)
+def _last_to_compose(text: str) -> int:
+    """Where the characters begin that a normalizer may still compose with what follows; the text's end if there are none."""
+    start = len(text) - 1
+    if start < 0 or unicodedata.category(text[start])[0] in "PZ" or text[start].isdecimal() or text[start].isspace():
+        return len(text)
     while start and (unicodedata.combining(text[start]) or _compose(text[start - 1], text[start])):
         start -= 1
     return start

@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import WSDValueError
 
-
 SPLIT_SAMPLE = (
     "The HTTPServer's 1234567 words don't fit,  she'LL say:\n\n\n    return x+=1;\t// (see [b]) ...\r\n   \n"
-    "Cafe\u0301 café ﬁne ＡＢ ½ İstanbul straße, Привет мир! 你好，世界。こんにちは ᄒ\u1161\u11ab국어 हिन्दी ไทย 👩‍👩‍👧 \u00a0\u3000▁_"
+    "Cafe\u0301 café ﬁne ＡＢ ½ İstanbul straße, Привет мир! 你好，世界。こんにちは ᄒ\u1161\u11ab국어 हिन्दी ไทย "
+    "👩\u200d👧 \u00a0\u3000▁_"
 )
 """What tokenizers normalize and split in different ways."""
 
