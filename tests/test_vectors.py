@@ -61,6 +61,8 @@ def answer(case, **kwargs):
     ended_by_string = case["pilot"]["ended"] == "stop_string"
     output = model(pair["base"]).generate(
         **{**inputs, **kwargs},
+        tokenizer=tokenizer(pair["base_tokenizer"]),
+        assistant_tokenizer=tokenizer(pair["pilot_tokenizer"]),
         assistant_model=model(pair["pilot"]),
         strategy="wsd",
         wsd_threshold=config["threshold"],
@@ -95,6 +97,27 @@ def test_responses_end_where_a_stop_string_is_complete(case):
     texts = [decode(full[: end + 1]) for end in range(len(full))]
     end = next((i + 1 for i, text in enumerate(texts) if any(tag in text for tag in wsd_hf.BASE_STOP_STRINGS)), None)
     assert answer(case)[0] == full[:end]
+
+
+@pytest.mark.filterwarnings("ignore:window_size")
+@pytest.mark.parametrize("engine", ["fast", "step"])
+@pytest.mark.parametrize("case", cases("cross_tokenizer"))
+def test_responses_across_vocabularies(case, engine):
+    expected = case["separate"]
+    response, output = answer(case, stopping_criteria=None, wsd_engine=engine)
+    assert output.sequences[0, : output.prompt_length].tolist() == expected["base_prompt_ids"]
+    if case["category"] == "utf8_cut":  # a draft never says half a character
+        text = tokenizer(case["pair"]["base_tokenizer"]).decode(response[: int(output.switch_index)])
+        assert text == case["pilot"]["draft_text"].rstrip("\ufffd")[: len(text)]
+        assert "\ufffd" not in text
+        return
+    drafted = min(expected["n_accepted"], case["config"]["max_response_tokens"])
+    assert output.switch_index.tolist() == [drafted]
+    assert response == expected["final_ids"]
+    probabilities = torch.tensor(expected["probs"])[:drafted]
+    assert torch.allclose(output.draft_log_probs[0, :drafted].exp(), probabilities, rtol=0, atol=1e-5)
+    if expected["crossed"] and expected["n_accepted"] <= drafted:
+        assert output.switch_reason == ["confident"]
 
 
 @pytest.mark.parametrize("case", cases("messages"))
