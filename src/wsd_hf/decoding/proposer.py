@@ -154,11 +154,13 @@ class Proposer:
                 continue
             check_usable("pilot", torch.arange(len(rows.responses)) == row if bad[place] else torch.zeros(1), rows.lengths)
             self._written[row] = self._written[row] + tokens[place]
+            left = rows.left[row]
             if drafting[row]:
-                offers[row] = self.bridge.offer(row, tokens[place])
-                crossed.append(offers[row].tokens)
+                new, over = self.bridge.offer(row, tokens[place])
+                offers[row] = Offer(new[:left], over if len(new) <= left else None)
+                crossed.append(new[:left])
             else:
-                crossed.append(self.bridge.guess(row, tokens[place]))
+                crossed.append(self.bridge.guess(row, tokens[place])[:left])
         width = max(map(len, crossed))
         padded = torch.tensor([new + [FREE] * (1 + width - len(new)) for new in crossed], device=self._device)
         return Proposals(padded, torch.zeros_like(padded, dtype=torch.bool), [None] * width, [*map(len, crossed)], offers)
