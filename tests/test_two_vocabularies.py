@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 import random
 import re
@@ -27,11 +28,14 @@ import tokenizers_for_tests as make
 import wsd_hf
 import wsd_hf.tiny
 from families import tiny_model
-from oracle import first_crossing, left_padded, ones, plain_tokens
+from oracle import first_crossing, left_padded, plain_tokens
 from test_acceptance import chi_squared
+from test_concurrency import together
 from test_fast_path import Ends, FiresAt, Overwrites, Recorder, Watch, exact, tiny
 from test_fast_path import both as both_paths
 from test_fast_path import decode as decode_on_a_path
+from test_faults import PilotBroke, failing, state
+from wsd_hf.text.pieces import PieceEncoder
 
 DATA = Path(__file__).parent / "data"
 
@@ -118,7 +122,7 @@ def permuted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tupl
         token["id"] = int(new[token["id"]])
     state["added_tokens"].sort(key=lambda token: token["id"])
     model = copy.deepcopy(model)
-    for weight in (model.get_input_embeddings().weight, *model.lm_head.parameters()):
+    for weight in {model.get_input_embeddings().weight, *model.lm_head.parameters()}:
         weight.data = torch.empty_like(weight).index_copy_(0, new, weight.data)
     eos = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = None if eos is None else int(new[eos])
@@ -142,9 +146,10 @@ def shipped() -> World:
     return World(base.double(), pilot.double(), *tokenizers)
 
 
-def chats(world: World) -> list[dict[str, torch.Tensor]]:
-    """Prompts of both models for the shipped questions."""
-    inputs = [wsd_hf.build_inputs(question["messages"], *world.tokenizers.values()) for question in wsd_hf.tiny.demo_questions()]
+def chats(count: int) -> list[dict[str, torch.Tensor]]:
+    """Prompts of both shipped models for the first of the shipped questions."""
+    _, _, *tokenizers = shipped()
+    inputs = [wsd_hf.build_inputs(question["messages"], *tokenizers) for question in wsd_hf.tiny.demo_questions()[:count]]
     return [{name: value for name, value in prompt.items() if name != "stopping_criteria"} for prompt in inputs]
 
 
@@ -252,7 +257,7 @@ def some(rng: random.Random, tokenizer: Any, share: float) -> list[int]:
 def test_random_calls_give_what_their_parts_compose_to(name: tuple[str, str]) -> None:
     rng, plain = random.Random(f"composed {name}"), a_world(name)
     seen: set[str] = set()
-    for _ in range(20):
+    for _ in range(14):
         world = ending_at(plain, *some(rng, plain.assistant_tokenizer, 0.03))
         ids = a_prompt(rng, world.tokenizer)
         pilot_ids = a_pilot_prompt(world, ids) if rng.random() < 0.5 else a_prompt(rng, world.assistant_tokenizer)
@@ -326,7 +331,7 @@ def a_call(rng: random.Random, world: World) -> dict[str, Any]:
 @pytest.mark.parametrize("name", NOISE + GOLDEN, ids=" ".join)
 def test_random_batches_give_what_they_give_step_by_step(name: tuple[str, str]) -> None:
     rng, plain = random.Random(f"batches {name}"), a_world(name)
-    for _ in range(14):
+    for _ in range(11):
         world = ending_at(plain, *some(rng, plain.assistant_tokenizer, rng.choice([0, 0.05])))
         both(world, **a_call(rng, world))
 
@@ -350,18 +355,18 @@ def test_rows_may_be_proposed_unequally_many_tokens() -> None:
         decode(world, ids, attention_mask=mask, wsd_chunk=5)
     finally:
         hook.remove()
-    assert all(0 <= int(tokens.min()) and int(tokens.max()) < len(world.tokenizer) for tokens in fed)
+    assert all(int(tokens.min()) >= 0 and int(tokens.max()) < len(world.tokenizer) for tokens in fed)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7])
 def test_why_a_draft_that_fills_the_response_is_over_does_not_depend_on_the_pace(chunk: int) -> None:
     world = shipped()
-    prompts = chats(world)[0]
-    for limit in range(2, 9):
-        kwargs = {**prompts, "wsd_threshold": 1.0, "wsd_window_size": 1, "wsd_max_draft_tokens": limit, "ids": prompts["input_ids"]}
-        kwargs.pop("input_ids")
-        drafted = int(decode(world, **kwargs, max_new_tokens=40).switch_index)
-        out, _ = both(world, **kwargs, max_new_tokens=drafted, wsd_chunk=chunk)
+    prompt = chats(1)[0]
+    ids = prompt.pop("input_ids")
+    for limit in range(2, 6):
+        kwargs = {**prompt, "wsd_threshold": 1.0, "wsd_window_size": 1, "wsd_max_draft_tokens": limit}
+        drafted = int(decode(world, ids, **kwargs, max_new_tokens=8).switch_index)
+        out, _ = both(world, ids, **kwargs, max_new_tokens=drafted, wsd_chunk=chunk)
         assert out.switch_reason == ["budget"]
 
 
@@ -400,7 +405,8 @@ class Prompts:
 
     def _see(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if self.rows is None:
-            mask = kwargs["attention_mask"]
+            mask = kwargs.get("attention_mask")
+            mask = torch.ones_like(kwargs["input_ids"]) if mask is None else mask
             real = mask.bool() if mask.ndim == 2 else ~mask[:, 0, :, 0]
             self.rows = [row[kept].tolist() for row, kept in zip(kwargs["input_ids"], real, strict=True)]
 
@@ -428,36 +434,353 @@ def test_without_a_prompt_of_its_own_the_pilot_reads_the_text_of_the_bases(name:
 # Less work
 
 
-def test_prompts_are_read_once_and_nothing_is_read_again() -> None:
-    world = shipped()
-    inputs = chats(world)[:6]
+def of_one_mind(prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A prompt of the base in the ids of the pilot that agrees with it."""
+    world = agreeing()
+    tokens = world.tokenizer.convert_ids_to_tokens(prompt["input_ids"][0].tolist())
+    ids = world.assistant_tokenizer.convert_tokens_to_ids(tokens)
+    return {"ids": prompt["input_ids"], "assistant_input_ids": torch.tensor([ids])}
+
+
+@pytest.mark.parametrize("chunk", [1, 5, None])
+def test_each_prompt_is_read_once_and_what_stands_is_not_read_again(chunk: int | None) -> None:
+    world, budget = shipped(), 60
+    inputs = chats(5)
     ids, mask = left_padded([prompt["input_ids"] for prompt in inputs], 0)
     pilot_ids, pilot_mask = left_padded([prompt["assistant_input_ids"] for prompt in inputs], 0)
     kwargs = {"attention_mask": mask, "assistant_input_ids": pilot_ids, "assistant_attention_mask": pilot_mask}
-    kwargs |= {"wsd_threshold": 0.8, "wsd_window_size": 6, "max_new_tokens": 60}
-    for chunk in (1, 5, None):
-        with Watch(world.base) as watch, Watch(world.pilot) as proposing:
-            out = decode(world, ids, **kwargs, wsd_chunk=chunk)
-        answers = out.sequences[:, ids.shape[1] :]
-        for lengths, seen in ((mask.sum(1), watch), (pilot_mask.sum(1), proposing)):
-            for length, positions in zip(lengths.tolist(), seen.fed[0], strict=True):
-                assert positions[:length] == list(range(length))
-            assert all(min(row, default=999) >= int(lengths.min()) for forward in seen.fed[1:] for row in forward)
-            print(max(len(row) for forward in seen.fed[1:] for row in forward))
-        said = [len(world.assistant_tokenizer.encode(world.tokenizer.decode(a, skip_special_tokens=True))) for a in answers]
-        print(chunk, "base", watch.tokens - int(mask.sum()), watch.forwards, "pilot", proposing.tokens - int(pilot_mask.sum()), proposing.forwards, answers.numel(), said, out.switch_index)
-        assert (watch.forwards, watch.tokens) == (out.stats.base_forwards, out.stats.base_tokens)
-        assert (proposing.forwards, proposing.tokens) == (out.stats.pilot_forwards, out.stats.pilot_tokens)
+    kwargs |= {"wsd_threshold": 0.8, "wsd_window_size": 6, "max_new_tokens": budget, "eos_token_id": None, "wsd_chunk": chunk}
+    with Watch(world.base) as watch, Watch(world.pilot) as proposing:
+        out = decode(world, ids, **kwargs)
+    texts = world.tokenizer.batch_decode(out.sequences[:, ids.shape[1] :], skip_special_tokens=True)
+    spoken = sum(len(world.assistant_tokenizer.encode(text)) for text in texts)
+    for lengths, seen in ((mask.sum(dim=1).tolist(), watch), (pilot_mask.sum(dim=1).tolist(), proposing)):
+        first, *later = seen.fed
+        assert [row[:length] for row, length in zip(first, lengths, strict=True)] == [[*range(length)] for length in lengths]
+        for forward in later:
+            if len(forward) == len(lengths):
+                assert all(min(row, default=999) >= length for row, length in zip(forward, lengths, strict=True))
+            assert all(len(row) <= 8 + (chunk or 16) for row in forward)
+    assert max(len(row) for forward in proposing.fed[1:] for row in forward) <= 8
+    proposed = len(inputs) * proposing.forwards
+    assert watch.tokens <= int(mask.sum()) + len(inputs) * budget + proposed
+    assert proposing.tokens <= int(pilot_mask.sum()) + spoken + proposed
+    assert (watch.forwards, watch.tokens) == (out.stats.base_forwards, out.stats.base_tokens)
+    assert (proposing.forwards, proposing.tokens) == (out.stats.pilot_forwards, out.stats.pilot_tokens)
 
 
-def test_a_pilot_of_one_mind_saves_forwards() -> None:
-    world = agreeing()
-    total = [0, 0]
-    for prompt in chats(world)[:6]:
-        ids = prompt["input_ids"]
-        kwargs = {"assistant_input_ids": a_pilot_prompt(world, ids), "max_new_tokens": 60, "wsd_chunk": 5}
-        for fires in (1, 99):
-            with Watch(world.base) as watch:
-                out = decode(world, ids, **kwargs, switch_criteria=FiresAt(fires))
-            length = out.sequences.shape[1] - ids.shape[1]
-            print(watch.forwards, length, out.switch_index, out.stats)
+@pytest.mark.parametrize("chunk", [1, 2, 5, 16])
+@pytest.mark.parametrize("switch", [1, 4, 13, 30])
+def test_a_draft_takes_a_forward_for_each_chunk_and_one_for_the_word_that_waits(chunk: int, switch: int) -> None:
+    kwargs = {**of_one_mind(chats(1)[0]), "switch_criteria": FiresAt(switch), "eos_token_id": None}
+    with Watch(agreeing().base) as watch:
+        out = decode(agreeing(), **kwargs, max_new_tokens=switch, wsd_chunk=chunk)
+    assert int(out.switch_index) == switch
+    assert watch.forwards <= -(-switch // chunk) + 1 + (2 if chunk == 1 else 1)
+
+
+def test_a_pilot_of_one_mind_saves_three_forwards_of_four() -> None:
+    for prompt in chats(6):
+        kwargs = {**of_one_mind(prompt), "switch_criteria": FiresAt(1), "eos_token_id": None, "wsd_chunk": 5}
+        with Watch(agreeing().base) as watch:
+            out = decode(agreeing(), **kwargs, max_new_tokens=60)
+        alone = plain_tokens(agreeing().base, prompt["input_ids"], 60, eos_token_id=None)
+        assert out.sequences[0, prompt["input_ids"].shape[1] :].tolist() == alone
+        assert watch.forwards <= 2 + 0.25 * 59
+
+
+def test_a_pilot_of_other_words_saves_forwards_too() -> None:
+    world, forwards, written = shipped(), 0, 0
+    for prompt in chats(6):
+        ids = prompt.pop("input_ids")
+        fast, step = both(world, ids, **prompt, wsd_threshold=0.8, wsd_window_size=6, max_new_tokens=60, wsd_chunk=None)
+        forwards += fast.stats.base_forwards
+        written += step.stats.base_forwards
+    assert forwards <= 0.6 * written
+
+
+# Sampling
+
+
+@pytest.fixture
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of rows say the same few things: what is known of a text is remembered."""
+
+    def remembering(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        memory: dict[Any, Any] = {}
+
+        def remembered(self: Any, text: Any) -> Any:
+            key = id(self.tokenizer), tuple(text)
+            if key not in memory:
+                memory[key] = method(self, text)
+            return copy.copy(memory[key])
+
+        return remembered
+
+    for name in ("encode", "decode", "settled"):
+        monkeypatch.setattr(PieceEncoder, name, remembering(getattr(PieceEncoder, name)))
+
+
+def letters(base_seed: int, pilot_seed: int, *loud: int) -> World:
+    """Two models of the letters a to d; `<`, which says nothing, never comes up."""
+    base, pilot = tiny(5, base_seed), tiny(5, pilot_seed, *loud)
+    for model in (base, pilot):
+        model.lm_head.bias[0] = -1e4
+    pilot, assistant_tokenizer = permuted(pilot, make.letter_tokenizer(5))
+    return World(wsd_hf.enable_wsd(base), pilot, make.letter_tokenizer(5), assistant_tokenizer)
+
+
+def by_letter(world: World, logits: torch.Tensor) -> torch.Tensor:
+    """The pilot's probabilities in the order of the base's ids."""
+    return logits.float().softmax(-1)[world.assistant_tokenizer.convert_tokens_to_ids(list("<abcd"))]
+
+
+SAMPLING: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "a long chunk": {"wsd_chunk": 5},
+    "warped and penalised, with a greedy pilot": {
+        "temperature": 0.7,
+        "repetition_penalty": 1.4,
+        "assistant_do_sample": False,
+    },
+    "without speculation": {"wsd_speculate": False},
+}
+
+
+@pytest.mark.usefixtures("few_texts")
+@pytest.mark.parametrize(("sampling", "pilot_seed"), [("a long chunk", 0), *((sampling, 7) for sampling in SAMPLING)])
+def test_ten_thousand_continuations_are_distributed_as_the_bases(sampling: str, pilot_seed: int) -> None:
+    options = {"do_sample": True, "top_k": 0, "wsd_chunk": 2, **SAMPLING[sampling]}
+    world, prompt = letters(0, pilot_seed), torch.tensor([[1, 3]])
+    kwargs = {"max_new_tokens": 3, "switch_criteria": FiresAt(1), "num_return_sequences": 10_000, "pad_token_id": 0}
+    torch.manual_seed(0)
+    drawn = decode(world, prompt, **options, **kwargs).sequences[:, 2:]
+    with torch.no_grad():
+        logits = world.pilot(a_pilot_prompt(world, prompt)).logits[0, -1] / options.get("temperature", 1.0)
+    first = by_letter(world, logits)
+    if options.get("assistant_do_sample") is False:
+        first = torch.nn.functional.one_hot(first.argmax(), 5).float()
+    want = exact(world.base, first, 3, 5, **options)
+    cells = (drawn * torch.tensor([25, 5, 1])).sum(dim=1).bincount(minlength=125)
+    assert chi_squared(cells, 10_000 * want) > 1e-3
+
+
+@pytest.mark.usefixtures("few_texts")
+def test_an_eos_that_a_pilot_draws_tells_the_base_nothing() -> None:
+    world, prompt = letters(0, 7, 4), torch.tensor([[1, 3]])
+    world.pilot.generation_config.eos_token_id = world.assistant_tokenizer.convert_tokens_to_ids("d")
+    kwargs = {"do_sample": True, "top_k": 0, "num_return_sequences": 10_000, "max_new_tokens": 3, "pad_token_id": 0}
+    torch.manual_seed(0)
+    drawn = decode(world, prompt, switch_criteria=FiresAt(1), **kwargs).sequences[:, 2:]
+    with torch.no_grad():
+        drafted = by_letter(world, world.pilot(a_pilot_prompt(world, prompt)).logits[0, -1])
+        own = world.base(prompt).logits[0, -1].float().softmax(-1)
+    ended = float(drafted[4])
+    assert ended > 0.1
+    drafted[4] = 0.0
+    want = exact(world.base, drafted + ended * own, 3, 5)
+    cells = (drawn * torch.tensor([25, 5, 1])).sum(dim=1).bincount(minlength=125)
+    assert chi_squared(cells, 10_000 * want) > 1e-3
+
+
+@pytest.mark.parametrize("assistant_do_sample", [None, False])
+def test_a_seed_repeats_sampling(assistant_do_sample: bool | None) -> None:
+    prompt = chats(1)[0]
+    ids = prompt.pop("input_ids")
+
+    def draw(seed: int) -> list[list[int]]:
+        torch.manual_seed(seed)
+        kwargs = {"do_sample": True, "temperature": 1.5, "assistant_do_sample": assistant_do_sample, "num_return_sequences": 3}
+        return decode(shipped(), ids, **prompt, **kwargs, switch_criteria=FiresAt(4), max_new_tokens=24).sequences.tolist()
+
+    assert draw(0) == draw(0)
+    assert draw(0) != draw(1)
+
+
+# Streaming
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 16])
+def test_what_is_streamed_is_what_is_returned(chunk: int | None) -> None:
+    world = noise("llama3", "mistral")
+    ids, mask = a_batch(random.Random(5), world.tokenizer, 4)
+    streamer, reference = Recorder(), Recorder()
+    kwargs = {"attention_mask": mask, "eos_token_id": some(random.Random(5), world.tokenizer, 0.05), "wsd_chunk": chunk}
+    out = decode(world, ids, streamer=streamer, **kwargs)
+    decode(world, ids, streamer=reference, **kwargs, wsd_engine="step")
+    assert torch.equal(torch.cat([streamer.puts[0], torch.stack(streamer.puts[1:], dim=1)], dim=1), out.sequences)
+    assert [put.tolist() for put in streamer.puts] == [put.tolist() for put in reference.puts]
+    assert streamer.ends == 1
+
+
+@pytest.mark.parametrize("role", ["base", "pilot"])
+def test_what_is_streamed_is_never_taken_back(role: str) -> None:
+    world = shipped()
+    prompt = chats(1)[0]
+    ids = prompt.pop("input_ids")
+    want = decode(world, ids, **prompt, max_new_tokens=30).sequences[0].tolist()
+    for at in range(1, 9):
+        streamer = Recorder()
+        with failing(getattr(world, role), at, PilotBroke()), pytest.raises(PilotBroke):
+            decode(world, ids, **prompt, streamer=streamer, max_new_tokens=30)
+        streamed = [token for put in streamer.puts for token in put.flatten().tolist()]
+        assert streamed == want[: len(streamed)]
+        assert streamer.ends == 1
+
+
+@pytest.mark.parametrize("at", [1, 2, 6])
+def test_a_streamer_that_raises_ends_generation_with_its_exception(at: int) -> None:
+    streamer, world = Recorder(fails_at=at), noise("gpt2", "llama3")
+    with pytest.raises(BrokenPipeError, match="reader has gone"):
+        decode(world, a_prompt(random.Random(0), world.tokenizer), streamer=streamer)
+    assert (len(streamer.puts), streamer.ends) == (at, 1)
+
+
+# Faults, repetition, threads
+
+
+@pytest.mark.parametrize("engine", ["fast", "step"])
+@pytest.mark.parametrize("role", ["base", "pilot"])
+def test_an_error_at_any_forward_comes_through_and_leaves_nothing_changed(role: str, engine: str) -> None:
+    world = noise("gpt2", "llama3")
+    ids, kwargs = a_prompt(random.Random(0), world.tokenizer), {"max_new_tokens": 10, "wsd_engine": engine, "wsd_chunk": 1}
+    want = decode(world, ids, **kwargs)
+    before = state(world.base), state(world.pilot)
+    forwards = want.stats.base_forwards if role == "base" else want.stats.pilot_forwards
+    assert forwards >= 3
+    errors = itertools.cycle([PilotBroke(), KeyboardInterrupt(), torch.OutOfMemoryError()])
+    for at, error in zip(range(1, forwards + 1), errors, strict=False):
+        with failing(getattr(world, role), at, error), pytest.raises(type(error)) as caught:
+            decode(world, ids, **kwargs)
+        assert caught.value is error
+        assert (state(world.base), state(world.pilot)) == before
+        assert torch.equal(decode(world, ids, **kwargs).sequences, want.sequences)
+
+
+def test_a_greedy_call_is_repeated_to_the_bit_and_draws_nothing() -> None:
+    world = noise("gpt2", "llama3")
+    ids, before = a_prompt(random.Random(0), world.tokenizer), torch.random.get_rng_state()
+    first = decode(world, ids)
+    for _ in range(20):
+        again = decode(world, ids)
+        assert torch.equal(again.sequences, first.sequences)
+        assert torch.equal(again.draft_log_probs, first.draft_log_probs)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_eight_threads_on_one_pair_equal_serial_calls() -> None:
+    world = noise("mistral", "words across spaces")
+
+    def task(index: int) -> Callable[[], Any]:
+        ids = a_prompt(random.Random(index), world.tokenizer)
+
+        def run() -> Any:
+            kwargs = {"wsd_threshold": 10 ** -(index % 4), "wsd_chunk": 1 + index % 5, "max_new_tokens": 8}
+            out = decode(world, ids, **kwargs)
+            return out.sequences.tolist(), out.switch_index.tolist(), out.switch_reason, out.stats
+
+        return run
+
+    tasks = [task(index) for index in range(8)]
+    serial = [run() for run in tasks]
+    for _ in range(2):
+        assert together(tasks) == serial
+
+
+# Edges
+
+
+def loud(model: PreTrainedModel, token: int) -> PreTrainedModel:
+    """The model with one word to say."""
+    model = copy.deepcopy(model)
+    bias = torch.zeros(model.config.vocab_size, dtype=model.dtype)
+    bias[token] = 1e4
+    model.lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
+    return model
+
+
+def test_of_an_empty_draft_the_base_knows_nothing() -> None:
+    world = noise("gpt2", "llama3")
+    world = world._replace(pilot=loud(world.pilot, world.assistant_tokenizer.eos_token_id))
+    ids = a_prompt(random.Random(0), world.tokenizer)
+    for out in both(world, ids):
+        assert out.sequences[0, ids.shape[1] :].tolist() == plain_tokens(world.base, ids, 14)
+        assert (out.switch_index.tolist(), out.switch_reason) == ([0], ["draft_ended"])
+
+
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_a_draft_of_special_tokens_says_nothing(chunk: int) -> None:
+    world = noise("gpt2", "llama2")
+    unknown = world.assistant_tokenizer.convert_tokens_to_ids("<unk>")
+    world = world._replace(pilot=loud(world.pilot, unknown))
+    ids = a_prompt(random.Random(0), world.tokenizer)
+    for out in both(world, ids, wsd_max_draft_tokens=7, wsd_chunk=chunk):
+        assert out.sequences[0, ids.shape[1] :].tolist() == plain_tokens(world.base, ids, 14)
+        assert (out.switch_index.tolist(), out.switch_reason) == ([0], ["draft_limit"])
+
+
+@pytest.mark.parametrize("draft_end", ["continue", "stop"])
+def test_a_draft_that_spells_an_end_of_the_base_ends_before_it(draft_end: str) -> None:
+    world = noise("gpt2", "llama3")
+    ids = a_prompt(random.Random(3), world.tokenizer)
+    drafted = decode(world, ids, wsd_threshold=1.0).sequences[0, ids.shape[1] :].tolist()
+    place = next(place for place in range(2, 12) if drafted[place] not in drafted[:place])
+    for out in both(world, ids, wsd_threshold=1.0, eos_token_id=drafted[place], wsd_draft_end=draft_end):
+        assert (out.switch_index.tolist(), out.switch_reason) == ([place], ["draft_ended"])
+        if draft_end == "stop":
+            assert out.sequences[0, ids.shape[1] :].tolist() == drafted[: place + 1]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_pilots_context_may_end_before_the_response(family: str, chunk: int) -> None:
+    world = noise("gpt2", "llama3")
+    size = {"n_positions" if family == "gpt2" else "max_position_embeddings": 24}
+    pilot = copy.deepcopy(tiny_model(family, seed=3, vocab_size=len(world.assistant_tokenizer), **size)).double()
+    pilot.generation_config.eos_token_id = world.assistant_tokenizer.eos_token_id
+    rows = [torch.tensor([world.tokenizer.encode(text)]) for text in ("The quick brown fox", "Hello hello")]
+    ids, mask = left_padded(rows, 0)
+    kwargs = {"max_new_tokens": 40, "wsd_threshold": 1.0, "wsd_chunk": chunk, "wsd_window_size": 1}
+    out, _ = both(world._replace(pilot=pilot), ids, attention_mask=mask, **kwargs)
+    for row, prompt in enumerate(rows):
+        pilot_ids = a_pilot_prompt(world, prompt)
+        limits = {"budget": 40, "limit": 24 - pilot_ids.shape[1]}
+        want = composed(world._replace(pilot=pilot), prompt, pilot_ids, threshold=1.0, window=1, **limits)
+        assert out.sequences[row, ids.shape[1] :].tolist() == want.tokens
+        assert (int(out.switch_index[row]), out.switch_reason[row]) == (want.switch_index, want.reason)
+
+
+def test_a_pilots_prompt_that_is_not_in_its_own_ids_is_refused() -> None:
+    world = noise("gpt2", "llama3")
+    prompt = torch.tensor([[5, len(world.assistant_tokenizer)]])
+    with pytest.raises(wsd_hf.WSDValueError, match=r"assistant_input_ids contains token id \d+, but the pilot's vocabulary"):
+        decode(world, torch.tensor([[5]]), assistant_input_ids=prompt)
+
+
+def test_a_prompt_that_says_nothing_to_the_pilot_is_refused_by_name() -> None:
+    world = noise("gpt2", "llama3")
+    with pytest.raises(wsd_hf.WSDValueError, match=r"the text of input_ids has an empty prompt"):
+        decode(world, torch.tensor([[world.tokenizer.eos_token_id]]))
+
+
+def test_the_pilot_reads_the_prompt_as_it_stands() -> None:
+    world = noise("gpt2", "llama3")
+    tidy = copy.deepcopy(world.tokenizer)
+    tidy.clean_up_tokenization_spaces = True
+    ids = torch.tensor([tidy.encode("word , word .")])
+    with Prompts(world.pilot) as prompts:
+        decode(world._replace(tokenizer=tidy), ids, wsd_engine="step")
+    assert prompts.rows == [world.assistant_tokenizer.encode("word , word .")]
+
+
+@pytest.mark.parametrize("name", [NOISE[0], NOISE[1], GOLDEN[0]], ids=" ".join)
+def test_the_processor_alone_gives_the_sequences_of_the_strategy(name: tuple[str, str]) -> None:
+    rng, world = random.Random(f"processor {name}"), a_world(name)
+    for _ in range(3):
+        ids, mask = a_batch(rng, world.tokenizer, 3)
+        config = wsd_hf.WSDConfig(10 ** rng.uniform(-4, -1), 2)
+        processor = wsd_hf.WSDLogitsProcessor(world.pilot, config, **world.tokenizers)
+        kwargs = {"attention_mask": mask, "max_new_tokens": 14}
+        alone = world.base.generate(ids, logits_processor=[processor], **kwargs)
+        settings = {"wsd_threshold": config.threshold, "wsd_window_size": config.window_size}
+        assert alone.tolist() == decode(world, ids, **kwargs, **settings).sequences.tolist()
