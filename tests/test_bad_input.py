@@ -21,7 +21,7 @@ import wsd_hf
 from families import EOS, PAD, tiny_model, tiny_pilot
 from oracle import compose, left_padded, ones, plain_tokens, random_prompt
 from scripted import PILOT_EOS, believe, scripted_model, write
-from tokenizers_for_tests import letter_tokenizer
+from tokenizers_for_tests import LETTERS, letter_tokenizer
 
 PROMPT = random_prompt(1, 6)
 STEP = {"wsd_engine": "step"}  # where a fault is placed at the k-th forward, which is the k-th token there
@@ -170,10 +170,16 @@ def resized(model: PreTrainedModel, size: int) -> PreTrainedModel:
     return model
 
 
-def test_tokenizers_of_one_size_and_different_ids_are_told_apart(base: Any, pilot: Any, forwards: Forwards) -> None:
-    with pytest.raises(wsd_hf.WSDValueError, match=r"different vocabularies \('.' is \d+ for the base and \d+ for"):
-        decode(base, pilot, tokenizer=letter_tokenizer(64), assistant_tokenizer=letter_tokenizer(64, start="c"))
-    assert forwards.count == 0
+@pytest.mark.parametrize("engine", ["fast", "step"])
+def test_tokenizers_of_one_size_and_different_ids_are_told_apart(base: Any, pilot: Any, engine: str) -> None:
+    tokenizer, other = letter_tokenizer(64), letter_tokenizer(64, start=LETTERS[20:60])
+    kwargs = {"tokenizer": tokenizer, "assistant_tokenizer": other, "wsd_engine": engine}
+    out = decode(base, pilot, **kwargs, wsd_threshold=1.0, wsd_max_draft_tokens=6)
+    drafted = plain_tokens(pilot, torch.tensor([other.encode(tokenizer.decode(PROMPT[0]))]), 6, eos_token_id=EOS)
+    crossed = tokenizer.encode(other.decode(drafted, skip_special_tokens=True))
+    assert crossed != drafted
+    rest = plain_tokens(base, torch.tensor([PROMPT[0].tolist() + crossed]), 8 - len(crossed))
+    assert out[0, 6:].tolist() == crossed + rest
 
 
 def test_one_vocabulary_padded_to_another_width_is_accepted(base: Any, pilot: Any) -> None:

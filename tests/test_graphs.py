@@ -17,6 +17,8 @@ from families import PAD, tiny_model
 from oracle import left_padded, random_prompt
 from test_fast_path import EXACT, PROMPT, Ends, FiresAt, both, decode, pair, random_case
 from test_faults import PilotBroke, failing
+from test_two_vocabularies import GOLDEN, NOISE, a_call, a_world
+from test_two_vocabularies import both as both_of_two
 from wsd_hf.decoding import graphs
 
 
@@ -55,6 +57,16 @@ def test_random_calls_give_what_they_give_step_by_step(family: str, captures: Ca
     rng = random.Random(family)
     for _ in range(6):
         both(*pair(family, rng.choice([0.05, 0.15, 0.4])), **random_case(rng, padded=True))
+    assert captures.replays > 10
+
+
+@pytest.mark.parametrize("name", [NOISE[0], NOISE[4], GOLDEN[1]], ids=" ".join)
+def test_random_calls_with_two_vocabularies_too(name: tuple[str, str], captures: Captures) -> None:
+    rng, world = random.Random(f"captured {name}"), a_world(name)
+    for _ in range(4):
+        case = a_call(rng, world)
+        for _ in range(2):
+            both_of_two(world, **case)
     assert captures.replays > 10
 
 

@@ -22,6 +22,7 @@ from .errors import WSDValueError
 from .sampling import SAMPLING_WARPERS
 from .switch import SwitchCriteria
 from .text.bridge import Bridge, OneVocabulary, TwoVocabularies
+from .text.pieces import plain_text
 from .text.vocabulary import same_vocabulary
 
 
@@ -131,6 +132,7 @@ class PilotArguments:
             ids, mask, name = input_ids, attention_mask, "input_ids"
         else:
             ids, mask = translated(input_ids, attention_mask, self.tokenizer, self.assistant_tokenizer)
+            name = "the text of input_ids"
         check_prompt(name, ids, mask, rows=len(input_ids))
         size = vocabulary_size(self.assistant_model)
         if (largest := int(ids.max())) >= size:
@@ -151,10 +153,7 @@ def translated(
 
     Special tokens say nothing to another model: they are left out, and the pilot's tokenizer adds its own.
     """
-    texts = [
-        tokenizer.decode(row[mask.bool()], skip_special_tokens=True)
-        for row, mask in zip(input_ids, attention_mask, strict=True)
-    ]
+    texts = [plain_text(tokenizer, row[mask.bool()].tolist()) for row, mask in zip(input_ids, attention_mask, strict=True)]
     rows: list[list[int]] = [assistant_tokenizer.encode(text) for text in texts]
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], dtype=torch.long, device=input_ids.device)

@@ -130,7 +130,8 @@ class Decoding:
             self._stop_drafts(offers, ended)
             following = following & ~(draft.drafting & ~offered)
             forced = draft.take(verdict.proposed[:, position], verdict.log_probs[:, position], offered)
-            self._stop_drafts(offers, offered & (position + 1 == offered_counts), at_limit=True)
+            if self.proposer.bridge.token_by_token:
+                self._stop_drafts(offers, offered & (position + 1 == offered_counts), at_limit=True)
             own = self._own(position, verdict, proposals, logits, forced, following, ended)
             written = torch.where(forced == FREE, own, forced)
             rows.append(written, following)

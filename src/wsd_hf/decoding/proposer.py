@@ -145,20 +145,22 @@ class Proposer:
 
         That is exact too, since the rejection rule only asks that the base's own chance plays no part in what is proposed.
         """
-        tokens, bad = proposals.tokens[:, :-1].tolist(), proposals.unusable.any(dim=1)
+        tokens, bad, left = proposals.tokens[:, :-1].tolist(), proposals.unusable.any(dim=1).tolist(), rows.left
         crossed: list[list[int]] = []
         offers: dict[int, Offer] = {}
         for place, row in enumerate(self.stream.live):
             if not proposals.counts[place]:
                 crossed.append([])
                 continue
-            check_usable("pilot", torch.arange(len(rows.responses)) == row if bad[place] else torch.zeros(1), rows.lengths)
+            if bad[place]:
+                check_usable("pilot", torch.arange(len(left)) == row, rows.lengths)
             self._written[row] = self._written[row] + tokens[place]
             if drafting[row]:
-                offers[row] = self.bridge.offer(row, tokens[place])
+                new, over = self.bridge.offer(row, tokens[place])
+                offers[row] = Offer(new[: left[row]], over if len(new) <= left[row] else None)
                 crossed.append(offers[row].tokens)
             else:
-                crossed.append(self.bridge.guess(row, tokens[place]))
+                crossed.append(self.bridge.guess(row, tokens[place])[: left[row]])
         width = max(map(len, crossed))
         padded = torch.tensor([new + [FREE] * (1 + width - len(new)) for new in crossed], device=self._device)
         return Proposals(padded, torch.zeros_like(padded, dtype=torch.bool), [None] * width, [*map(len, crossed)], offers)

@@ -43,9 +43,14 @@ class Rows:
         return [len(response) for response in self.responses]
 
     @property
+    def left(self) -> list[int]:
+        """Tokens that each response still has room for."""
+        return [self._tokens.shape[1] - self.prompt_width - length for length in self.lengths]
+
+    @property
     def full(self) -> torch.Tensor:
         """Rows that have no room left, BoolTensor[batch]."""
-        return torch.tensor(self.lengths) >= self._tokens.shape[1] - self.prompt_width
+        return torch.tensor(self.left) <= 0
 
     @property
     def sequences(self) -> torch.Tensor:

@@ -47,7 +47,8 @@ class DraftSteps:
         index = tokens.clamp(max=logits.shape[-1] - 1)[:, None].to(logits.device)
         log_probs = logits.log_softmax(dim=-1).gather(1, index).squeeze(1).cpu()
         forced = self.draft.take(tokens, log_probs, self.draft.drafting).to(input_ids.device)
-        self._stop_exhausted("draft_limit")
+        if self._bridge.token_by_token:
+            self._stop_exhausted("draft_limit")
         return forced
 
     def _next_tokens(self, device: torch.device) -> torch.Tensor:

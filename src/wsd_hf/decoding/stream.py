@@ -123,7 +123,7 @@ class Stream:
     def _forward(self, tokens: torch.Tensor, slots: torch.Tensor, keep: int, width: int) -> torch.Tensor:
         self.workspace.cache.place(slots, width)
         outputs = self.model(
-            input_ids=tokens.clamp(max=vocabulary_size(self.model) - 1),
+            input_ids=tokens.clamp(0, vocabulary_size(self.model) - 1),
             attention_mask=attention_masks(self.model, slots, width),
             position_ids=(slots - 1).clamp(min=0, max=self._last_position),
             past_key_values=self.workspace.cache,

@@ -32,6 +32,9 @@ class OneVocabulary:
         limits: most tokens that the pilot may draft, for every row.
     """
 
+    token_by_token = True
+    """Whether each token of the pilot is one of the base, so that a limit is known with the draft's last token."""
+
     def __init__(self, end_token_ids: Set[int], limits: list[int]) -> None:
         self._drafts = [_Draft(end_token_ids, limit) for limit in limits]
 
@@ -62,6 +65,8 @@ class TwoVocabularies:
         limits: most tokens of the pilot in a row's draft, for every row.
         base_end_token_ids: tokens of the base that end a draft, should its text spell one.
     """
+
+    token_by_token = False
 
     def __init__(
         self,
