@@ -193,6 +193,9 @@ SPLIT_ANEW = [
     "12345",
     " 가\u11a8 다",
     "de\u0301\u0323f",
+    "a\n <think> b",
+    "a wordy1",
+    "</s>quick lazy dogs",
 ]
 
 
