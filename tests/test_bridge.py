@@ -183,6 +183,29 @@ def test_no_continuation_changes_a_settled_token(name: str, text: str, more: str
     assert encode(name)(text + more)[: len(settled)] == settled
 
 
+SPLIT_ANEW = [
+    "We'll see",
+    "doesn't jump",
+    "they've x",
+    "It's 2",
+    "x  \n  \n y",
+    "x   y",
+    "12345",
+    " 가\u11a8 다",
+    "de\u0301\u0323f",
+    "a\n <think> b",
+    "a wordy1",
+    "</s>quick lazy dogs",
+]
+
+
+@pytest.mark.parametrize("text", SPLIT_ANEW)
+def test_where_text_is_split_or_composed_anew_nothing_settles_too_early(text: str) -> None:
+    for name, end in itertools.product(MAKERS, range(len(text))):
+        settled = PieceEncoder(tokenizer(name)).settled(text[:end])
+        assert encode(name)(text)[: len(settled)] == settled
+
+
 @settings(repeatable, max_examples=1000)
 @given(name=st.sampled_from(sorted(MAKERS)), text=texts)
 def test_a_piece_is_encoded_without_a_space_in_front(name: str, text: str) -> None:

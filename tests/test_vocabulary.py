@@ -80,6 +80,14 @@ def test_a_space_in_front_of_a_text_makes_no_other_vocabulary():
         assert same_vocabulary(700, 700, base, without_added_space(base))
 
 
+def test_a_llama_2_tokenizer_saved_in_todays_form_is_the_same():
+    base = llama_2_tokenizer()
+    state = json.loads(mistral_tokenizer().backend_tokenizer.to_str())
+    state |= {"model": json.loads(base.backend_tokenizer.to_str())["model"]}
+    pilot = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
+    assert same_vocabulary(700, 700, base, pilot)
+
+
 @pytest.mark.parametrize(
     ("split", "normalizer"),
     [

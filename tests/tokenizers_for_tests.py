@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 from random import Random
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 LETTERS = "<abcdefghijklmnopqrstuvwxyz" + "".join(chr(code) for code in range(0x100, 0x140))
@@ -48,7 +50,7 @@ ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def byte_level_tokenizer(split: str | None = None, normalizer: object = None, size: int = 600, **kwargs: bool):
-    """Byte-level BPE trained on a few lines.
+    """Byte-level BPE trained on a few lines, always to the same merges.
 
     Args:
         split: pattern of the words; None: GPT-2's, "": none.
@@ -61,7 +63,7 @@ def byte_level_tokenizer(split: str | None = None, normalizer: object = None, si
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = _byte_level_split(split, kwargs.get("add_prefix_space", False))
     tokenizer.decoder = decoders.ByteLevel()
-    return _trained(tokenizer, trainers.BpeTrainer, "<|eot|>", size, initial_alphabet=ALPHABET, special_tokens=["<|eot|>"])
+    return _trained(tokenizer, "<|eot|>", ["<|eot|>", *ALPHABET], size)
 
 
 def random_merges_tokenizer(seed: int, split: str | None, ignore_merges: bool):
@@ -107,22 +109,28 @@ def gemma_tokenizer():
 
 def unigram_tokenizer():
     """SentencePiece's other model, with compatibility forms written out; unknown characters are lost."""
-    tokenizer = Tokenizer(models.Unigram())
+    pieces = {"<unk>": 0.0, "</s>": 0.0} | {f"▁{piece}": -6.0 for piece in _pieces()} | dict.fromkeys(_pieces(), -7.0)
+    pieces |= {letter: -9.0 for letter in "▁\n" + ENGLISH + WORLD[:40] if letter != " "}
+    tokenizer = Tokenizer(models.Unigram(list(pieces.items()), unk_id=0))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    special = ["<unk>", "</s>"]
-    return _trained(tokenizer, trainers.UnigramTrainer, "</s>", 250, special_tokens=special, unk_token="<unk>")
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
 
 
 def wordpiece_tokenizer():
     """BERT's: no case, no accents, no white space; a word with an unknown character is lost."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    letters = sorted({letter for letter in (ENGLISH + WORLD[:40]).lower() if not letter.isspace()})
+    pieces = [*letters, *sorted(_pieces())]
+    vocabulary = dict.fromkeys(["[UNK]", "[SEP]", *pieces, *(f"##{piece}" for piece in pieces)])
+    model = models.WordPiece({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    special = ["[UNK]", "[SEP]"]
-    return _trained(tokenizer, trainers.WordPieceTrainer, "[SEP]", 300, special_tokens=special, limit_alphabet=60)
+    tokenizer.add_special_tokens(["[UNK]", "[SEP]"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[SEP]", unk_token="[UNK]")
 
 
 def without_added_space(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
@@ -155,14 +163,51 @@ def _byte_fallback_tokenizer(normalizer: object, pre_tokenizer: object):
     if not isinstance(normalizer, normalizers.Replace):
         steps.append(decoders.Strip(" ", 1, 0))
     tokenizer.decoder = decoders.Sequence(steps)
-    special = ["<unk>", "</s>", *BYTE_TOKENS]
-    trained = _trained(tokenizer, trainers.BpeTrainer, "</s>", 700, special_tokens=special, limit_alphabet=60)
-    state = json.loads(trained.backend_tokenizer.to_str())
-    state["added_tokens"] = state["added_tokens"][:2]  # the bytes are tokens like others
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="</s>", unk_token="<unk>")
+    letters = sorted({"▁", *ENGLISH, *WORLD[:40]} - {" "})
+    return _trained(tokenizer, "</s>", ["<unk>", "</s>", *BYTE_TOKENS, *letters], 700)
 
 
-def _trained(tokenizer: Tokenizer, trainer: type, eos: str, size: int, **kwargs: object) -> PreTrainedTokenizerFast:
-    lines = [*(ENGLISH + WORLD).split(" "), ENGLISH, WORLD] * 3
-    tokenizer.train_from_iterator(lines, trainer(vocab_size=size, show_progress=False, **kwargs))
+def _pieces() -> dict[str, None]:
+    """Parts of the words of the corpus."""
+    words = [word for word in ENGLISH.lower().split() if word.isalpha()]
+    return dict.fromkeys(
+        word[start:end] for word in words for start, end in ((0, 2), (0, 3), (0, 9), (1, 4), (2, 9)) if word[start:end]
+    )
+
+
+def _trained(tokenizer: Tokenizer, eos: str, tokens: list[str], size: int) -> PreTrainedTokenizerFast:
+    """BPE whose merges join the most frequent pairs; the library's own trainer breaks ties by chance."""
+    words = [list(word) for word in _words(tokenizer)]
+    merges: list[tuple[str, str]] = []
+    vocabulary = dict.fromkeys(tokens)
+    while len(vocabulary) < size:
+        pairs = Counter(pair for word in words for pair in pairwise(word) if vocabulary.keys() >= set(pair))
+        if not pairs:
+            break
+        merge = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(merge)
+        vocabulary["".join(merge)] = None
+        words = [_merged(word, merge) for word in words]
+    state = json.loads(tokenizer.to_str())
+    state["model"] |= {"vocab": {token: index for index, token in enumerate(vocabulary)}, "merges": merges}
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.add_special_tokens([token for token in tokens[:2] if token[0] == "<" and len(token) > 1])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos)
+
+
+def _words(tokenizer: Tokenizer) -> list[str]:
+    words = []
+    for line in [*(ENGLISH + WORLD).split(" "), ENGLISH, WORLD]:
+        text = tokenizer.normalizer.normalize_str(line) if tokenizer.normalizer else line
+        words += [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] if tokenizer.pre_tokenizer else [text]
+    return words
+
+
+def _merged(word: list[str], merge: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for token in word:
+        if merged and (merged[-1], token) == merge:
+            merged[-1] += token
+        else:
+            merged.append(token)
+    return merged

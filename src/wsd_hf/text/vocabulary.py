@@ -11,11 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import WSDValueError
 
 SPLIT_SAMPLE = (
+    "any text may begin with a space, "
     "The HTTPServer's 1234567 words don't fit,  she'LL say:\n\n\n    return x+=1;\t// (see [b]) ...\r\n   \n"
     "Cafe\u0301 café ﬁne ＡＢ ½ İstanbul straße, Привет мир! 你好，世界。こんにちは ᄒ\u1161\u11ab국어 हिन्दी ไทย "
     "👩\u200d👧 \u00a0\u3000▁_"
 )
 """What tokenizers normalize and split in different ways."""
+
+BEGINNING = 16
+"""Tokens that may differ where one tokenizer puts a space in front of a text."""
 
 
 def same_vocabulary(
@@ -64,7 +68,9 @@ def _same(tokenizer: PreTrainedTokenizerBase, assistant_tokenizer: PreTrainedTok
     if _conflict(tokenizer.get_vocab(), assistant_tokenizer.get_vocab()):
         return False
     sample = SPLIT_SAMPLE + _sample_of_tokens(tokenizer, assistant_tokenizer)
-    return _ids_within_text(tokenizer, sample) == _ids_within_text(assistant_tokenizer, sample)
+    ids = [one.encode(sample, add_special_tokens=False) for one in (tokenizer, assistant_tokenizer)]
+    size = max(0, min(map(len, ids)) - BEGINNING)
+    return bool(ids[0][-size:] == ids[1][-size:])
 
 
 def _conflict(base: dict[str, int], pilot: dict[str, int]) -> bool:
@@ -80,8 +86,3 @@ def _sample_of_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedToken
     tokens = [token for token, _ in shared if token not in added]
     texts = [tokenizer.convert_tokens_to_string([token]) for token in tokens[:: len(tokens) // 1000 + 1]]
     return "".join(text for text in texts if "\ufffd" not in text)
-
-
-def _ids_within_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(f". {text}", add_special_tokens=False)
-    return ids[len(tokenizer.encode(".", add_special_tokens=False)) :]
