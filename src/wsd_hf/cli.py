@@ -170,7 +170,7 @@ def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase,
 
 
 def _response_text(sequences: torch.Tensor, prompt_length: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    return before_next_turn(tokenizer.decode(sequences[0, prompt_length:], skip_special_tokens=True))
+    return before_next_turn(tokenizer.decode(sequences[0, prompt_length:], skip_special_tokens=True)).lstrip()
 
 
 def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> None:
