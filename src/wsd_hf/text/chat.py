@@ -87,6 +87,19 @@ def before_next_turn(text: str) -> str:
     return text.rstrip()
 
 
+def settled(text: str) -> str:
+    """The beginning of a growing answer that no later token can turn into space or the header of a next turn.
+
+    >>> settled("Paris.\\n\\n[Us")
+    'Paris.'
+    """
+    text = before_next_turn(text.rstrip("\ufffd"))
+    for start in range(max(0, len(text) - max(map(len, BASE_STOP_STRINGS))), len(text)):
+        if any(stop.startswith(text[start:]) for stop in BASE_STOP_STRINGS):
+            return text[:start].rstrip()
+    return text
+
+
 def _chats(messages: Messages | Sequence[Messages]) -> list[Messages]:
     single = len(messages) == 0 or isinstance(messages[0], Mapping)
     return cast("list[Messages]", [messages] if single else list(messages))
