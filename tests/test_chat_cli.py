@@ -13,7 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import wsd_hf
+from wsd_hf import WSDConfig
 from wsd_hf.cli import app
+from wsd_hf.cli.conversation import Conversation
 from wsd_hf.text.chat import before_next_turn, settled
 
 KELOFT, QUIBIME = "What does the Keloft eat?", "Which things fill the shelves of Quibime?"
@@ -63,6 +65,14 @@ def test_the_history_is_kept_until_reset() -> None:
     result = chat(KELOFT, QUIBIME, "/reset", KELOFT)
     history = [user(KELOFT), assistant(PILOTS + BASES), user(QUIBIME)]
     assert result.stdout == f"{ANSWER}\n{marked(history)}\n{ANSWER}\n"
+
+
+@pytest.mark.parametrize("settings", [{"engine": "step"}, {"engine": "fast", "chunk": 1}, {"engine": "fast", "chunk": 9}])
+def test_the_mark_does_not_depend_on_the_way_of_decoding(
+    shared_pair: Any, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]
+) -> None:
+    Conversation(shared_pair, WSDConfig(**settings), max_new_tokens=256).ask(KELOFT)
+    assert capsys.readouterr().out == f"{ANSWER}\n"
 
 
 def test_exit_leaves() -> None:

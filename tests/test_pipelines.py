@@ -178,10 +178,20 @@ def test_outputs_as_dicts_are_taken_too(pipe: Any, batch_size: int) -> None:
     assert rows == [[{"generated_text": ANSWER}]] * 2
 
 
-def test_a_streamer_gets_the_answer(pipe: Any, pair: Any) -> None:
+@pytest.mark.parametrize("engine", ["fast", "step"])
+def test_a_streamer_gets_the_answer_and_no_header(pipe: Any, pair: Any, engine: str) -> None:
+    assert "[User]" in expected(pair, KELOFT)
     streamer = TextIteratorStreamer(pair[2], skip_prompt=True, skip_special_tokens=True, timeout=60)
-    pipe(KELOFT, strategy="wsd", streamer=streamer, **GREEDY)
-    assert "".join(streamer) == expected(pair, KELOFT)
+    for _ in range(2):
+        pipe(KELOFT, strategy="wsd", streamer=streamer, wsd_engine=engine, **GREEDY)
+        assert "".join(streamer) == ANSWER
+
+
+def test_a_streamer_is_ended_when_generation_fails(pipe: Any, pair: Any) -> None:
+    streamer = TextIteratorStreamer(pair[2], timeout=60)
+    with pytest.raises(WSDValueError):
+        pipe(KELOFT, strategy="wsd", streamer=streamer, wsd_threshold=2.0)
+    assert "".join(streamer) == ""
 
 
 @pytest.mark.parametrize("where", ["call", "construction", "wsd_config", "generation_config", "the model's generation config"])

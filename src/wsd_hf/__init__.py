@@ -14,11 +14,13 @@ from .outputs import Trace, TracedToken, WSDGenerateOutput, WSDStats, explain
 from .pipelines import WSDTextGenerationPipeline
 from .switch import SwitchCriteria, confidence, switch_index
 from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
+from .text.streaming import AnswerStreamer
 from .tiny import load_tiny_pair
 
 __all__ = [
     "BASE_CHAT_TEMPLATE",
     "BASE_STOP_STRINGS",
+    "AnswerStreamer",
     "AutoModelForCausalLM",
     "SwitchCriteria",
     "Trace",

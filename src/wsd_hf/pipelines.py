@@ -15,6 +15,7 @@ from ._compat import Chat
 from .errors import WSDValueError
 from .generation import generate_with
 from .text.chat import before_next_turn, chat_prompts, next_turn_criteria
+from .text.streaming import AnswerStreamer
 
 logger = logging.get_logger(__name__)
 
@@ -31,8 +32,8 @@ class WSDTextGenerationPipeline(TextGenerationPipeline):
     `do_sample=False` or the model's generation config say otherwise.
 
     A chat becomes two prompts as in `build_inputs`: the pilot's follows its own chat template, the base's its own template
-    or a plain transcript, and then the answer ends before the header of the next turn (a streamer may have been given the
-    header). A text is continued as it is by both models, each with its own tokenizer: no chat template is applied to it.
+    or a plain transcript, and then the answer ends before the header of the next turn, for a streamer too (`AnswerStreamer`).
+    A text is continued as it is by both models, each with its own tokenizer: no chat template is applied to it.
 
     Args:
         assistant_model: the pilot; a loaded model stays on its device, a path or Hub id is loaded to the base's device and
@@ -102,6 +103,8 @@ class WSDTextGenerationPipeline(TextGenerationPipeline):
                 kwargs[name] = model_inputs.pop(name)
         if isinstance(_first(model_inputs["prompt_text"]), _Transcript):
             kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or []), *next_turn_criteria(self.tokenizer)]
+            if kwargs.get("streamer") is not None:
+                kwargs["streamer"] = AnswerStreamer(kwargs["streamer"], self.tokenizer)
         kwargs |= {"tokenizer": self.tokenizer, "assistant_tokenizer": self.pilot_tokenizer}
         base = self.model
 

@@ -62,7 +62,7 @@ class Conversation:
         """One question and its answer; Ctrl-C stops the answer, of which the history keeps what there is."""
         chat = [*self.messages, {"role": "user", "content": question}]
         tokenizer, criteria = self._pair[2], CountingCriteria(self._config.threshold, self._config.window_size)
-        streamer = AnswerStreamer(tokenizer, criteria, _Printer())
+        streamer = _Display(tokenizer, criteria, _Printer())
         try:
             output = answer(self._pair, chat, self._config, self._max_new_tokens, streamer=streamer, switch_criteria=criteria)
             remark = explain(output, tokenizer, stop_strings=BASE_STOP_STRINGS).summary()
@@ -87,7 +87,7 @@ class CountingCriteria(SwitchCriteria):
         return super().__call__(input_ids, scores, **kwargs)
 
 
-class AnswerStreamer(BaseStreamer):
+class _Display(BaseStreamer):
     """Gives on the text of one answer as it grows; withholds what may yet become the header of a next turn.
 
     Args:
