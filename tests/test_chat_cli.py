@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -135,6 +136,28 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(shared_pair: Any, forwa
     assert bool(partial) == (forward > 1)
     assert second == marked([*history, user(QUIBIME)])
     assert third == ANSWER
+
+
+@pytest.mark.parametrize("flush", [1, 5, 14])
+def test_ctrl_c_while_text_is_printed_prints_nothing_twice(
+    shared_pair: Any, monkeypatch: pytest.MonkeyPatch, flush: int
+) -> None:
+    class Terminal(io.StringIO):
+        flushes = 0
+
+        def flush(self) -> None:
+            self.flushes += 1
+            if self.flushes == flush:
+                signal.raise_signal(signal.SIGINT)
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    conversation = Conversation(shared_pair, WSDConfig(chunk=1), max_new_tokens=256)
+    conversation.ask(KELOFT)
+    partial = terminal.getvalue().removesuffix("\n")
+    assert ANSWER.startswith(partial)
+    assert 0 < len(partial) < len(ANSWER)
+    assert conversation.messages == [user(KELOFT), assistant(partial.replace("│", ""))]
 
 
 def test_a_question_that_cannot_be_asked_does_not_end_the_chat() -> None:

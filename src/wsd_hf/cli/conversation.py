@@ -124,29 +124,27 @@ class _Display(BaseStreamer):
         self._show(before_next_turn(self._text))
 
     def _show(self, answer: str) -> None:
-        shown = len(self.answer)
+        shown, self.answer = len(self.answer), answer
         for piece, by_base in ((answer[shown : self._drafted], False), (answer[max(shown, self._drafted) :], True)):
             if piece:
                 self._write(piece, by_base)
-        self.answer = answer
 
 
 class _Printer:
     """Prints an answer's pieces to standard output."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False)
-        self._coloured = self._console.color_system is not None and not self._console.no_color
         self._switched = False
 
     def __call__(self, piece: str, by_base: bool) -> None:
+        console = Console(highlight=False)  # a new one each time: Ctrl-C may leave text in its buffer, to come out again
         text = Text(piece)
-        if self._coloured:
+        if console.color_system and not console.no_color:
             text.stylize(f"#101010 on {BASE_COLOUR if by_base else PILOT_COLOURS[0]}")
         elif by_base and not self._switched:
             text = Text("│") + text
         self._switched = by_base
-        self._console.print(text, end="", soft_wrap=True)
+        console.print(text, end="", soft_wrap=True)
 
 
 def _lines() -> Iterator[str]:
