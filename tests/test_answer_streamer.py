@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from test_streaming import Recorder
 from wsd_hf import AnswerStreamer
+from wsd_hf.tiny import FOLDER
 
 PROMPT = torch.tensor([[1, 2]])
 VOCABULARY = ["</s>", "Yes", " no", ".\n\n", "\n\n", "[", "User", "]\n", "plain", "]"]
@@ -55,6 +56,20 @@ def test_what_is_unfinished_at_the_end_was_text(tokenizer: PreTrainedTokenizerFa
 def test_a_token_that_ends_the_answer_and_begins_the_header_is_not_lost(tokenizer: PreTrainedTokenizerFast) -> None:
     handed, _ = stream(tokenizer, "Yes", ".\n\n", "[", "User", "]\n")
     assert handed == [["Yes"], *[["Yes", ".\n\n"]] * 5]
+
+
+def test_a_character_of_several_tokens_is_handed_on_when_it_is_complete() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "base")
+    *first, last = tokenizer.encode("\N{SNOWMAN}", add_special_tokens=False)
+    assert first
+    recorder = Recorder()
+    streamer = AnswerStreamer(recorder, tokenizer)
+    streamer.put(PROMPT)
+    for token in first:
+        streamer.put(torch.tensor([token]))
+    assert recorder.puts == [[1, 2]]
+    streamer.put(torch.tensor([last]))
+    assert recorder.tokens == [1, 2, *first, last]
 
 
 def test_a_batch_goes_through(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -24,6 +24,7 @@ from families import tiny_model, tiny_pilot
 from oracle import compose
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf import BASE_STOP_STRINGS, WSDTextGenerationPipeline, WSDValueError, enable_wsd
+from wsd_hf.strategies import STRATEGIES
 from wsd_hf.tiny import FOLDER
 
 KELOFT = [{"role": "user", "content": "What does the Keloft eat?"}]
@@ -144,6 +145,23 @@ def test_each_model_reads_a_text_with_its_own_tokenizer_and_no_template() -> Non
     (record,) = pipe("abc", return_tensors=True, max_new_tokens=10, do_sample=False)
     assert record["generated_token_ids"] == [1, 2, 3, *wanted.tokens]
     assert wanted != compose(base, pilot, ids["ids"], threshold=0.15, window=2, max_new_tokens=10)
+
+
+def test_both_tokenizers_reach_generate_also_where_transformers_drops_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def strategy(generate: Any, base: Any, input_ids: Any, **kwargs: Any) -> Any:
+        given.update(kwargs)
+        return input_ids
+
+    monkeypatch.setitem(STRATEGIES, "wsd", strategy)
+    tokenizer, pilots = letter_tokenizer(64), letter_tokenizer(64)
+    models = {"model": tiny_model("llama"), "tokenizer": tokenizer, "assistant_model": tiny_pilot("llama")}
+    pipe = pipeline("text-generation", device="cpu", assistant_tokenizer=pilots, **models)
+    assert pipe.assistant_tokenizer is None
+    pipe("abc", strategy="wsd")
+    assert given["tokenizer"] is tokenizer
+    assert given["assistant_tokenizer"] is pilots
 
 
 def test_texts_may_be_batched(pipe: Any) -> None:
@@ -303,6 +321,12 @@ def test_what_cannot_work_is_refused_by_name(pair: Any, inputs: Any, settings: d
     pipe = make(pair, **construction)
     with pytest.raises(WSDValueError, match=problem):
         pipe(inputs, **{"strategy": "wsd", **settings})
+
+
+def test_a_pilot_is_loaded_at_construction_only(pair: Any) -> None:
+    pipe = make(pair, assistant_model=None, assistant_tokenizer=None)
+    with pytest.raises(WSDValueError, match=r"assistant_model='pilot': must be .* already loaded"):
+        pipe("Hi", strategy="wsd", assistant_model="pilot")
 
 
 def test_a_chat_needs_the_pilots_tokenizer() -> None:

@@ -12,6 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from ._compat import Chat
+from .checks import check_causal
 from .errors import WSDValueError
 from .generation import generate_with
 from .text.chat import before_next_turn, chat_prompts, next_turn_criteria
@@ -150,6 +151,7 @@ def _first(prompts: Any) -> Any:
 def _check_pilot(strategy: str, pilot: PreTrainedModel | None, base: PreTrainedModel) -> None:
     if pilot is None:
         raise WSDValueError(f"strategy={strategy!r} needs a pilot: pass assistant_model= when the pipeline is made")
+    check_causal("assistant_model", pilot)
     if (pilot.device.type == "cpu") != (base.device.type == "cpu"):
         logger.warning_once(
             f"the pilot is on {pilot.device} and the base on {base.device}: move one of them, or every step waits for the CPU"

@@ -39,7 +39,6 @@ class Conversation:
     """
 
     def __init__(self, pair: Pair, config: WSDConfig, max_new_tokens: int, system: str | None = None) -> None:
-        self.messages: list[dict[str, str]] = []
         self._pair, self._config, self._max_new_tokens = pair, config, max_new_tokens
         self._beginning = [{"role": "system", "content": system}] if system else []
         self.reset()
