@@ -134,7 +134,7 @@ def counted(*models: PreTrainedModel) -> Iterator[list[int]]:
 
 def text_of(response: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
     """The response up to the next turn of the transcript."""
-    return before_next_turn(tokenizer.decode(response, skip_special_tokens=True))
+    return before_next_turn(tokenizer.decode(response, skip_special_tokens=True)).lstrip()
 
 
 def measure(name: str, method: Method, questions: list[Question]) -> Row:

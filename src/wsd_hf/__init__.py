@@ -11,13 +11,16 @@ from .errors import WSDError, WSDLogitsError, WSDValueError
 from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, enable_wsd
 from .logits_process import WSDLogitsProcessor
 from .outputs import Trace, TracedToken, WSDGenerateOutput, WSDStats, explain
+from .pipelines import WSDTextGenerationPipeline
 from .switch import SwitchCriteria, confidence, switch_index
 from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
+from .text.streaming import AnswerStreamer
 from .tiny import load_tiny_pair
 
 __all__ = [
     "BASE_CHAT_TEMPLATE",
     "BASE_STOP_STRINGS",
+    "AnswerStreamer",
     "AutoModelForCausalLM",
     "SwitchCriteria",
     "Trace",
@@ -29,6 +32,7 @@ __all__ = [
     "WSDLogitsError",
     "WSDLogitsProcessor",
     "WSDStats",
+    "WSDTextGenerationPipeline",
     "WSDValueError",
     "build_inputs",
     "confidence",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers.utils.chat_template_utils import Chat as Chat
 
 
 def sample(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -55,10 +55,22 @@ class WSDGenerationMixin(GenerationMixin):
             return super().generate(*args, **kwargs)
         generate = super().generate
         kwargs |= dict(zip(inspect.signature(generate).parameters, args, strict=False))
-        with _streamer_ended_on_error(kwargs.get("streamer")):
-            if strategy not in STRATEGIES:
-                raise WSDValueError(f"strategy={strategy!r}: unknown; known are {', '.join(map(repr, STRATEGIES))}")
-            return STRATEGIES[strategy](generate, self, **kwargs)
+        return generate_with(strategy, generate, self, **kwargs)
+
+
+def generate_with(strategy: str, generate: Callable[..., Any], model: PreTrainedModel, /, **kwargs: Any) -> Any:
+    """One call of a strategy on a model that need not be enabled; `WSDGenerationMixin.generate` documents the arguments.
+
+    Args:
+        strategy: a name in `wsd_hf.strategies.STRATEGIES`.
+        generate: transformers' own `generate` of the model.
+        model: the base.
+        **kwargs: everything else, by name.
+    """
+    with _streamer_ended_on_error(kwargs.get("streamer")):
+        if strategy not in STRATEGIES:
+            raise WSDValueError(f"strategy={strategy!r}: unknown; known are {', '.join(map(repr, STRATEGIES))}")
+        return STRATEGIES[strategy](generate, model, **kwargs)
 
 
 def enable_wsd(model: Model) -> Model:

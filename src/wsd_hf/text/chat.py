@@ -49,7 +49,16 @@ def build_inputs(
     Raises:
         WSDValueError: messages of another form, or a tokenizer that lacks a chat template or pad token; names it.
     """
-    chats = _chats(messages)
+    inputs = chat_prompts(_chats(messages), tokenizer, assistant_tokenizer)
+    if not tokenizer.chat_template:
+        inputs["stopping_criteria"] = next_turn_criteria(tokenizer)
+    return BatchEncoding(inputs)
+
+
+def chat_prompts(
+    chats: Sequence[Messages], tokenizer: PreTrainedTokenizerBase, assistant_tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """The tensors of `build_inputs`, which documents arguments and errors."""
     for chat in chats:
         _check_messages(chat)
     if assistant_tokenizer.chat_template is None:
@@ -59,21 +68,36 @@ def build_inputs(
     transcript = None if tokenizer.chat_template else BASE_CHAT_TEMPLATE
     base = _pad("tokenizer", tokenizer, [_encode(chat, tokenizer, transcript) for chat in chats])
     pilot = _pad("assistant_tokenizer", assistant_tokenizer, [_encode(chat, assistant_tokenizer) for chat in chats])
-    inputs = {**base, **{f"assistant_{name}": value for name, value in pilot.items()}}
-    if transcript:
-        inputs["stopping_criteria"] = StoppingCriteriaList([StopStringCriteria(tokenizer, BASE_STOP_STRINGS)])
-    return BatchEncoding(inputs)
+    return {**base, **{f"assistant_{name}": value for name, value in pilot.items()}}
+
+
+def next_turn_criteria(tokenizer: PreTrainedTokenizerBase) -> StoppingCriteriaList:
+    """Ends a response where a base that writes a transcript begins somebody's next turn."""
+    return StoppingCriteriaList([StopStringCriteria(tokenizer, BASE_STOP_STRINGS)])
 
 
 def before_next_turn(text: str) -> str:
-    """An answer without the header of somebody's next turn, at which the base was stopped.
+    """An answer without the header of somebody's next turn, at which the base was stopped, nor the space in front of it.
 
     >>> before_next_turn("Paris.\\n\\n[User]\\n")
     'Paris.'
     """
     for stop in BASE_STOP_STRINGS:
         text = text.split(stop)[0]
-    return text.strip()
+    return text.rstrip()
+
+
+def settled(text: str) -> str:
+    """The beginning of a growing answer that no later token can turn into space or the header of a next turn.
+
+    >>> settled("Paris.\\n\\n[Us")
+    'Paris.'
+    """
+    text = before_next_turn(text.rstrip("\ufffd"))
+    for start in range(max(0, len(text) - max(map(len, BASE_STOP_STRINGS))), len(text)):
+        if any(stop.startswith(text[start:]) for stop in BASE_STOP_STRINGS):
+            return text[:start].rstrip()
+    return text
 
 
 def _chats(messages: Messages | Sequence[Messages]) -> list[Messages]:

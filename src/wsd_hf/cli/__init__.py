@@ -1,4 +1,4 @@
-"""The command line: `wsd-hf demo` and `wsd-hf generate`."""
+"""The command line: `wsd-hf demo`, `wsd-hf generate`, `wsd-hf chat`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,15 +14,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM as PlainAutoModelForCausalLM
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from .config import WSDConfig
-from .errors import WSDValueError
-from .generation import AutoModelForCausalLM
-from .outputs import WSDGenerateOutput, explain
-from .text.chat import BASE_STOP_STRINGS, Messages, before_next_turn, build_inputs
-from .tiny import demo_questions, load_tiny_pair
+from ..config import WSDConfig
+from ..errors import WSDValueError
+from ..outputs import WSDGenerateOutput, explain
+from ..text.chat import BASE_STOP_STRINGS, Messages, before_next_turn, build_inputs
+from ..tiny import demo_questions, load_tiny_pair
+from .conversation import Conversation
+from .models import DType, Pair, answer, load_pair
 
 app = typer.Typer(
     help="Weak-to-Strong Decoding: a small aligned pilot begins the answer, a large base model finishes it.",
@@ -32,16 +31,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Pair = tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerBase]
-
-
-class DType(str, Enum):
-    """Weights as stored, or converted."""
-
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
+Base = Annotated[str | None, typer.Option(help="Base model, a path or Hub id. Default: the shipped pair.")]
+Pilot = Annotated[str | None, typer.Option(help="Pilot, a path or Hub id.")]
+Threshold = Annotated[float, typer.Option(help="Confidence at which the base takes over, in (0, 1].")]
+Window = Annotated[int, typer.Option(help="Drafted tokens that confidence is measured over.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Most tokens in an answer, the draft included.", min=1)]
+Device = Annotated[str, typer.Option(help="Where both models run: cpu, cuda, cuda:1, ...")]
+DTypeOption = Annotated[DType, typer.Option(help="Data type of both models.")]
 
 
 @app.command()
@@ -66,28 +62,50 @@ def demo(
 @app.command()
 def generate(
     question: Annotated[str | None, typer.Argument(help="What to ask.", show_default=False)] = None,
-    base: Annotated[str | None, typer.Option(help="Base model, a path or Hub id. Default: the shipped pair.")] = None,
-    pilot: Annotated[str | None, typer.Option(help="Pilot, a path or Hub id.")] = None,
+    base: Base = None,
+    pilot: Pilot = None,
     messages: Annotated[
         Path | None, typer.Option(help="JSON file with a list of chat messages, instead of a question.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer, the switch and the trace as JSON.")] = False,
-    threshold: Annotated[float, typer.Option(help="Confidence at which the base takes over, in (0, 1].")] = WSDConfig.threshold,
-    window: Annotated[int, typer.Option(help="Drafted tokens that confidence is measured over.")] = WSDConfig.window_size,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens in the answer, the draft included.", min=1)] = 256,
-    device: Annotated[str, typer.Option(help="Where both models run: cpu, cuda, cuda:1, ...")] = "cpu",
-    dtype: Annotated[DType, typer.Option(help="Data type of both models.")] = DType.auto,
+    threshold: Threshold = WSDConfig.threshold,
+    window: Window = WSDConfig.window_size,
+    max_new_tokens: MaxNewTokens = 256,
+    device: Device = "cpu",
+    dtype: DTypeOption = DType.auto,
 ) -> None:
     """Answers one question, or goes on with a chat. The answer goes to standard output, all else to standard error."""
     with _one_line_errors():
         config = WSDConfig(threshold=threshold, window_size=window)
-        chat = _chat(question, messages)
+        asked = _messages(question, messages)
         status = Console(stderr=True)
         with status.status("loading both models"):
-            models = _load_pair(base, pilot, _device(device), dtype)
+            models = load_pair(base, pilot, device, dtype)
         with status.status("writing"):
-            output = _answer(models, chat, config, max_new_tokens)
+            output = answer(models, asked, config, max_new_tokens)
         _print_answer(output, models[2], as_json)
+
+
+@app.command()
+def chat(
+    base: Base = None,
+    pilot: Pilot = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    threshold: Threshold = WSDConfig.threshold,
+    window: Window = WSDConfig.window_size,
+    max_new_tokens: MaxNewTokens = 256,
+    device: Device = "cpu",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """A chat: the answer is shown while it is written, the pilot's part in orange and the base's in blue, or behind a │.
+
+    Ctrl-C stops an answer, /reset starts anew, /exit or Ctrl-D leaves. The shipped pair knows single questions only.
+    """
+    with _one_line_errors():
+        config = WSDConfig(threshold=threshold, window_size=window)
+        with Console(stderr=True).status("loading both models"):
+            models = load_pair(base, pilot, device, dtype)
+        Conversation(models, config, max_new_tokens, system).run()
 
 
 @contextmanager
@@ -100,7 +118,7 @@ def _one_line_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _chat(question: str | None, file: Path | None) -> Messages:
+def _messages(question: str | None, file: Path | None) -> Messages:
     if (question is None) == (file is None):
         raise WSDValueError("give either a question or --messages FILE")
     if file is None:
@@ -114,51 +132,6 @@ def _chat(question: str | None, file: Path | None) -> Messages:
     return chat
 
 
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise WSDValueError(f"--device {name}: {error}") from None
-
-
-def _load_pair(base: str | None, pilot: str | None, device: torch.device, dtype: DType) -> Pair:
-    if base is None and pilot is None:
-        model, assistant, tokenizer, assistant_tokenizer = load_tiny_pair()
-    elif base is None or pilot is None:
-        raise WSDValueError(
-            f"--{'base' if base is None else 'pilot'} is missing: give both models, or neither for the shipped pair"
-        )
-    else:
-        model, tokenizer = _load("--base", base, AutoModelForCausalLM, dtype)
-        assistant, assistant_tokenizer = _load("--pilot", pilot, PlainAutoModelForCausalLM, dtype)
-    target = {"device": device, "dtype": None if dtype is DType.auto else getattr(torch, dtype.value)}
-    return model.to(**target), assistant.to(**target), tokenizer, assistant_tokenizer
-
-
-def _load(option: str, source: str, auto: Any, dtype: DType) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
-        raise WSDValueError(f"{option} {source}: no such folder")
-    try:
-        return auto.from_pretrained(source, dtype=dtype.value), AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
-        raise WSDValueError(f"{option} {source}: {error}") from error
-
-
-def _answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int) -> WSDGenerateOutput:
-    base, pilot, tokenizer, assistant_tokenizer = pair
-    output: WSDGenerateOutput = base.generate(
-        **build_inputs(chat, tokenizer, assistant_tokenizer).to(base.device),
-        assistant_model=pilot,
-        strategy="wsd",
-        tokenizer=tokenizer,
-        assistant_tokenizer=assistant_tokenizer,
-        wsd_config=config,
-        max_new_tokens=max_new_tokens,
-        return_dict_in_generate=True,
-    )
-    return output
-
-
 def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, as_json: bool) -> None:
     text = _response_text(output.sequences, output.prompt_length, tokenizer)
     trace = explain(output, tokenizer, stop_strings=BASE_STOP_STRINGS)
@@ -170,7 +143,7 @@ def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase,
 
 
 def _response_text(sequences: torch.Tensor, prompt_length: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    return before_next_turn(tokenizer.decode(sequences[0, prompt_length:], skip_special_tokens=True))
+    return before_next_turn(tokenizer.decode(sequences[0, prompt_length:], skip_special_tokens=True)).lstrip()
 
 
 def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> None:
@@ -184,7 +157,7 @@ def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> No
         max_new_tokens=64,
     )
     draft = pilot.generate(pilot_prompt, attention_mask=inputs["assistant_attention_mask"], max_new_tokens=64)
-    both = _answer(pair, question["messages"], WSDConfig(), max_new_tokens=64)
+    both = answer(pair, question["messages"], WSDConfig(), max_new_tokens=64)
     table = Table.grid(padding=(0, 2))
     table.add_row("base", Text(_response_text(alone, prompt.shape[1], tokenizer)))
     table.add_row("pilot", Text(_response_text(draft, pilot_prompt.shape[1], assistant_tokenizer)))

@@ -1,0 +1,77 @@
+"""The two models of a command: loading them, and asking them."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM as PlainAutoModelForCausalLM
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..config import WSDConfig
+from ..errors import WSDValueError
+from ..generation import AutoModelForCausalLM
+from ..outputs import WSDGenerateOutput
+from ..text.chat import Messages, build_inputs
+from ..tiny import load_tiny_pair
+
+Pair = tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerBase]
+
+
+class DType(str, Enum):
+    """Weights as stored, or converted."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def load_pair(base: str | None, pilot: str | None, device: str, dtype: DType) -> Pair:
+    """Base, pilot and their tokenizers, from paths or Hub ids; the shipped pair where both are None."""
+    target = {"device": _device(device), "dtype": None if dtype is DType.auto else getattr(torch, dtype.value)}
+    if base is None and pilot is None:
+        model, assistant, tokenizer, assistant_tokenizer = load_tiny_pair()
+    elif base is None or pilot is None:
+        raise WSDValueError(
+            f"--{'base' if base is None else 'pilot'} is missing: give both models, or neither for the shipped pair"
+        )
+    else:
+        model, tokenizer = _load("--base", base, AutoModelForCausalLM, dtype)
+        assistant, assistant_tokenizer = _load("--pilot", pilot, PlainAutoModelForCausalLM, dtype)
+    return model.to(**target), assistant.to(**target), tokenizer, assistant_tokenizer
+
+
+def answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int, **kwargs: Any) -> WSDGenerateOutput:
+    """What base and pilot together say to a chat; `kwargs` are more keywords of `generate`."""
+    base, pilot, tokenizer, assistant_tokenizer = pair
+    output: WSDGenerateOutput = base.generate(
+        **build_inputs(chat, tokenizer, assistant_tokenizer).to(base.device),
+        assistant_model=pilot,
+        strategy="wsd",
+        tokenizer=tokenizer,
+        assistant_tokenizer=assistant_tokenizer,
+        wsd_config=config,
+        max_new_tokens=max_new_tokens,
+        return_dict_in_generate=True,
+        **kwargs,
+    )
+    return output
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise WSDValueError(f"--device {name}: {error}") from None
+
+
+def _load(option: str, source: str, auto: Any, dtype: DType) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
+        raise WSDValueError(f"{option} {source}: no such folder")
+    try:
+        return auto.from_pretrained(source, dtype=dtype.value), AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
+        raise WSDValueError(f"{option} {source}: {error}") from error
