@@ -32,7 +32,7 @@ def etag(path: str, content: bytes) -> str:
 
 @dataclass
 class Repo:
-    """The files of every commit, newest last; a gated one serves nobody without the token."""
+    """The files of every commit, newest last; a gated one shows them to all, and serves them to the token only."""
 
     commits: dict[str, Files] = field(default_factory=dict)
     gated: bool = False
@@ -143,14 +143,14 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self, value: Any) -> None:
         self._send(json.dumps(value).encode(), headers={"Content-Type": "application/json"})
 
+    def _known(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+
     def _repo(self, name: str, write: bool = False) -> Repo:
-        known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
         repo = self.hub.repos.get(name)
-        if repo is None or (repo.private and not known):
-            raise Refused(404 if known else 401, "RepoNotFound")
-        if repo.gated and not known:
-            raise Refused(401, "GatedRepo")
-        if write and not known:
+        if repo is None or (repo.private and not self._known()):
+            raise Refused(404 if self._known() else 401, "RepoNotFound")
+        if write and not self._known():
             raise Refused(403)
         return repo
 
@@ -162,6 +162,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str, revision: str, path: str) -> None:
         sha, files = self._files(name, revision)
+        if self.hub.repos[name].gated and not self._known():
+            raise Refused(401, "GatedRepo")
         if path not in files:
             self._send(b"", 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
             return
@@ -195,7 +197,7 @@ class Handler(BaseHTTPRequestHandler):
     def _create(self) -> None:
         wanted = json.loads(self.body)
         name = f"{wanted['organization']}/{wanted['name']}"
-        if self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+        if not self._known():
             raise Refused(401)
         if name in self.hub.repos:
             self._send(json.dumps({"url": f"{self.hub.endpoint}/{name}"}).encode(), 409)

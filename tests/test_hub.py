@@ -261,7 +261,7 @@ def test_errors_of_the_call_itself_pass_through():
 @pytest.mark.parametrize(
     ("name", "revision", "cause", "problem"),
     [
-        ("me/none", None, RepositoryNotFoundError, "is neither a folder nor a repository at http.*check the name"),
+        ("me/none", None, RepositoryNotFoundError, "is neither a folder nor known at http.*check the name"),
         ("me/pilot", "v9", RevisionNotFoundError, "has no revision 'v9': give one of its branches"),
         ("me/gated", None, GatedRepoError, r"is gated: accept its conditions.*log in \(`hf auth login`\) or pass token="),
         ("/no/such/pilot", None, HFValidationError, "is neither a folder nor a name on the Hub"),
@@ -333,6 +333,18 @@ def test_a_file_that_arrives_changed_is_never_read(hub, monkeypatch, name):
                 load_pilot("me/pilot")
     load_pilot("me/pilot", force_download=True)
     load_pilot("me/pilot")
+
+
+def test_weights_in_a_store_that_repositories_share_are_compared_as_well(hub, tmp_path):
+    load_pilot("me/pilot")
+    link = next(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
+    blob, shared = link.parent / link.readlink(), tmp_path / ("0" * 64)
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    load_pilot("me/pilot")
+    shared.write_bytes(shared.read_bytes()[:-1] + b"?")
+    with pytest.raises(WSDHubError, match=r"model\.safetensors is damaged"):
+        load_pilot("me/pilot")
 
 
 @pytest.mark.parametrize("rest", [0, 7, 1000, 500_000])

@@ -134,7 +134,7 @@ def push_pilot(
 ) -> CommitInfo:
     """Puts a pilot on the Hub: weights, tokenizer and model card in one commit, or nothing.
 
-    The repository is made if there is none. Weights that it had before are replaced as a whole; other files stay.
+    The repository is made if there is none. Weights and model card that it had before are replaced; other files stay.
 
     Args:
         model: the pilot.
@@ -255,15 +255,15 @@ def _check_whole(files: Iterable[Path]) -> None:
 def _is_whole(file: Path) -> bool:
     """Whether a file is what it should be, as far as it can be told.
 
-    The Hub's cache names what it keeps after its content: sha256 for what LFS stores, git's sha1 for the rest. Elsewhere only
-    safetensors can tell whether something is missing.
+    The Hub's cache names what a snapshot links to after its content: sha256 for what LFS stores, git's sha1 for the rest.
+    Elsewhere only safetensors can tell whether something is missing.
     """
-    kept = file.resolve()
-    if re.fullmatch("[0-9a-f]{64}", kept.name):
-        with kept.open("rb") as content:
-            return sha_fileobj(content).hex() == kept.name
-    if re.fullmatch("[0-9a-f]{40}", kept.name):
-        return git_hash(kept.read_bytes()) == kept.name
+    blob = Path(os.readlink(file)) if file.is_symlink() else file
+    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
+        with file.open("rb") as content:
+            return sha_fileobj(content).hex() == blob.name
+    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}", blob.name):
+        return git_hash(file.read_bytes()) == blob.name
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, "pt"):
@@ -281,30 +281,30 @@ def _explained(name: str, revision: str | None = None) -> Iterator[None]:
     except (_compat.HTTPError, EntryNotFoundError, OSError, RuntimeError, ValueError, KeyError) as error:
         if isinstance(error, WSDError):
             raise
-        raise WSDHubError(f"{name}{_explanation(error, revision)}") from error
+        raise WSDHubError(_explanation(name, error, revision)) from error
 
 
-def _explanation(error: Exception, revision: str | None) -> str:
+def _explanation(name: str, error: Exception, revision: str | None) -> str:
     log_in = "log in (`hf auth login`) or pass token="
     match error:
         case GatedRepoError():
-            return f" is gated: accept its conditions at {constants.ENDPOINT}, then {log_in}"
+            return f"{name} is gated: accept its conditions at {constants.ENDPOINT}/{name}, then {log_in}"
         case RepositoryNotFoundError():
-            return f" is neither a folder nor a repository at {constants.ENDPOINT}: check the name; if it is private, {log_in}"
+            return f"{name} is neither a folder nor known at {constants.ENDPOINT}: check the name; if it is private, {log_in}"
         case RevisionNotFoundError():
-            return f" has no revision {revision!r}: give one of its branches, tags or commits"
+            return f"{name} has no revision {revision!r}: give one of its branches, tags or commits"
         case HFValidationError():
-            return f" is neither a folder nor a name on the Hub: check the path, or give namespace/name ({_line(error)})"
+            return f"{name} is neither a folder nor a name on the Hub: check the path, or give namespace/name ({_line(error)})"
         case LocalEntryNotFoundError():
             return (
-                f" is not in the cache, or not all of it, and {constants.ENDPOINT} was not reached: call again with a "
+                f"{name} is not in the cache, or not all of it, and {constants.ENDPOINT} was not reached: call again with a "
                 "connection, and without HF_HUB_OFFLINE and local_files_only"
             )
         case HfHubHTTPError() if error.response.status_code in (401, 403):
-            return f" is closed to you: {log_in} that may do this ({_line(error)})"
+            return f"{name} is closed to you: {log_in} that may do this ({_line(error)})"
         case _compat.HTTPError() | RuntimeError():
-            return f" was interrupted: call again, files that arrived whole are kept ({_line(error)})"
-    return f": {_line(error)}"
+            return f"{name} was interrupted: call again, files that arrived whole are kept ({_line(error)})"
+    return f"{name}: {_line(error)}"
 
 
 def _line(error: Exception) -> str:
