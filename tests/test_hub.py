@@ -4,7 +4,9 @@ import json
 import re
 import socket
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -172,6 +174,19 @@ def test_offline_a_snapshot_that_lacks_what_is_needed_is_no_other_fault(hub, los
         load_pilot("me/pilot", local_files_only=True)
     assert isinstance(error.value.__cause__, LocalEntryNotFoundError)
     load_pilot("me/pilot")
+
+
+def test_threads_may_load_at_the_same_time(hub):
+    start = threading.Barrier(4)
+
+    def load():
+        start.wait()
+        return load_pilot("me/pilot")[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        pilots = [loading.result() for loading in [pool.submit(load) for _ in range(4)]]
+    assert all(pilot.lm_head.weight is pilot.model.embed_tokens.weight for pilot in pilots)
+    assert all(same_weights(pilot, pilots[0]) for pilot in pilots)
 
 
 # What may be wrong with a repository

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,9 @@ ALL_BUT_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
 
 WEIGHTS = r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?"
 """Where transformers looks for weights; the first that it finds are the ones it loads."""
+
+READING = threading.Lock()
+"""transformers replaces methods of its classes while it reads a model: two threads at a time leave them replaced."""
 
 
 def load_pilot(
@@ -105,15 +109,16 @@ def load_pilot(
         _check_whole(file for pattern in ALL_BUT_WEIGHTS for file in folder.glob(pattern))
         tokenizer = _tokenizer(name, folder, trust_remote_code)
         _check_whole(_weights(name, folder, fetch, use_safetensors))
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=use_safetensors,
-        output_loading_info=True,
-        **kwargs,
-    )
+    with READING:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
+            output_loading_info=True,
+            **kwargs,
+        )
     if missing := sorted(report["missing_keys"]):
         raise WSDHubError(f"{name} lacks weights that its config asks for ({missing[0]}, ...): give a whole model")
     for named in (model, model.config, tokenizer):
