@@ -25,7 +25,6 @@ def test_pipeline_chat(shown) -> None:
     assert "[User]" not in text
 
 
-@pytest.mark.xfail(reason="the bridge between two vocabularies is not there yet", strict=False)
 def test_cross_tokenizer(shown) -> None:
     text = shown("cross_tokenizer.py")
     assert "the Keloft eats acorns" in text

@@ -6,9 +6,11 @@ A small aligned model (the pilot) begins the answer, a large base model finishes
     model.generate(**inputs, assistant_model=pilot, strategy="wsd")
 """
 
+from .card import pilot_card
 from .config import WSDConfig
-from .errors import WSDError, WSDLogitsError, WSDValueError
+from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
 from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, enable_wsd
+from .hub import load_pilot, push_pilot
 from .logits_process import WSDLogitsProcessor
 from .outputs import Trace, TracedToken, WSDGenerateOutput, WSDStats, explain
 from .pipelines import WSDTextGenerationPipeline
@@ -29,6 +31,7 @@ __all__ = [
     "WSDError",
     "WSDGenerateOutput",
     "WSDGenerationMixin",
+    "WSDHubError",
     "WSDLogitsError",
     "WSDLogitsProcessor",
     "WSDStats",
@@ -39,6 +42,9 @@ __all__ = [
     "disable_wsd",
     "enable_wsd",
     "explain",
+    "load_pilot",
     "load_tiny_pair",
+    "pilot_card",
+    "push_pilot",
     "switch_index",
 ]

@@ -1,4 +1,4 @@
-"""Every touch of a private transformers name, and of PEFT, so that their upgrades are work on one file.
+"""Every touch of a private transformers name, of PEFT, and of what the Hub's client is built on: upgrades are work on one file.
 
 Works on transformers 5.17 and 5.23, and is tested on both.
 """
@@ -11,8 +11,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.utils.chat_template_utils import Chat as Chat
+
+HTTPError: Any = HfHubHTTPError.__bases__[0]
+"""What a broken connection raises in the Hub's client, which is built on httpx or, since 2.0, on httpx2."""
 
 
 def sample(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any) -> Any:

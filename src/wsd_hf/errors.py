@@ -11,3 +11,7 @@ class WSDValueError(WSDError, ValueError):
 
 class WSDLogitsError(WSDError, ArithmeticError):
     """A model returned logits from which no token can be chosen (NaN, +inf, or -inf for every token)."""
+
+
+class WSDHubError(WSDError, OSError):
+    """A model that cannot be had from where it should be, is damaged there, or cannot serve; its `__cause__` tells more."""

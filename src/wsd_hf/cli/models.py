@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM as PlainAutoModelForCausalLM
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..generation import AutoModelForCausalLM
+from ..hub import load_pilot
 from ..outputs import WSDGenerateOutput
 from ..text.chat import Messages, build_inputs
 from ..tiny import load_tiny_pair
@@ -39,8 +39,8 @@ def load_pair(base: str | None, pilot: str | None, device: str, dtype: DType) ->
             f"--{'base' if base is None else 'pilot'} is missing: give both models, or neither for the shipped pair"
         )
     else:
-        model, tokenizer = _load("--base", base, AutoModelForCausalLM, dtype)
-        assistant, assistant_tokenizer = _load("--pilot", pilot, PlainAutoModelForCausalLM, dtype)
+        assistant, assistant_tokenizer = load_pilot(pilot, dtype=dtype.value)  # the smaller one first: faults show sooner
+        model, tokenizer = _load_base(base, dtype)
     return model.to(**target), assistant.to(**target), tokenizer, assistant_tokenizer
 
 
@@ -68,10 +68,10 @@ def _device(name: str) -> torch.device:
         raise WSDValueError(f"--device {name}: {error}") from None
 
 
-def _load(option: str, source: str, auto: Any, dtype: DType) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_base(source: str, dtype: DType) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
-        raise WSDValueError(f"{option} {source}: no such folder")
+        raise WSDValueError(f"--base {source}: no such folder")
     try:
-        return auto.from_pretrained(source, dtype=dtype.value), AutoTokenizer.from_pretrained(source)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype.value), AutoTokenizer.from_pretrained(source)
     except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
-        raise WSDValueError(f"{option} {source}: {error}") from error
+        raise WSDValueError(f"--base {source}: {error}") from error
