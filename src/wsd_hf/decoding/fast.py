@@ -18,7 +18,7 @@ from .loop import Decoding
 from .pace import CHUNKS, Pace, cost_ratio
 from .proposer import Proposer
 from .record import Record
-from .rows import Rows
+from .rows import Rows, is_transformers_own
 from .stream import Stream
 from .support import rotary, why_not_model
 
@@ -94,7 +94,7 @@ def doubt(call: Call) -> str | None:
     Whoever keeps a state from one call to the next, as grammars do, would be misled.
     """
     for item in (*call.processors, *call.criteria):
-        if not type(item).__module__.startswith("transformers.") or isinstance(item, SynthIDTextWatermarkLogitsProcessor):
+        if not is_transformers_own(item) or isinstance(item, SynthIDTextWatermarkLogitsProcessor):
             return f"{type(item).__name__} may keep a state from step to step (wsd_engine='fast' if it does not)"
     return None
 

@@ -68,7 +68,7 @@ class Decoding:
         self.base, self.proposer, self.draft, self.rows, self.record, self.pace = base, proposer, draft, rows, record, pace
         self._processors = processors
         self._do_sample = do_sample
-        self._device = rows.sequences.device
+        self._device = rows.device
         self._vocabulary = vocabulary_size(base.model)
         # Warpers look at one position's scores only, so that all positions can be chosen for at once; any other processor
         # is shown the exact prefix of each row.
@@ -193,7 +193,7 @@ class Decoding:
         asked = following if self.record else following & (forced == FREE)
         raw, tokens = self._whole(logits[:, position]), self._whole(proposals.tokens[:, position]).clamp(min=0)
         drawn_with = self._whole(proposals.drawn_with(self._vocabulary)[:, position]) if self._do_sample else None
-        for prefix, exact in self.rows.prefixes(asked.nonzero().flatten().tolist()):
+        for prefix, exact in self.rows.prefixes(asked.nonzero().flatten().tolist(), self._device):
             scores = self._processors(prefix, raw.clone())
             if self.record is not None:
                 self.record.add(exact, raw, force(scores, forced.to(scores.device)))

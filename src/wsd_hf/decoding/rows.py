@@ -9,6 +9,11 @@ from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 
+def is_transformers_own(item: object) -> bool:
+    """Whether a processor or criterion is one of transformers', which keep nothing from step to step."""
+    return type(item).__module__.startswith("transformers.")
+
+
 class Rows:
     """Prompt and response of each row, laid out as `generate` does: prompts end where responses begin.
 
@@ -28,10 +33,13 @@ class Rows:
         criteria: StoppingCriteriaList,
         streamer: BaseStreamer | None,
     ) -> None:
+        self.device = input_ids.device
         self.prompt_width = input_ids.shape[1]
         self.responses: list[list[int]] = [[] for _ in input_ids]
         self.finished = torch.zeros(len(input_ids), dtype=torch.bool)
-        self._tokens = input_ids.new_full((len(input_ids), max_length), pad_token_id)
+        # On the host, where the decision is made. transformers' own criteria follow their input there without waiting.
+        self._tokens = torch.full((len(input_ids), max_length), pad_token_id)
+        self._criteria_device = torch.device("cpu") if all(map(is_transformers_own, criteria)) else input_ids.device
         self._tokens[:, : self.prompt_width] = input_ids
         self._criteria = criteria
         self._streamer = streamer
@@ -55,22 +63,23 @@ class Rows:
     @property
     def sequences(self) -> torch.Tensor:
         """Prompts and responses, LongTensor[batch, longest]."""
-        return self._tokens[:, : self.prompt_width + max(self.lengths)]
+        return self._tokens[:, : self.prompt_width + max(self.lengths)].to(self.device)
 
-    def prefixes(self, rows: list[int]) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    def prefixes(self, rows: list[int], device: torch.device) -> Iterator[tuple[torch.Tensor, list[int]]]:
         """The exact prefixes of some rows: for each length, LongTensor[batch, prefix] and the rows it is exact for."""
         lengths = self.lengths
         for length in sorted({lengths[row] for row in rows}):
-            yield self._tokens[:, : self.prompt_width + length], [row for row in rows if lengths[row] == length]
+            prefix = self._tokens[:, : self.prompt_width + length].to(device)
+            yield prefix, [row for row in rows if lengths[row] == length]
 
     def append(self, tokens: torch.Tensor, growing: torch.Tensor) -> None:
         """Appends a token to the growing rows, LongTensor[batch] and BoolTensor[batch]; ends those whose criteria are met."""
         rows = growing.nonzero().flatten().tolist()
         columns = [self.prompt_width + len(self.responses[row]) for row in rows]
-        self._tokens[rows, columns] = tokens[rows].to(self._tokens.device)
+        self._tokens[rows, columns] = tokens[rows]
         for row in rows:
             self.responses[row].append(int(tokens[row]))
-        for prefix, exact in self.prefixes(rows):
+        for prefix, exact in self.prefixes(rows, self._criteria_device):
             self.finished[exact] = self._criteria(prefix, None)[exact].cpu()
         self._stream()
 
@@ -80,5 +89,5 @@ class Rows:
         growing = [length for length, done in zip(self.lengths, self.finished, strict=True) if not done]
         settled = min(growing, default=max(self.lengths))
         for column in range(self._streamed, settled):
-            self._streamer.put(self._tokens[:, self.prompt_width + column].cpu())
+            self._streamer.put(self._tokens[:, self.prompt_width + column].clone())
         self._streamed = max(self._streamed, settled)

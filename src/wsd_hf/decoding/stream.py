@@ -72,7 +72,7 @@ class Stream:
             counts: how many of them each row gets.
         """
         chunk = proposals.shape[1]
-        width = max(1, *(len(new or ()) for new in missing))
+        width = self.workspace.padded(max(1, *(len(new or ()) for new in missing)))
         values: list[list[int]] = []
         fed: dict[int, int] = {}
         for row, new, count in zip(self.live, missing, counts, strict=True):
