@@ -7,7 +7,7 @@ import wsd_hf
 from wsd_hf.tiny import demo_questions
 
 base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair(pilot="pilot_other_vocab")
-text = "As far as I know"
+text = "Quibime collects keys. Have a lovely day."
 print(f"base:  {tokenizer.tokenize(text)}\npilot: {pilot_tokenizer.tokenize(text)}\n")
 
 for question in demo_questions()[:3]:
