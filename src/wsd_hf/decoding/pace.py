@@ -7,10 +7,6 @@ from transformers import PreTrainedModel
 CHUNKS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 """How many tokens may be proposed at a time; few lengths, because each is captured as a CUDA graph of its own."""
 
-POSITION = {"cpu": 0.13}
-"""What one more position adds to a forward, by type of device; measured by `benchmarks/decode.py`, and 0 where it's memory that
-takes the time."""
-
 OPENING = 6
 """Tokens in each chunk of a draft; at most one less is thrown away where the base takes over."""
 
@@ -18,7 +14,7 @@ OPENING = 6
 class Pace:
     """The length of the next chunk, from the agreement that this call has seen so far.
 
-    With agreement a and the cost r of a proposal in units of a base forward, a free row gains (1 - a^(c+1)) / (1 - a)
+    With agreement a and the cost r of a pilot step in units of a base forward, a free row gains (1 - a^(c+1)) / (1 - a)
     tokens for 1 + c·r (arXiv 2211.17192, theorem 3.8). While drafting every token is kept. Nothing here depends on time, so
     that a seed repeats a response.
 
@@ -63,11 +59,8 @@ class Pace:
 
 
 def cost_ratio(pilot: PreTrainedModel, base: PreTrainedModel) -> float:
-    """What a proposal costs, in forwards of the base: a forward of the pilot, and a position more for the base to check.
-
-    Decoding a few tokens costs what the weights it reads weigh; a CPU also has to work for every position.
-    """
-    return _weights(pilot) / _weights(base) + POSITION.get(base.device.type, 0.0)
+    """A forward of the pilot in forwards of the base: decoding a few tokens costs what the weights it reads weigh."""
+    return _weights(pilot) / _weights(base)
 
 
 def _weights(model: PreTrainedModel) -> int:
