@@ -161,7 +161,30 @@ def test_a_window_that_no_draft_can_fill_warns_and_runs(base: Any, pilot: Any) -
     assert out[0, 6:].tolist() == drafted + plain_tokens(base, torch.cat([PROMPT, torch.tensor([drafted])], 1), 5)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("switch_criteria", 0.8),
+        ("assistant_input_ids", [[1, 2]]),
+        ("tokenizer", "a name"),
+        ("assistant_tokenizer", ["tokens"]),
+    ],
+)
+def test_an_argument_of_another_type_is_named(base: Any, pilot: Any, forwards: Forwards, name: str, value: Any) -> None:
+    with pytest.raises(wsd_hf.WSDValueError, match=f"{name} is of type {type(value).__name__}: must be a "):
+        decode(base, pilot, **{name: value})
+    assert forwards.count == 0
+
+
 # Vocabularies
+
+
+def test_tokenizers_that_were_swapped_are_noticed_where_their_sizes_tell() -> None:
+    base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair(pilot="pilot_other_vocab")
+    messages = [{"role": "user", "content": "What does the Keloft eat?"}]
+    inputs = wsd_hf.build_inputs(messages, tokenizer, pilot_tokenizer)
+    with pytest.raises(wsd_hf.WSDValueError, match=r"tokenizer has \d+ tokens, and its model \d+: pass each model's own"):
+        base.generate(**inputs, assistant_model=pilot, strategy="wsd", tokenizer=pilot_tokenizer, assistant_tokenizer=tokenizer)
 
 
 def resized(model: PreTrainedModel, size: int) -> PreTrainedModel:

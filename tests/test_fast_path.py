@@ -263,6 +263,27 @@ def test_scores_and_logits_are_those_of_the_other_path(options: dict[str, Any], 
             assert int(fast.scores[place][row].argmax()) == token
 
 
+def test_a_function_of_the_callers_that_allows_tokens_goes_step_by_step() -> None:
+    base, pilot = pair("llama")
+    ids, mask = left_padded([random_prompt(seed, 3 + seed) for seed in range(3)], PAD)
+    seen: list[int] = []
+
+    def allowed(row: int, prefix: torch.Tensor) -> list[int]:
+        seen.append(len(prefix))
+        return list(range(3, VOCABULARY, 1 + row))
+
+    kwargs = {"attention_mask": mask, "prefix_allowed_tokens_fn": allowed, "eos_token_id": None}
+    auto = decode(base, pilot, ids, **kwargs, wsd_engine="auto")
+    assert seen == sorted(seen)
+    assert auto.stats.base_forwards == 14
+
+
+def test_what_is_returned_owns_its_memory() -> None:
+    out = decode(*pair("llama"), eos_token_id=[2, 46], max_new_tokens=50)
+    assert out.sequences.is_contiguous()
+    assert out.sequences.untyped_storage().nbytes() == out.sequences.nbytes
+
+
 def test_scores_alone_are_returned_alone() -> None:
     base, pilot = pair("llama")
     out = decode(base, pilot, output_scores=True)
@@ -717,6 +738,15 @@ def test_logits_that_are_no_numbers_raise_naming_model_and_token(role: str, at: 
         pytest.raises(wsd_hf.WSDLogitsError, match=f"the {role} returned .* at response token {token} of row 0"),
     ):
         decode(base, pilot, switch_criteria=FiresAt(3 if at == 1 else 6))
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_a_pilot_that_fails_behind_the_switch_no_longer_matters(do_sample: bool) -> None:
+    base, pilot = pair("llama")
+    kwargs = {"switch_criteria": FiresAt(2), "eos_token_id": None, "do_sample": do_sample, "wsd_chunk": 2, "top_k": 1}
+    with spoiled(pilot, 4):
+        fast = decode(base, pilot, **kwargs)
+    assert fast.sequences.tolist() == decode(base, pilot, **kwargs, wsd_engine="step").sequences.tolist()
 
 
 @pytest.mark.parametrize("role", ["base", "pilot"])

@@ -165,6 +165,20 @@ def test_what_is_kept_goes_with_its_model_and_is_bounded(captures: Captures, mon
         assert sum(kept[2].memory for kept in graphs._SHELF._kept) <= 2.5 * memory
 
 
+def test_budgets_may_differ_between_calls_that_share_what_was_captured(captures: Captures) -> None:
+    base, pilot = pair("llama")
+    for budget in (8, 8, 8, 60, 3, 40):
+        both(base, pilot, max_new_tokens=budget, eos_token_id=None, wsd_chunk=3)
+    assert captures.replays
+
+
+def test_what_was_captured_in_inference_mode_stays_there(captures: Captures) -> None:
+    base, pilot = pair("llama")
+    with torch.inference_mode():
+        want = decode(base, pilot).sequences.tolist()
+    assert [decode(base, pilot).sequences.tolist() for _ in range(3)] == [want] * 3
+
+
 def test_graphs_can_be_switched_off(captures: Captures) -> None:
     base, pilot = pair("llama")
     for _ in range(3):
@@ -182,7 +196,8 @@ def test_a_forward_that_cannot_be_captured_runs_eagerly(
     monkeypatch.setattr(graphs, "capture", refuse)
     monkeypatch.setattr(graphs.logger.parent, "propagate", True)
     graphs.logger.warning_once.cache_clear()
-    both(*pair("llama"), max_new_tokens=30)
+    for budget in (30, 30, 40):
+        both(*pair("llama"), max_new_tokens=budget)
     assert sum("without CUDA graphs" in record.message for record in caplog.records) == 1
 
 

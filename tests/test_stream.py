@@ -32,7 +32,7 @@ def tokens(rng: random.Random, count: int) -> list[int]:
 
 def streaming(model: PreTrainedModel, prompts: list[list[int]], room: int) -> Stream:
     workspace = Workspace(RaggedCache(model.config, max(map(len, prompts)) + room), Eager())
-    return Stream(model, prompts, workspace, last_position=200)
+    return Stream(model, prompts, workspace)
 
 
 @pytest.mark.parametrize(("family", "attention"), KINDS)

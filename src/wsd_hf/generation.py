@@ -37,10 +37,11 @@ class WSDGenerationMixin(GenerationMixin):
             assistant_do_sample: whether the pilot samples; default: as the base does.
             switch_criteria: a `StoppingCriteria` in the place of the paper's rule; see `SwitchCriteria`.
             wsd_config: a `WSDConfig`; beats the `wsd_*` keys of generation configs.
-            wsd_threshold, wsd_window_size, wsd_max_draft_tokens, wsd_draft_end, wsd_engine, wsd_speculate, wsd_chunk: single
-                settings; beat `wsd_config`.
-            tokenizer: the base's; needed for `stop_strings`, and where the widths of the vocabularies differ.
-            assistant_tokenizer: the pilot's; likewise. Its EOS ends a draft, beside those of the pilot's generation config.
+            wsd_threshold, wsd_window_size, wsd_max_draft_tokens, wsd_draft_end, wsd_engine, wsd_speculate, wsd_chunk,
+                wsd_cuda_graphs: single settings; beat `wsd_config`.
+            tokenizer: the base's; needed for `stop_strings`, and together with the pilot's where the vocabularies differ: equal
+                widths without tokenizers are taken for one vocabulary.
+            assistant_tokenizer: the pilot's. Its EOS ends a draft, beside those of the pilot's generation config.
             **kwargs: as transformers' `generate` takes them.
 
         Returns:

@@ -43,6 +43,15 @@ class DraftSetup(NamedTuple):
     """From the pilot's tokens to the base's, and back."""
 
 
+KINDS: dict[str, type] = {
+    "switch_criteria": StoppingCriteria,
+    "assistant_input_ids": torch.Tensor,
+    "assistant_attention_mask": torch.Tensor,
+    "tokenizer": PreTrainedTokenizerBase,
+    "assistant_tokenizer": PreTrainedTokenizerBase,
+}
+
+
 @dataclass(frozen=True)
 class PilotArguments:
     """The arguments of `generate` that concern the pilot; `WSDGenerationMixin.generate` documents them.
@@ -66,6 +75,10 @@ class PilotArguments:
             raise WSDValueError(
                 "assistant_attention_mask belongs to assistant_input_ids, which is missing: pass both or neither"
             )
+        for name, kind in KINDS.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise WSDValueError(f"{name} is of type {type(value).__name__}: must be a {kind.__name__}")
         object.__setattr__(self, "assistant_model", check_adapted("assistant_model", self.assistant_model))
 
     def prepare(
@@ -111,13 +124,19 @@ class PilotArguments:
                 vocabulary_size(base),
                 closing_token_id=min(base_eos) if config.draft_end == "stop" else None,
             ),
-            self._bridge(base_eos, limits.tolist(), one),
+            self._bridge(vocabulary_size(base), base_eos, limits.tolist(), one),
         )
 
-    def _bridge(self, base_eos: set[int], limits: list[int], one: bool) -> Bridge:
+    def _bridge(self, base_size: int, base_eos: set[int], limits: list[int], one: bool) -> Bridge:
         ends = eos_token_ids(self.assistant_model.generation_config) | eos_token_ids(self.assistant_tokenizer)
         if one or self.tokenizer is None or self.assistant_tokenizer is None:
             return OneVocabulary(base_eos | ends, limits)
+        for name, holder, size in (
+            ("tokenizer", self.tokenizer, base_size),
+            ("assistant_tokenizer", self.assistant_tokenizer, vocabulary_size(self.assistant_model)),
+        ):
+            if len(holder) > size:
+                raise WSDValueError(f"{name} has {len(holder)} tokens, and its model {size}: pass each model's own tokenizer")
         return TwoVocabularies(self.tokenizer, self.assistant_tokenizer, ends, limits, base_eos)
 
     def _prompt(

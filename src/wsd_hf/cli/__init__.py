@@ -17,7 +17,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..config import WSDConfig
-from ..errors import WSDValueError
+from ..errors import WSDError, WSDValueError
 from ..outputs import WSDGenerateOutput, explain
 from ..text.chat import BASE_STOP_STRINGS, Messages, before_next_turn, build_inputs
 from ..tiny import demo_questions, load_tiny_pair
@@ -113,7 +113,7 @@ def _one_line_errors() -> Iterator[None]:
     """What a user can put right is told in one line, with exit status 2."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, WSDError) as error:
         typer.echo(f"wsd-hf: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from None
 

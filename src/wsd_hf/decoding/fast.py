@@ -6,7 +6,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, SynthIDTextWatermarkLogitsProcessor
+from transformers import (
+    GenerationConfig,
+    PrefixConstrainedLogitsProcessor,
+    PreTrainedModel,
+    SynthIDTextWatermarkLogitsProcessor,
+)
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..checks import context_size
@@ -26,6 +31,10 @@ DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values"
 """Inputs of the base that `generate` makes, and that the fast path makes for itself."""
 
 
+STATEFUL = (PrefixConstrainedLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
+"""Processors of transformers that run a function of the caller's, or remember what they were asked."""
+
+
 def decode(call: Call) -> tuple[Any, WSDStats]:
     """Decodes with models that `why_not` has nothing against; returns what transformers' loop would, and the work done."""
     setup, settings = call.setup, call.generation_config
@@ -41,8 +50,8 @@ def decode(call: Call) -> tuple[Any, WSDStats]:
         _workspace(call, call.base, prompts, room) as base_workspace,
         _workspace(call, setup.pilot, pilot_prompts, pilot_room) as pilot_workspace,
     ):
-        base = Stream(call.base, prompts, base_workspace, last_position=max(map(len, prompts)) + budget - 1)
-        pilot = Stream(setup.pilot, pilot_prompts, pilot_workspace, last_position=context_size(setup.pilot) - 1)
+        base = Stream(call.base, prompts, base_workspace)
+        pilot = Stream(setup.pilot, pilot_prompts, pilot_workspace)
         rows = Rows(call.input_ids, settings.max_length, _pad_token_id(settings), call.criteria, call.streamer)
         Decoding(
             base,
@@ -94,7 +103,7 @@ def doubt(call: Call) -> str | None:
     Whoever keeps a state from one call to the next, as grammars do, would be misled.
     """
     for item in (*call.processors, *call.criteria):
-        if not is_transformers_own(item) or isinstance(item, SynthIDTextWatermarkLogitsProcessor):
+        if not is_transformers_own(item) or isinstance(item, STATEFUL):
             return f"{type(item).__name__} may keep a state from step to step (wsd_engine='fast' if it does not)"
     return None
 

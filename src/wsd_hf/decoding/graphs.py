@@ -53,8 +53,9 @@ class Graphs:
 
     def __init__(self) -> None:
         self.memory = 0
-        self._seen: dict[tuple[Any, ...], Callable[..., Any] | None] = {}
+        self._replays: dict[tuple[Any, ...], Callable[..., Any] | None] = {}
         self._pool: Any = None
+        self._refused = False
 
     def run(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
         """What the function makes of the inputs.
@@ -65,25 +66,24 @@ class Graphs:
             inputs: on one device.
         """
         key = (*key, *(tuple(tensor.shape) for tensor in inputs))
-        replay = self._seen.get(key)
-        if replay is not None:
-            return replay(*inputs)
-        if key in self._seen and inputs[0].shape[1] <= WIDEST:
-            self._seen[key] = replay = self._capture(function, inputs)
-            return replay(*inputs)
-        self._seen[key] = None
-        return function(*inputs)
+        if key in self._replays and self._replays[key] is None and inputs[0].shape[1] <= WIDEST and not self._refused:
+            self._replays[key] = self._capture(function, inputs)
+        replay = self._replays.setdefault(key, None)
+        return function(*inputs) if replay is None else replay(*inputs)
 
-    def _capture(self, function: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> Callable[..., Any]:
-        device = inputs[0].device
-        held = _reserved(device)
+    def _capture(self, function: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> Callable[..., Any] | None:
+        held = _reserved(inputs[0].device)
         try:
             replay, self._pool = capture(function, inputs, self._pool)
         except RuntimeError as error:  # whatever a forward may do that can't be captured; run eagerly, it shows its own errors
             logger.warning_once(f"Weak-to-Strong Decoding runs without CUDA graphs, since capture failed: {error}")
-            return function
-        self.memory += _reserved(device) - held
+            self._refused = True
+            return None
+        self.memory += max(0, _reserved(inputs[0].device) - held)
         return replay
+
+
+_CAPTURING = threading.Lock()
 
 
 def capture(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], pool: Any = None) -> tuple[Callable[..., Any], Any]:
@@ -92,8 +92,15 @@ def capture(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], pool
     The function has run before, so that whatever happens once has happened.
     """
     static = [tensor.clone() for tensor in inputs]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(inputs[0].device), torch.cuda.graph(graph, pool=pool):
+    graph, device = torch.cuda.CUDAGraph(), inputs[0].device
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    # torch's own context would leave its stream current after a failure, and shares one stream between devices.
+    with (
+        _CAPTURING,
+        torch.cuda.device(device),
+        torch.cuda.stream(side),
+        torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"),
+    ):
         outputs = function(*static)
 
     def replay(*inputs: torch.Tensor) -> Any:
@@ -152,7 +159,7 @@ def workspace(model: PreTrainedModel, rows: int, capacity: int, capturing: bool)
         yield Workspace(RaggedCache(model.config, capacity), Eager())
         return
     capacity = _rounded(1 + capacity) - 1
-    shape = (rows, capacity, _fingerprint(model))
+    shape = (rows, capacity, _fingerprint(model), torch.is_inference_mode_enabled())
     taken = _SHELF.take(model, shape) or Workspace(RaggedCache(model.config, capacity), Graphs())
     yield taken
     _SHELF.put(model, shape, taken)
@@ -186,7 +193,14 @@ def _rounded(slots: int) -> int:
 
 
 def _reserved(device: torch.device) -> int:
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()  # as capture does
+    return torch.cuda.memory_reserved(device)
+
+
+Shape = tuple[int, int, int, bool]
+"""Rows, capacity, where the weights are, and whether tensors are made in inference mode."""
 
 
 class _Shelf:
@@ -194,9 +208,9 @@ class _Shelf:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: list[tuple[weakref.ref[PreTrainedModel], tuple[int, int, int], Workspace]] = []
+        self._kept: list[tuple[weakref.ref[PreTrainedModel], Shape, Workspace]] = []
 
-    def take(self, model: PreTrainedModel, shape: tuple[int, int, int]) -> Workspace | None:
+    def take(self, model: PreTrainedModel, shape: Shape) -> Workspace | None:
         """One for this model and shape, newest first."""
         with self._lock:
             for place in reversed(range(len(self._kept))):
@@ -204,15 +218,17 @@ class _Shelf:
                     return self._kept.pop(place)[2]
         return None
 
-    def put(self, model: PreTrainedModel, shape: tuple[int, int, int], workspace: Workspace) -> None:
+    def put(self, model: PreTrainedModel, shape: Shape, workspace: Workspace) -> None:
         """Keeps one, within the memory that may be held on to."""
         with self._lock:
-            # A model that is gone, or whose weights have moved, can use its old ones no more.
-            self._kept = [kept for kept in self._kept if kept[0]() is not None]
+            # A model whose weights have moved can use its old ones no more.
             self._kept = [kept for kept in self._kept if kept[0]() is not model or kept[1][2] == shape[2]]
-            self._kept.append((weakref.ref(model), shape, workspace))
+            self._kept.append((weakref.ref(model, self._forget), shape, workspace))
             while sum(kept[2].memory for kept in self._kept) > SHARE * _device_memory(model.device):
                 self._kept.pop(0)
+
+    def _forget(self, model: weakref.ref[PreTrainedModel]) -> None:
+        self._kept = [kept for kept in self._kept if kept[0] is not model]
 
 
 def _device_memory(device: torch.device) -> int:

@@ -123,7 +123,7 @@ class Decoding:
         following, kept = ~rows.finished, torch.zeros(len(rows.responses), dtype=torch.long)
         for position in range(proposals.chunk + 1):
             draft.drop(rows.finished, rows.full)
-            check_usable("pilot", verdict.pilot_unusable[:, position] & following, rows.lengths)
+            check_usable("pilot", verdict.pilot_unusable[:, position] & following & draft.drafting, rows.lengths)
             check_usable("base", verdict.base_unusable[:, position] & following, rows.lengths)
             offered = following & draft.drafting & (position < offered_counts)
             ended = following & draft.drafting & ~offered
@@ -156,7 +156,9 @@ class Decoding:
         if self._at_once:
             scores = self._processors(None, logits.flatten(0, 1).clone()).view_as(logits)
             if self._do_sample:
-                own = keep_or_redraw(scores, proposals.tokens.clamp(min=0), proposals.drawn_with(self._vocabulary))
+                at = [proposals.drawn_with(position, self._vocabulary) for position in range(proposals.chunk + 1)]
+                drawn_with = torch.stack(at, dim=1)
+                own = keep_or_redraw(scores, proposals.tokens.clamp(min=0), drawn_with)
                 afresh = draw(scores.softmax(dim=-1)) if drafting else own
             else:
                 own = afresh = scores.argmax(dim=-1)
@@ -192,7 +194,7 @@ class Decoding:
         chosen = torch.full_like(forced, FREE)
         asked = following if self.record else following & (forced == FREE)
         raw, tokens = self._whole(logits[:, position]), self._whole(proposals.tokens[:, position]).clamp(min=0)
-        drawn_with = self._whole(proposals.drawn_with(self._vocabulary)[:, position]) if self._do_sample else None
+        drawn_with = self._whole(proposals.drawn_with(position, self._vocabulary)) if self._do_sample else None
         for prefix, exact in self.rows.prefixes(asked.nonzero().flatten().tolist(), self._device):
             scores = self._processors(prefix, raw.clone())
             if self.record is not None:

@@ -35,17 +35,16 @@ class Proposals(NamedTuple):
         """c."""
         return len(self.probabilities)
 
-    def drawn_with(self, vocabulary: int) -> torch.Tensor:
-        """The probabilities over the base's vocabulary, and 0 where nothing was proposed: [rows, c + 1, vocabulary]."""
-        drawn_with = torch.zeros(*self.tokens.shape, vocabulary, device=self.tokens.device)
-        for position, probabilities in enumerate(self.probabilities):
-            if probabilities is None:
-                tokens = self.tokens[:, position, None]
-                known = ((tokens >= 0) & (tokens < vocabulary)).float()
-                drawn_with[:, position].scatter_(1, tokens.clamp(0, vocabulary - 1), known)
-            else:
-                shared = min(vocabulary, probabilities.shape[-1])
-                drawn_with[:, position, :shared] = probabilities[:, :shared]
+    def drawn_with(self, position: int, vocabulary: int) -> torch.Tensor:
+        """A position's probabilities over the base's vocabulary, 0 where nothing usable was proposed: [rows, vocabulary]."""
+        drawn_with = torch.zeros(len(self.tokens), vocabulary, device=self.tokens.device)
+        probabilities = self.probabilities[position] if position < self.chunk else None
+        if probabilities is None:
+            tokens = self.tokens[:, position, None]
+            known = ((tokens >= 0) & (tokens < vocabulary)).float()
+            return drawn_with.scatter_(1, tokens.clamp(0, vocabulary - 1), known)
+        shared = min(vocabulary, probabilities.shape[-1])
+        drawn_with[:, :shared] = probabilities[:, :shared].nan_to_num()
         return drawn_with
 
 
@@ -152,7 +151,7 @@ class Proposer:
             if not proposals.counts[place]:
                 crossed.append([])
                 continue
-            if bad[place]:
+            if bad[place] and drafting[row]:
                 check_usable("pilot", torch.arange(len(left)) == row, rows.lengths)
             self._written[row] = self._written[row] + tokens[place]
             if drafting[row]:

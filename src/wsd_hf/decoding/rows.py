@@ -63,7 +63,7 @@ class Rows:
     @property
     def sequences(self) -> torch.Tensor:
         """Prompts and responses, LongTensor[batch, longest]."""
-        return self._tokens[:, : self.prompt_width + max(self.lengths)].to(self.device)
+        return self._tokens[:, : self.prompt_width + max(self.lengths)].clone().to(self.device)
 
     def prefixes(self, rows: list[int], device: torch.device) -> Iterator[tuple[torch.Tensor, list[int]]]:
         """The exact prefixes of some rows: for each length, LongTensor[batch, prefix] and the rows it is exact for."""

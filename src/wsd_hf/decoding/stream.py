@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from ..checks import vocabulary_size
+from ..checks import context_size, vocabulary_size
 from .cache import NO_SLOT, attention_masks
 from .graphs import Workspace
+from .support import rotary
 
 
 class Block(NamedTuple):
@@ -39,7 +40,6 @@ class Stream:
         model: any that `support.why_not_model` has nothing against.
         prompts: token ids of each row's prompt.
         workspace: buffers for each row's prompt and all that is ever fed beyond it.
-        last_position: highest position id to hand to the model; only proposals that can't be kept lie beyond it.
 
     Attributes:
         live: rows that tensors have a row for, in their order.
@@ -48,7 +48,7 @@ class Stream:
         tokens: token positions fed, padding not counted.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], workspace: Workspace, last_position: int) -> None:
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], workspace: Workspace) -> None:
         self.model = model
         self.prompts = prompts
         self.workspace = workspace
@@ -56,7 +56,9 @@ class Stream:
         self.lengths = [0] * len(prompts)
         self.forwards = 0
         self.tokens = 0
-        self._last_position = last_position
+        # Positions that are learned end with the context; only proposals that can't be kept lie beyond. Captured forwards
+        # outlive this stream, so nothing that they read may be its own.
+        self._last_position = None if rotary(model) else context_size(model) - 1
 
     def missing(self, row: int, response: list[int]) -> list[int]:
         """What the cache does not hold of a row."""

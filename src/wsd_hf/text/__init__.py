@@ -1,1 +1,1 @@
-"""What is text: chat prompts for base and pilot, and the comparison of their vocabularies."""
+"""What is text: chat prompts for base and pilot, streaming of an answer, and the bridge between two vocabularies."""

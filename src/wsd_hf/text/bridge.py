@@ -192,7 +192,8 @@ class _Reader:
         """
         tokens = [token for token in tokens if token not in self._special]
         end = len(tokens)
-        while end and BYTE_TOKEN.fullmatch(self._tokenizer.convert_ids_to_tokens(tokens[end - 1])):
+        # A model's padded embeddings may be drawn too: such an id is no token, and says nothing.
+        while end and BYTE_TOKEN.fullmatch(self._tokenizer.convert_ids_to_tokens(tokens[end - 1]) or ""):
             end -= 1
         return self.text(tokens[:end]).rstrip(INCOMPLETE)
 
