@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import BaseStreamer
 from transformers.utils import logging
 
 from . import _compat
@@ -107,9 +108,9 @@ def generate(*args: Any, model: PreTrainedModel, **kwargs: Any) -> Any:
     """`generate` of a packed model; its pilot is loaded at the first call, and kept as long as the model.
 
     Callers hand over tokens. If they are a chat in the layout of the bundle's chat template, the pilot gets that chat in its
-    own template (`ChatLayout` says what is lost on the way); else it gets the same text. An answer to a chat by transcript ends
-    before the header of the next turn, with the base's EOS; only `return_dict_in_generate=True` shows the response as it was
-    decoded.
+    own template (`ChatLayout` says what is lost on the way); else it gets the same text. An answer to a chat by transcript
+    (and a text in the same batch) ends before the header of the next turn, with the base's EOS; only
+    `return_dict_in_generate=True` shows the response as it was decoded.
 
     Args:
         *args: as transformers' `generate` takes them.
@@ -122,31 +123,50 @@ def generate(*args: Any, model: PreTrainedModel, **kwargs: Any) -> Any:
     """
     given = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
     given = {name: value for name, value in given.items() if value is not None}
-    strategy, revision = given.pop("strategy", "wsd"), given.pop("revision", None)
-    with streamer_ended_on_error(given.get("streamer")):
-        for name in ("assistant_model", "assistant_tokenizer"):
-            if name in given:
-                raise WSDValueError(
-                    f"{name} is given, and this model brings its own pilot: leave it out, or load the model without "
-                    "trust_remote_code, with wsd_hf.AutoModelForCausalLM"
-                )
-        partner = _partner(model, revision)
-        prompt = given.get("input_ids", given.get("inputs"))
-        chats = prompt is not None and partner.add_pilot_prompt(given, prompt, model)
-        transcript = chats and BASE_CHAT_TEMPLATE in partner.tokenizer.chat_template
-        if transcript:
-            given["stopping_criteria"] = [*given.get("stopping_criteria", []), *next_turn_criteria(partner.tokenizer)]
-            if "streamer" in given:
-                given["streamer"] = AnswerStreamer(given["streamer"], partner.tokenizer)
+    streamer = given.get("streamer")
+    if streamer is None:
+        return _generate(model, given)
+    given["streamer"] = _Unended(streamer)
+    with streamer_ended_on_error(streamer if isinstance(streamer, Iterator | AsyncIterator) else None):
+        output = _generate(model, given)
+    streamer.end()
+    return output
+
+
+def _generate(model: PreTrainedModel, given: dict[str, Any]) -> Any:
+    for name in ("assistant_model", "assistant_tokenizer"):
+        if name in given:
+            raise WSDValueError(
+                f"{name} is given, and this model brings its own pilot: leave it out, or load the model without "
+                "trust_remote_code, with wsd_hf.AutoModelForCausalLM"
+            )
+    strategy = given.pop("strategy", "wsd")
+    partner = _partner(model, given.pop("revision", None))
     if partner.wsd_config is not None:
         given.setdefault("wsd_config", partner.wsd_config)
+    prompt = given.get("input_ids", given.get("inputs"))
+    chats = prompt is not None and partner.add_pilot_prompt(given, prompt, model)
+    transcript = chats and BASE_CHAT_TEMPLATE in partner.tokenizer.chat_template
+    if transcript:
+        given["stopping_criteria"] = [*given.get("stopping_criteria", []), *next_turn_criteria(partner.tokenizer)]
+        if "streamer" in given:
+            given["streamer"] = AnswerStreamer(given["streamer"], partner.tokenizer)
     given |= {"tokenizer": partner.tokenizer, "assistant_tokenizer": partner.pilot_tokenizer}
-    output = generate_with(
-        strategy, functools.partial(type(model).generate, model), model, assistant_model=partner.pilot, **given
-    )
+    plain_generate = functools.partial(type(model).generate, model)  # model.generate is this module's
+    output = generate_with(strategy, plain_generate, model, assistant_model=partner.pilot, **given)
     if prompt is None or not transcript or not isinstance(output, torch.Tensor):
         return output
     return _before_next_turn(output, prompt.shape[1], partner.tokenizer, model.generation_config)
+
+
+class _Unended(BaseStreamer):
+    """A streamer that no error ends: a server would take that for the end of its answer, and never tell of the error."""
+
+    def __init__(self, streamer: BaseStreamer) -> None:
+        self.put = streamer.put
+
+    def end(self) -> None:
+        """Nothing: who made this ends the streamer."""
 
 
 class _Partner(NamedTuple):
