@@ -25,8 +25,8 @@ LLAMA = (
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}"
     "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + '</s>' }}{% endif %}"
-    "{% endfor %}"
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + '</s>' }}{% endif %}{% endfor %}"
 )
 THINKING = CHATML + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
 TEMPLATES = {"transcript": TRANSCRIPT, "chatml": CHATML, "llama": LLAMA, "mistral": MISTRAL, "thinking": THINKING}
