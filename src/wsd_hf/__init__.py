@@ -6,6 +6,7 @@ A small aligned model (the pilot) begins the answer, a large base model finishes
     model.generate(**inputs, assistant_model=pilot, strategy="wsd")
 """
 
+from .bundle import Packed, pack
 from .card import pilot_card
 from .config import WSDConfig
 from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
@@ -24,6 +25,7 @@ __all__ = [
     "BASE_STOP_STRINGS",
     "AnswerStreamer",
     "AutoModelForCausalLM",
+    "Packed",
     "SwitchCriteria",
     "Trace",
     "TracedToken",
@@ -44,6 +46,7 @@ __all__ = [
     "explain",
     "load_pilot",
     "load_tiny_pair",
+    "pack",
     "pilot_card",
     "push_pilot",
     "switch_index",

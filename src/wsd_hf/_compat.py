@@ -49,6 +49,27 @@ def attention_implementation(model: PreTrainedModel) -> str:
     return str(model.config.get_text_config(decoder=True)._attn_implementation)
 
 
+def custom_generate_source(model: PreTrainedModel) -> str | None:
+    """What the call of `model.generate` that is running was given as `custom_generate`, if that is a folder or repository.
+
+    transformers runs the code that it finds there and does not tell it where: it is read from the frame of `generate`.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "generate" and frame.f_locals.get("self") is model:
+            source = frame.f_locals.get("custom_generate")
+            if isinstance(source, str):
+                return source
+        frame = frame.f_back
+    return None
+
+
+def commit(model: PreTrainedModel) -> str | None:
+    """The commit of the Hub that a model was loaded from."""
+    sha: str | None = getattr(model.config, "_commit_hash", None)
+    return sha
+
+
 def without_peft(model: Any) -> Any:
     """The model within a PEFT wrapper, its adapters included; None where what was tuned lives in the wrapper.
 

@@ -68,7 +68,7 @@ def generate_with(strategy: str, generate: Callable[..., Any], model: PreTrained
         model: the base.
         **kwargs: everything else, by name.
     """
-    with _streamer_ended_on_error(kwargs.get("streamer")):
+    with streamer_ended_on_error(kwargs.get("streamer")):
         if strategy not in STRATEGIES:
             raise WSDValueError(f"strategy={strategy!r}: unknown; known are {', '.join(map(repr, STRATEGIES))}")
         return STRATEGIES[strategy](generate, model, **kwargs)
@@ -141,7 +141,7 @@ def _restore(plain: type) -> Any:
 
 
 @contextmanager
-def _streamer_ended_on_error(streamer: BaseStreamer | None) -> Iterator[None]:
+def streamer_ended_on_error(streamer: BaseStreamer | None) -> Iterator[None]:
     """transformers ends a streamer on success only; its reader would wait for ever."""
     try:
         yield

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import (
     CommitInfo,
@@ -105,10 +105,7 @@ def load_pilot(
         "local_files_only": local_files_only,
         "force_download": force_download,
     }
-    with _explained(name, revision), _files(name, revision, subfolder, cache) as (folder, fetch):
-        _check_whole(file for pattern in ALL_BUT_WEIGHTS for file in folder.glob(pattern))
-        tokenizer = _tokenizer(name, folder, trust_remote_code)
-        _check_whole(_weights(name, folder, fetch, use_safetensors))
+    folder, _, tokenizer = fetch_model(name, revision, subfolder, cache, "pilot", trust_remote_code, use_safetensors)
     with READING:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -185,6 +182,24 @@ def push_pilot(
         )
 
 
+def fetch_model(
+    name: str,
+    revision: str | None,
+    subfolder: str,
+    cache: dict[str, Any],
+    kind: Literal["base", "pilot"],
+    trust_remote_code: bool = False,
+    use_safetensors: bool = True,
+) -> tuple[Path, list[Path], PreTrainedTokenizerBase]:
+    """A folder with a whole model, its files of weights, and its tokenizer; `load_pilot` documents arguments and errors."""
+    with _explained(name, revision), _files(name, revision, subfolder, cache) as (folder, fetch):
+        _check_whole(file for pattern in ALL_BUT_WEIGHTS for file in folder.glob(pattern))
+        tokenizer = _tokenizer(name, folder, trust_remote_code, kind)
+        weights = _weights(name, folder, fetch, use_safetensors)
+        _check_whole(weights)
+    return folder, weights, tokenizer
+
+
 @contextmanager
 def _files(
     name: str, revision: str | None, subfolder: str, cache: dict[str, Any]
@@ -219,17 +234,17 @@ def _local_file(folder: Path, file: str) -> Path:
     return folder / file
 
 
-def _tokenizer(name: str, folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer, of what its config and its template show to be a pilot."""
+def _tokenizer(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, of what its config and its template show to be a base or a pilot."""
     if not (folder / "config.json").is_file():
         raise WSDHubError(f"{name} has no config.json: give a whole transformers model (an adapter is merged into one first)")
     if getattr(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), "is_encoder_decoder", False):
-        raise WSDHubError(f"{name} is an encoder-decoder: a pilot must be a decoder-only model")
+        raise WSDHubError(f"{name} is an encoder-decoder: a {kind} must be a decoder-only model")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise WSDHubError(f"{name} has no tokenizer that can be loaded: a pilot needs its own ({_line(error)})") from error
-    if not tokenizer.chat_template:
+        raise WSDHubError(f"{name} has no tokenizer that can be loaded: a {kind} needs its own ({_line(error)})") from error
+    if kind == "pilot" and not tokenizer.chat_template:
         raise WSDHubError(
             f"{name} has no chat template: a pilot needs the one it was tuned with; give a model tuned for chats, or load both "
             "parts with transformers and set the tokenizer's chat_template"
@@ -248,7 +263,7 @@ def _weights(name: str, folder: Path, fetch: Callable[[str], Path], use_safetens
         raise
     except EntryNotFoundError as error:
         other = " (use_safetensors=False loads .bin files, which may run code as they are read)" if use_safetensors else ""
-        raise WSDHubError(f"{name} has no {whole}, or not all its parts: give a pilot that has{other}") from error
+        raise WSDHubError(f"{name} has no {whole}, or not all its parts: give a model that has{other}") from error
 
 
 def _check_whole(files: Iterable[Path]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `wsd-hf demo`, `wsd-hf generate`, `wsd-hf chat`."""
+"""The command line: `wsd-hf demo`, `wsd-hf generate`, `wsd-hf chat`, `wsd-hf pack`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from ..bundle import pack as write_bundle
 from ..config import WSDConfig
 from ..errors import WSDError, WSDValueError
 from ..outputs import WSDGenerateOutput, explain
@@ -106,6 +107,25 @@ def chat(
         with Console(stderr=True).status("loading both models"):
             models = load_pair(base, pilot, device, dtype)
         Conversation(models, config, max_new_tokens, system).run()
+
+
+@app.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(help="The directory to write; missing or empty.")],
+    base: Annotated[str, typer.Option(help="Base model, a path or Hub id.")],
+    pilot: Annotated[str, typer.Option(help="Pilot, a path or Hub id.")],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the weights instead of linking to them.")] = False,
+    threshold: Threshold = WSDConfig.threshold,
+    window: Window = WSDConfig.window_size,
+) -> None:
+    """Writes a model directory whose `generate` decodes with base and pilot, whoever calls it (trust_remote_code=True)."""
+    with _one_line_errors():
+        config = WSDConfig(threshold=threshold, window_size=window)
+        packed = write_bundle(base, pilot, folder, wsd_config=config, copy=copy)
+        for name, source in packed.weights.items():
+            typer.echo(f"{folder / name}: {'copied from' if copy else 'a link to'} {source}")
+        if not packed.reads_chats:
+            typer.echo("The base's chat template cannot be read back: the pilot will get chats in the base's layout", err=True)
 
 
 @contextmanager

@@ -87,6 +87,18 @@ def before_next_turn(text: str) -> str:
     return text.rstrip()
 
 
+def answer_length(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """How many of a response's tokens begin before the header at which the base was stopped; None where there is none."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    answer = before_next_turn(text)
+    if answer == text.rstrip():
+        return None
+    length = len(ids)
+    while length and len(tokenizer.decode(ids[: length - 1], skip_special_tokens=True).rstrip("\ufffd")) >= len(answer):
+        length -= 1
+    return length
+
+
 def settled(text: str) -> str:
     """The beginning of a growing answer that no later token can turn into space or the header of a next turn.
 
@@ -117,8 +129,20 @@ def _check_messages(messages: Messages) -> None:
 
 
 def _encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> list[int]:
-    prefill = messages[-1]["content"].strip() if messages[-1]["role"] == "assistant" else None
-    turns = messages if prefill is None else messages[:-1]
+    if messages[-1]["role"] == "assistant":
+        return encode_turns(messages[:-1], messages[-1]["content"].strip(), tokenizer, template)
+    return encode_turns(messages, "", tokenizer, template)
+
+
+def encode_turns(turns: Messages, prefill: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> list[int]:
+    """The prompt that asks for an answer to `turns`, of which `prefill` is the beginning.
+
+    Args:
+        turns: what was said so far.
+        prefill: may be empty.
+        tokenizer: whose chat template is used.
+        template: another one instead.
+    """
     prompt = tokenizer.apply_chat_template(list(turns), chat_template=template, add_generation_prompt=True, tokenize=False)
     if tokenizer.bos_token and not prompt.startswith(tokenizer.bos_token):
         prompt = tokenizer.bos_token + prompt
