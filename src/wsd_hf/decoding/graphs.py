@@ -138,7 +138,7 @@ class Workspace:
 
     def padded(self, tokens: int) -> int:
         """How many positions a block has, of which so many are taken in its fullest row: few numbers, to capture few shapes."""
-        return 2 ** (tokens - 1).bit_length() if self.captures and tokens <= WIDEST else tokens
+        return 2 ** (tokens - 1).bit_length() if self.captures and 1 < tokens <= WIDEST else tokens
 
     def width(self, slots: int) -> int:
         """How many slots a forward looks at, of which so many are taken."""

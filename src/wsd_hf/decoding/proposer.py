@@ -160,7 +160,7 @@ class Proposer:
                 crossed.append(offers[row].tokens)
             else:
                 crossed.append(self.bridge.guess(row, tokens[place])[: left[row]])
-        width = max(map(len, crossed))
+        width = self.stream.workspace.padded(max(map(len, crossed)))
         padded = torch.tensor([new + [FREE] * (1 + width - len(new)) for new in crossed], device=self._device)
         return Proposals(padded, torch.zeros_like(padded, dtype=torch.bool), [None] * width, [*map(len, crossed)], offers)
 
