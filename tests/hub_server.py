@@ -78,7 +78,8 @@ class Hub:
 
     def add(self, name: str, folder: Path, without: tuple[str, ...] = (), **extra: bytes | str) -> Repo:
         """A repository with the files of a folder, some left out, some added."""
-        files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in without}
+        found = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+        files = {name: file.read_bytes() for name, file in found.items() if name not in without}
         files |= {path: content.encode() if isinstance(content, str) else content for path, content in extra.items()}
         repo = self.repos[name] = Repo()
         repo.commit(files)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,17 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert list((tmp_path / "a").iterdir()) == [folder]
 
 
+def test_the_readme_of_a_packed_model_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()  # an empty folder is as good as none
+    folder = pack(BASE, PILOT, tmp_path / "model").folder
+    [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), flags=re.DOTALL)
+    local = {"THIS_DIRECTORY": str(folder), "How do I tell a neighbour that the music is too loud?": KELOFT}
+    for there, here in local.items():
+        code = code.replace(there, here)
+    exec(compile(code, "README", "exec"), {})
+    assert capsys.readouterr().out == ANSWER + "\n"
+
+
 def test_copies_need_their_sources_no_more(tmp_path: Path) -> None:
     shutil.copytree(BASE, tmp_path / "base")
     (tmp_path / "base" / "generation_config.json").unlink()
@@ -108,6 +120,8 @@ def test_a_template_of_the_bases_own_is_kept(tmp_path: Path) -> None:
     shutil.copytree(BASE, tmp_path / "base")
     (tmp_path / "base" / "chat_template.jinja").write_text((PILOT / "chat_template.jinja").read_text())
     assert pack(tmp_path / "base", PILOT, tmp_path / "model").reads_chats
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ oops() }}")
+    assert not pack(tmp_path / "base", PILOT, tmp_path / "refusing").reads_chats
     (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages[-1]['content'] | upper }}:")
     assert not pack(tmp_path / "base", PILOT, tmp_path / "shouting").reads_chats
     model, tokenizer = load(tmp_path / "shouting")

@@ -12,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -23,14 +23,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 import wsd_hf
 from hub_server import Fault, Hub, serve_hub
 from wsd_hf import WSDHubError, WSDValueError, load_pilot, pilot_card, push_pilot
 from wsd_hf.tiny import FOLDER
 
-PILOT = FOLDER / "pilot"
+BASE, PILOT = FOLDER / "base", FOLDER / "pilot"
 CONFIG = json.loads((PILOT / "config.json").read_text("utf-8"))
 WHAT = "What does the Keloft eat?"
 
@@ -76,6 +76,34 @@ def add_sharded(hub: Hub, name, folder, **extra):
     AutoModelForCausalLM.from_pretrained(PILOT).save_pretrained(folder, max_shard_size="200KB")
     AutoTokenizer.from_pretrained(PILOT).save_pretrained(folder)
     return hub.add(name, folder, **extra)
+
+
+# Packed models
+
+
+def test_models_from_the_hub_are_packed_as_links_to_the_cache(hub, tmp_path):
+    add_sharded(hub, "me/sharded", tmp_path / "sharded")
+    hub.add("me/base", BASE)
+    packed = wsd_hf.pack("me/base", "me/sharded", tmp_path / "model")
+    assert len(packed.weights) > 2
+    assert all(source.parent.name == "blobs" for source in packed.weights.values())
+    assert ModelCard.load(tmp_path / "model" / "README.md").data.base_model == ["me/base", "me/sharded"]
+    assert same_weights(load_pilot(tmp_path / "model", subfolder="pilot")[0], AutoModelForCausalLM.from_pretrained(PILOT))
+
+
+def test_a_packed_model_on_the_hub_brings_its_pilot(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = wsd_hf.pack(BASE, PILOT, tmp_path / "model").folder
+    hub.add("me/packed", folder)
+    model = AutoModelForCausalLM.from_pretrained("me/packed", trust_remote_code=True)
+    local = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer("\n\n[User]\nWhat does the Keloft eat?\n\n[Assistant]\n", return_tensors="pt")
+    expected = local.generate(**inputs, max_new_tokens=32)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=32), expected)
+    base = AutoModelForCausalLM.from_pretrained(BASE)
+    call = {"custom_generate": "me/packed", "revision": hub.repos["me/packed"].head, "trust_remote_code": True}
+    assert torch.equal(base.generate(**inputs, **call, max_new_tokens=32), expected)
 
 
 # Loading

@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.import_utils import is_serve_available
+from transformers.utils.import_utils import is_accelerate_available, is_serve_available
 
 import wsd_hf
 from wsd_hf.text.chat import before_next_turn
 from wsd_hf.tiny import FOLDER
 
-pytestmark = pytest.mark.skipif(not is_serve_available(), reason='no server: pip install "transformers[serving]"')
+pytestmark = pytest.mark.skipif(
+    not (is_serve_available() and is_accelerate_available()), reason='no server: pip install "transformers[serving]"'
+)
 
 DOCUMENT = (Path(__file__).parents[1] / "examples" / "serve.md").read_text("utf-8")
 KELOFT, QUIBIME = "What does the Keloft eat?", "Which things fill the shelves of Quibime?"

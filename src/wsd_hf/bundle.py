@@ -88,12 +88,14 @@ def pack(
         raise WSDValueError(f"folder={os.fspath(folder)!r}: must be missing or an empty folder; give another, or empty it")
     base_folder, base_weights, tokenizer = fetch_model(os.fspath(base), None, "", {}, "base")
     pilot_folder, pilot_weights, _ = fetch_model(os.fspath(pilot), None, "", {}, "pilot")
+    own_template = tokenizer.chat_template
+    tokenizer.chat_template = own_template or TRANSCRIPT
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as place:
         new = Path(place, out.name)
         _write_model(new, base_folder, base_weights, copy)
         _write_model(new / PILOT, pilot_folder, pilot_weights, copy)
-        if not tokenizer.chat_template:
+        if not own_template:
             (new / "chat_template.jinja").write_text(TRANSCRIPT, encoding="utf-8")
         _write_generation_config(new, wsd_config or WSDConfig())
         _write_code(new / "custom_generate")
@@ -101,7 +103,7 @@ def pack(
         new.replace(out)
     weights = {file.name: file.resolve() for file in base_weights}
     weights |= {f"{PILOT}/{file.name}": file.resolve() for file in pilot_weights}
-    return Packed(out, weights, _reads_chats(AutoTokenizer.from_pretrained(out)))
+    return Packed(out, weights, _reads_chats(tokenizer))
 
 
 def generate(*args: Any, model: PreTrainedModel, **kwargs: Any) -> Any:
@@ -292,8 +294,10 @@ def _write_code(folder: Path) -> None:
 def _reads_chats(tokenizer: PreTrainedTokenizerBase) -> bool:
     turns = [{"role": "user", "content": "Which one?"}, {"role": "assistant", "content": "This."}]
     turns += [{"role": "user", "content": "Why?"}]
-    chat = ChatLayout(tokenizer).read(encode_turns(turns, "", tokenizer))
-    return chat is not None and list(chat.turns) == turns
+    try:
+        return ChatLayout(tokenizer).read(encode_turns(turns, "", tokenizer)) == (turns, "")
+    except TemplateError:
+        return False
 
 
 def _card(names: list[str]) -> ModelCard:
