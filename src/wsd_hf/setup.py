@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
+    StoppingCriteriaList,
 )
 
 from . import _compat
@@ -44,13 +45,14 @@ class DraftSetup(NamedTuple):
     """From the pilot's tokens to the base's, and back."""
 
 
-KINDS: dict[str, type] = {
-    "switch_criteria": StoppingCriteria,
-    "assistant_input_ids": torch.Tensor,
-    "assistant_attention_mask": torch.Tensor,
-    "tokenizer": PreTrainedTokenizerBase,
-    "assistant_tokenizer": PreTrainedTokenizerBase,
+KINDS: dict[str, tuple[type, ...]] = {
+    "switch_criteria": (StoppingCriteria, StoppingCriteriaList),
+    "assistant_input_ids": (torch.Tensor,),
+    "assistant_attention_mask": (torch.Tensor,),
+    "tokenizer": (PreTrainedTokenizerBase,),
+    "assistant_tokenizer": (PreTrainedTokenizerBase,),
 }
+"""What each argument may be, beside None."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ class PilotArguments:
             raise WSDValueError(
                 "assistant_attention_mask belongs to assistant_input_ids, which is missing: pass both or neither"
             )
-        for name, kind in KINDS.items():
+        for name, kinds in KINDS.items():
             value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise WSDValueError(f"{name} is of type {type(value).__name__}: must be a {kind.__name__}")
+            if value is not None and not isinstance(value, kinds):
+                raise WSDValueError(f"{name} is of type {type(value).__name__}: must be a {kinds[0].__name__}")
         object.__setattr__(self, "assistant_model", check_adapted("assistant_model", self.assistant_model))
 
     def prepare(
