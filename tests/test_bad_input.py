@@ -105,7 +105,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "pilot prompt outside its vocabulary": (
         {"assistant_input_ids": torch.tensor([[5, 64]])},
-        r"assistant_input_ids contains token id 64, but the pilot's vocabulary has 64 tokens",
+        r"assistant_input_ids contains token id 64, but the vocabulary of assistant_model has 64 tokens",
     ),
 }
 
@@ -259,7 +259,9 @@ def test_an_eos_of_the_pilot_may_lie_outside_the_bases_vocabulary(base: Any, pil
 def test_a_base_prompt_outside_the_pilots_vocabulary_is_refused(pilot: Any, forwards: Forwards) -> None:
     wide = wsd_hf.enable_wsd(resized(tiny_model("llama"), 72))
     tokenizer = letter_tokenizer(60)
-    with pytest.raises(wsd_hf.WSDValueError, match=r"input_ids contains token id 70, but the pilot's vocabulary has 64"):
+    with pytest.raises(
+        wsd_hf.WSDValueError, match=r"input_ids contains token id 70, but the vocabulary of assistant_model has 64"
+    ):
         decode(wide, pilot, torch.tensor([[5, 70]]), tokenizer=tokenizer, assistant_tokenizer=tokenizer)
     assert forwards.count == 0
 

@@ -753,7 +753,9 @@ def test_the_pilots_context_may_end_before_the_response(family: str, chunk: int)
 def test_a_pilots_prompt_that_is_not_in_its_own_ids_is_refused() -> None:
     world = noise("gpt2", "llama3")
     prompt = torch.tensor([[5, len(world.assistant_tokenizer)]])
-    with pytest.raises(wsd_hf.WSDValueError, match=r"assistant_input_ids contains token id \d+, but the pilot's vocabulary"):
+    with pytest.raises(
+        wsd_hf.WSDValueError, match=r"assistant_input_ids contains token id \d+, but the vocabulary of assistant_model"
+    ):
         decode(world, torch.tensor([[5]]), assistant_input_ids=prompt)
 
 

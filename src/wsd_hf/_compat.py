@@ -30,6 +30,17 @@ def update_model_kwargs(model: PreTrainedModel, outputs: Any, model_kwargs: dict
     return updated
 
 
+def select_rows(model_kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    """The keyword arguments of the next forward for some rows, each as often as it is named; the cache itself is reordered."""
+    selected: dict[str, Any] = {
+        name: value[rows.to(value.device)] if isinstance(value, torch.Tensor) and name != "cache_position" else value
+        for name, value in model_kwargs.items()
+    }
+    if selected.get("past_key_values") is not None:
+        selected["past_key_values"].reorder_cache(rows)
+    return selected
+
+
 def whole_mask(input_ids: torch.Tensor, generation_config: GenerationConfig) -> torch.Tensor:
     """The mask of ones that transformers dropped; wider than `input_ids` where those lack what `past_key_values` holds."""
     return input_ids.new_ones(len(input_ids), getattr(generation_config, "_mask_length", input_ids.shape[1]))

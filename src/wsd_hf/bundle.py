@@ -28,7 +28,7 @@ from .config import WSDConfig
 from .errors import WSDValueError
 from .generation import generate_with, streamer_ended_on_error
 from .hub import ALL_BUT_WEIGHTS, fetch_model, load_pilot
-from .setup import left_padded
+from .small_model import left_padded
 from .text.chat import BASE_CHAT_TEMPLATE, answer_length, encode_turns, next_turn_criteria
 from .text.layout import ChatLayout
 from .text.pieces import plain_text

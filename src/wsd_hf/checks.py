@@ -19,6 +19,12 @@ def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> 
     return {int(token) for token in torch.as_tensor(eos).flatten()}
 
 
+def check_kind(name: str, value: object, *kinds: type) -> None:
+    """Raises unless an argument is None or of one of some types."""
+    if value is not None and not isinstance(value, kinds):
+        raise WSDValueError(f"{name} is of type {type(value).__name__}: must be a {kinds[0].__name__}")
+
+
 def check_causal(name: str, model: object) -> None:
     """Raises unless `model` is a loaded decoder-only language model."""
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "generation_config"):

@@ -12,6 +12,7 @@ import transformers
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.generation import BaseStreamer
 
+from .checks import check_adapted, check_causal
 from .errors import WSDValueError
 from .strategies import STRATEGIES
 
@@ -71,6 +72,8 @@ def generate_with(strategy: str, generate: Callable[..., Any], model: PreTrained
     with streamer_ended_on_error(kwargs.get("streamer")):
         if strategy not in STRATEGIES:
             raise WSDValueError(f"strategy={strategy!r}: unknown; known are {', '.join(map(repr, STRATEGIES))}")
+        check_causal("the model", model)
+        check_adapted("the model", model)
         return STRATEGIES[strategy](generate, model, **kwargs)
 
 

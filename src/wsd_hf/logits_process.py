@@ -13,6 +13,7 @@ from .decoding.steps import DraftSteps
 from .errors import WSDValueError
 from .sampling import force
 from .setup import PilotArguments
+from .small_model import SmallModel
 
 
 class WSDLogitsProcessor(LogitsProcessor):
@@ -51,16 +52,8 @@ class WSDLogitsProcessor(LogitsProcessor):
         tokenizer: PreTrainedTokenizerBase | None = None,
         assistant_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        self._arguments = PilotArguments(
-            pilot,
-            wsd_config,
-            switch_criteria,
-            assistant_input_ids,
-            assistant_attention_mask,
-            assistant_do_sample,
-            tokenizer,
-            assistant_tokenizer,
-        )
+        model = SmallModel("assistant", pilot, assistant_input_ids, assistant_attention_mask, assistant_tokenizer)
+        self._arguments = PilotArguments(model, wsd_config, switch_criteria, assistant_do_sample, tokenizer)
         self._steps: dict[int, DraftSteps] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What both ways of decoding are handed."""
+"""What a way of decoding is handed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
-
-from ..config import WSDConfig
-from ..setup import DraftSetup
 
 
 @dataclass(frozen=True)
@@ -26,8 +23,6 @@ class Call:
         generation_config: complete.
         model_kwargs: what transformers' own loop takes beside these.
         streamer: to be fed and ended; the prompt was put already.
-        config: of Weak-to-Strong Decoding.
-        setup: the pilot's side.
         fills_cache: whether the caller passed a cache, which is to hold the tokens afterwards.
     """
 
@@ -39,6 +34,4 @@ class Call:
     generation_config: GenerationConfig
     model_kwargs: dict[str, Any]
     streamer: BaseStreamer | None
-    config: WSDConfig
-    setup: DraftSetup
     fills_cache: bool = False

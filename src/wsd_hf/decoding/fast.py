@@ -15,7 +15,9 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..checks import context_size
+from ..config import WSDConfig
 from ..outputs import WSDStats, peak_memory
+from ..setup import DraftSetup
 from ..text.bridge import OneVocabulary
 from .call import Call
 from .graphs import Workspace, workspace
@@ -35,11 +37,11 @@ STATEFUL = (PrefixConstrainedLogitsProcessor, SynthIDTextWatermarkLogitsProcesso
 """Processors of transformers that run a function of the caller's, or remember what they were asked."""
 
 
-def decode(call: Call) -> tuple[Any, WSDStats]:
+def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDStats]:
     """Decodes with models that `why_not` has nothing against; returns what transformers' loop would, and the work done."""
-    setup, settings = call.setup, call.generation_config
+    settings = call.generation_config
     budget = settings.max_length - call.input_ids.shape[1]
-    longest_chunk = max(*CHUNKS, call.config.chunk or 0)
+    longest_chunk = max(*CHUNKS, config.chunk or 0)
     room = budget + longest_chunk
     # Of another vocabulary it may take more tokens to say the same: then a long draft still fits, if not all proposals.
     pilot_room = room if isinstance(setup.bridge, OneVocabulary) else room + setup.longest
@@ -47,8 +49,8 @@ def decode(call: Call) -> tuple[Any, WSDStats]:
     pilot_prompts = real_tokens(setup.input_ids, setup.attention_mask)
     record = Record(len(prompts)) if settings.output_scores or settings.output_logits else None
     with (
-        _workspace(call, call.base, prompts, room) as base_workspace,
-        _workspace(call, setup.pilot, pilot_prompts, pilot_room) as pilot_workspace,
+        _workspace(config, call.base, prompts, room) as base_workspace,
+        _workspace(config, setup.pilot, pilot_prompts, pilot_room) as pilot_workspace,
     ):
         base = Stream(call.base, prompts, base_workspace)
         pilot = Stream(setup.pilot, pilot_prompts, pilot_workspace)
@@ -59,7 +61,7 @@ def decode(call: Call) -> tuple[Any, WSDStats]:
             setup.draft,
             rows,
             record,
-            Pace(cost_ratio(setup.pilot, call.base), call.config.chunk, call.config.speculate),
+            Pace(cost_ratio(setup.pilot, call.base), config.chunk, config.speculate),
             call.processors,
             settings.do_sample,
         ).run()
@@ -82,15 +84,17 @@ def decode(call: Call) -> tuple[Any, WSDStats]:
     ), stats
 
 
-def _workspace(call: Call, model: PreTrainedModel, prompts: list[list[int]], room: int) -> AbstractContextManager[Workspace]:
-    return workspace(model, len(prompts), max(map(len, prompts)) + room, call.config.cuda_graphs)
+def _workspace(
+    config: WSDConfig, model: PreTrainedModel, prompts: list[list[int]], room: int
+) -> AbstractContextManager[Workspace]:
+    return workspace(model, len(prompts), max(map(len, prompts)) + room, config.cuda_graphs)
 
 
-def why_not(call: Call) -> str | None:
+def why_not(call: Call, setup: DraftSetup) -> str | None:
     """Why the fast path cannot serve a call; None where it can."""
     return (
         why_not_model("base", call.base)
-        or why_not_model("pilot", call.setup.pilot)
+        or why_not_model("pilot", setup.pilot)
         or why_not_options(call.generation_config)
         or why_not_inputs(call)
     )

@@ -6,10 +6,10 @@ import torch
 
 from ..checks import check_usable, unusable
 from ..draft import SwitchReason
-from ..pilot import PilotStream
 from ..sampling import choose
 from ..setup import DraftSetup
 from ..text.bridge import Offer
+from .step_stream import StepStream
 
 
 class DraftSteps:
@@ -21,7 +21,7 @@ class DraftSteps:
 
     def __init__(self, setup: DraftSetup) -> None:
         self.draft = setup.draft
-        self.stream = PilotStream(setup.pilot, setup.input_ids, setup.attention_mask, setup.longest)
+        self.stream = StepStream(setup.pilot, setup.input_ids, setup.attention_mask, setup.longest)
         self.taken = 0
         self._bridge = setup.bridge
         self._warpers = setup.warpers

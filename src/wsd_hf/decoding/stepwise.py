@@ -8,15 +8,17 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from .. import _compat
+from ..config import WSDConfig
 from ..outputs import WSDStats, peak_memory
 from ..sampling import force
+from ..setup import DraftSetup
 from .call import Call
 from .steps import DraftSteps
 
 
-def decode(call: Call) -> tuple[Any, WSDStats]:
+def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDStats]:
     """Decodes with any causal base; returns what transformers' loop returns, and the work done."""
-    criteria, steps = _WatchedCriteria(call.criteria), DraftSteps(call.setup)
+    criteria, steps = _WatchedCriteria(call.criteria), DraftSteps(setup)
     output = _compat.sample(
         call.base,
         call.input_ids,
@@ -26,7 +28,7 @@ def decode(call: Call) -> tuple[Any, WSDStats]:
         streamer=call.streamer,
         **call.model_kwargs,
     )
-    return output, _stats(steps, call)
+    return output, _stats(steps, call, setup)
 
 
 class _WatchedCriteria(StoppingCriteriaList):
@@ -56,7 +58,7 @@ class _DraftThenShape(LogitsProcessor):
         return force(self._processors(input_ids, scores), tokens)
 
 
-def _stats(steps: DraftSteps, call: Call) -> WSDStats:
+def _stats(steps: DraftSteps, call: Call, setup: DraftSetup) -> WSDStats:
     rows, width = call.input_ids.shape
     repeated = 0 if call.generation_config.use_cache else sum(range(width, width + steps.taken - 1))
     return WSDStats(
@@ -65,5 +67,5 @@ def _stats(steps: DraftSteps, call: Call) -> WSDStats:
         pilot_forwards=steps.stream.forwards,
         pilot_tokens=steps.stream.tokens,
         cache_memory=None,
-        peak_memory=peak_memory(call.base, call.setup.pilot),
+        peak_memory=peak_memory(call.base, setup.pilot),
     )

@@ -1,0 +1,99 @@
+"""A small model beside the base, as the arguments of `generate` describe it, and the prompt that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .checks import check_adapted, check_causal, check_kind, check_prompt, vocabulary_size
+from .errors import WSDValueError
+from .text.pieces import plain_text
+
+
+class Prompt(NamedTuple):
+    """The prompts of a batch for one model, padded on the left."""
+
+    input_ids: torch.Tensor
+    """[batch, prompt]."""
+    attention_mask: torch.Tensor
+    """[batch, prompt]."""
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """A small model beside the base, as arguments of `generate` describe it: `*_model`, `*_input_ids`, `*_attention_mask`.
+
+    Raises:
+        WSDValueError: no causal model, tuned prompts, a mask without its prompt, tensors or tokenizers of another type.
+    """
+
+    name: str
+    """How its arguments begin: "assistant" or "reference"."""
+    model: PreTrainedModel
+    input_ids: torch.Tensor | None = None
+    attention_mask: torch.Tensor | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def __post_init__(self) -> None:
+        check_causal(f"{self.name}_model", self.model)
+        if self.attention_mask is not None and self.input_ids is None:
+            ids, mask = f"{self.name}_input_ids", f"{self.name}_attention_mask"
+            raise WSDValueError(f"{mask} belongs to {ids}, which is missing: pass both or neither")
+        check_kind(f"{self.name}_input_ids", self.input_ids, torch.Tensor)
+        check_kind(f"{self.name}_attention_mask", self.attention_mask, torch.Tensor)
+        check_kind(f"{self.name}_tokenizer", self.tokenizer, PreTrainedTokenizerBase)
+        object.__setattr__(self, "model", check_adapted(f"{self.name}_model", self.model))
+
+    def prompt(
+        self, base_prompt: Prompt, copies: int, tokenizer: PreTrainedTokenizerBase | None, one_vocabulary: bool
+    ) -> Prompt:
+        """What was given, else the base's own prompt, or the same text in the model's tokens; checked.
+
+        Args:
+            base_prompt: of as many rows as are generated.
+            copies: rows that are generated for each given prompt.
+            tokenizer: the base's.
+            one_vocabulary: whether token ids mean the same to both.
+        """
+        ids, mask, blamed = self.input_ids, self.attention_mask, f"{self.name}_input_ids"
+        if ids is not None:
+            mask = torch.ones_like(ids) if mask is None else mask
+            prompt = Prompt(ids.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0))
+        elif one_vocabulary or tokenizer is None or self.tokenizer is None:
+            prompt, blamed = base_prompt, "input_ids"
+        else:
+            prompt, blamed = Prompt(*translated(*base_prompt, tokenizer, self.tokenizer)), "the text of input_ids"
+        check_prompt(blamed, prompt.input_ids, prompt.attention_mask, rows=len(base_prompt.input_ids))
+        size = vocabulary_size(self.model)
+        if (largest := int(prompt.input_ids.max())) >= size:
+            raise WSDValueError(
+                f"{blamed} contains token id {largest}, but the vocabulary of {self.name}_model has {size} tokens: "
+                f"pass {self.name}_input_ids= made with that model's tokenizer"
+            )
+        return prompt
+
+
+def translated(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    assistant_tokenizer: PreTrainedTokenizerBase,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The text of some prompts in the pilot's tokens, with its mask; both [batch, prompt] and padded on the left.
+
+    Special tokens say nothing to another model: they are left out, and the pilot's tokenizer adds its own.
+    """
+    texts = [plain_text(tokenizer, row[mask.bool()].tolist()) for row, mask in zip(input_ids, attention_mask, strict=True)]
+    rows: list[list[int]] = [assistant_tokenizer.encode(text) for text in texts]
+    return left_padded(rows, input_ids.device)
+
+
+def left_padded(rows: Sequence[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts as one tensor and its mask, both [batch, prompt]; what stands in the padding is looked at by nobody."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], dtype=torch.long, device=device)
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
