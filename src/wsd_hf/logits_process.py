@@ -69,7 +69,9 @@ class WSDLogitsProcessor(LogitsProcessor):
     def _steps_of(self, loop: _compat.DecodingLoop, input_ids: torch.Tensor) -> DraftSteps:
         key = id(loop.processors)
         if key not in self._steps:
-            setup = self._arguments.prepare(loop.model, input_ids, loop.attention_mask, loop.generation_config, loop.processors)
+            mask = loop.attention_mask
+            mask = _compat.whole_mask(input_ids, loop.generation_config) if mask is None else mask
+            setup = self._arguments.prepare(loop.model, input_ids, mask, loop.generation_config, loop.processors)
             self._steps[key] = DraftSteps(setup)
             weakref.finalize(loop.processors, self._steps.pop, key, None)
         return self._steps[key]

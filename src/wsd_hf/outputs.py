@@ -48,6 +48,19 @@ class WSDStats:
     peak_memory: int | None
 
 
+@dataclass(frozen=True)
+class GuidedStats(WSDStats):
+    """Work done in one call that two small models guide: the tuned one is counted as the pilot.
+
+    Attributes:
+        reference_forwards: forwards of the untuned one.
+        reference_tokens: token positions fed to it.
+    """
+
+    reference_forwards: int
+    reference_tokens: int
+
+
 def peak_memory(*models: PreTrainedModel) -> int | None:
     """Most bytes allocated on the CUDA devices of some models; None if they are elsewhere."""
     devices = {weight.device for model in models for weight in model.parameters()}
@@ -79,6 +92,19 @@ class WSDGenerateOutput(GenerateDecoderOnlyOutput):
     switch_reason: list[SwitchReason] = None  # type: ignore[assignment]
     stats: WSDStats = None  # type: ignore[assignment]
     wsd_config: WSDConfig = None  # type: ignore[assignment]
+    prompt_length: int = None  # type: ignore[assignment]
+
+
+@dataclass
+class GuidedGenerateOutput(GenerateDecoderOnlyOutput):
+    """`GenerateDecoderOnlyOutput`, plus the work done.
+
+    Attributes:
+        stats: forwards and tokens through each model.
+        prompt_length: columns of `sequences` that are prompt.
+    """
+
+    stats: GuidedStats = None  # type: ignore[assignment]
     prompt_length: int = None  # type: ignore[assignment]
 
 

@@ -15,7 +15,6 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from . import _compat
 from .checks import check_kind, check_prompt, check_room, eos_token_ids, vocabulary_size
 from .config import WSDConfig
 from .draft import Draft
@@ -66,7 +65,7 @@ class PilotArguments:
         self,
         base: PreTrainedModel,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor,
         generation_config: GenerationConfig,
         processors: LogitsProcessorList,
     ) -> DraftSetup:
@@ -75,14 +74,12 @@ class PilotArguments:
         Args:
             base: the model that generates.
             input_ids: its prompt, [batch, prompt].
-            attention_mask: [batch, prompt], or None if nothing is padded.
+            attention_mask: [batch, prompt].
             generation_config: the call's, complete.
             processors: the call's; their sampling warpers shape the pilot's sampling too.
         """
         pilot, assistant_tokenizer = self.pilot.model, self.pilot.tokenizer
         one = same_vocabulary(vocabulary_size(base), vocabulary_size(pilot), self.tokenizer, assistant_tokenizer)
-        if attention_mask is None:
-            attention_mask = _compat.whole_mask(input_ids, generation_config)
         check_prompt("input_ids", input_ids, attention_mask, rows=len(input_ids))
         check_room("base", base, attention_mask)
         config = self.wsd_config or WSDConfig.resolve({}, None, generation_config)

@@ -9,6 +9,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from .. import _compat
+from ..small_model import Prompt
+
 
 @dataclass(frozen=True)
 class Call:
@@ -35,3 +38,21 @@ class Call:
     model_kwargs: dict[str, Any]
     streamer: BaseStreamer | None
     fills_cache: bool = False
+
+    @property
+    def budget(self) -> int:
+        """Most tokens of a response."""
+        return int(self.generation_config.max_length) - self.input_ids.shape[1]
+
+    @property
+    def copies(self) -> int:
+        """Rows that are generated for each prompt of the caller."""
+        return self.generation_config.num_return_sequences or 1
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompts with a mask, also where nothing is padded."""
+        mask = self.attention_mask
+        if mask is None:
+            mask = _compat.whole_mask(self.input_ids, self.generation_config)
+        return Prompt(self.input_ids, mask)

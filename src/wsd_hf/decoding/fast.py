@@ -14,7 +14,6 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..checks import context_size
 from ..config import WSDConfig
 from ..outputs import WSDStats, peak_memory
 from ..setup import DraftSetup
@@ -27,7 +26,7 @@ from .proposer import Proposer
 from .record import Record
 from .rows import Rows, is_transformers_own
 from .stream import Stream
-from .support import rotary, why_not_model
+from .support import passes_context, why_not_model
 
 DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache", "logits_to_keep"}
 """Inputs of the base that `generate` makes, and that the fast path makes for itself."""
@@ -40,9 +39,8 @@ STATEFUL = (PrefixConstrainedLogitsProcessor, SynthIDTextWatermarkLogitsProcesso
 def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDStats]:
     """Decodes with models that `why_not` has nothing against; returns what transformers' loop would, and the work done."""
     settings = call.generation_config
-    budget = settings.max_length - call.input_ids.shape[1]
     longest_chunk = max(*CHUNKS, config.chunk or 0)
-    room = budget + longest_chunk
+    room = call.budget + longest_chunk
     # Of another vocabulary it may take more tokens to say the same: then a long draft still fits, if not all proposals.
     pilot_room = room if isinstance(setup.bridge, OneVocabulary) else room + setup.longest
     prompts = real_tokens(call.input_ids, call.attention_mask)
@@ -141,8 +139,7 @@ def why_not_inputs(call: Call) -> str | None:
     mask = torch.ones_like(call.input_ids) if mask is None else mask
     if positions is not None and not torch.equal(positions * mask, (mask.cumsum(dim=1) - 1) * mask):
         return "position_ids were given"
-    longest = int(mask.sum(dim=1).max()) + call.generation_config.max_length - call.input_ids.shape[1]
-    if not rotary(call.base) and longest > context_size(call.base):
+    if passes_context(call.base, mask, call.budget):
         return "the response may pass the end of the base's context, whose positions are learned"
     return None
 

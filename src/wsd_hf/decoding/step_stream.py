@@ -19,6 +19,7 @@ class StepStream:
     needs; the stream then drives the forwards itself.
 
     Attributes:
+        model: which it is.
         input_ids: prompt and all tokens appended, [rows, length].
         forwards: forwards run.
         tokens: token positions fed, padding included.
@@ -38,7 +39,7 @@ class StepStream:
         self.input_ids = input_ids.to(model.device)
         self.forwards = 0
         self.tokens = 0
-        self._model = model
+        self.model = model
         self._fresh: int | None = None
         self._model_kwargs: dict[str, Any] = {}
         pad_token_id = model.generation_config.pad_token_id
@@ -65,32 +66,32 @@ class StepStream:
         generation_config: Any,
         **model_kwargs: Any,
     ) -> torch.Tensor:
-        self._model = model
+        self.model = model
         self._model_kwargs = model_kwargs
         return input_ids
 
     def next_logits(self) -> torch.Tensor:
         """Feeds what the cache does not hold yet; returns float32 logits of the next token, [rows, vocabulary]."""
-        inputs = self._model.prepare_inputs_for_generation(
+        inputs = self.model.prepare_inputs_for_generation(
             self.input_ids,
             next_sequence_length=self._fresh,
             is_first_iteration=self._fresh is None,
             **self._model_kwargs,
         )
-        if inputs.get("position_ids") is not None and not rotary(self._model):
+        if inputs.get("position_ids") is not None and not rotary(self.model):
             # Positions that are learned end with the context; a row whose tokens nobody reads any more may have filled it.
-            inputs["position_ids"] = inputs["position_ids"].clamp(max=context_size(self._model) - 1)
-        outputs = self._model(**inputs, return_dict=True)
+            inputs["position_ids"] = inputs["position_ids"].clamp(max=context_size(self.model) - 1)
+        outputs = self.model(**inputs, return_dict=True)
         self.forwards += 1
         self.tokens += inputs["input_ids"].numel()
-        self._model_kwargs = _compat.update_model_kwargs(self._model, outputs, self._model_kwargs)
+        self._model_kwargs = _compat.update_model_kwargs(self.model, outputs, self._model_kwargs)
         self._fresh = 1
         logits: torch.Tensor = outputs.logits[:, -1].float()
         return logits
 
     def append(self, tokens: torch.Tensor) -> None:
         """Adds one token per row, [rows]; what the model does not know becomes its last token."""
-        known = tokens[:, None].to(self.input_ids).clamp(max=vocabulary_size(self._model) - 1)
+        known = tokens[:, None].to(self.input_ids).clamp(max=vocabulary_size(self.model) - 1)
         self.input_ids = torch.cat([self.input_ids, known], dim=1)
 
     def select(self, rows: torch.Tensor) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from .. import _compat
+from ..checks import context_size
 
 FAMILIES = {"falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3"}
 FAMILIES |= {"qwen2", "qwen3"}
@@ -44,6 +46,17 @@ def why_not_model(name: str, model: PreTrainedModel) -> str | None:
 def rotary(model: PreTrainedModel) -> bool:
     """Whether positions are rotations, which reach beyond the context, and not a learned table."""
     return getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) is not None
+
+
+def passes_context(model: PreTrainedModel, attention_mask: torch.Tensor, budget: int) -> bool:
+    """Whether a response of `budget` tokens may pass the end of a context whose positions are learned.
+
+    Args:
+        model: who reads it.
+        attention_mask: of its prompts, [batch, prompt].
+        budget: tokens.
+    """
+    return not rotary(model) and int(attention_mask.sum(dim=1).max()) + budget > context_size(model)
 
 
 def _rope_types(parameters: Any) -> set[str]:

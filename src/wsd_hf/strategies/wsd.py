@@ -48,7 +48,7 @@ def weak_to_strong_decoding(
     arguments = PilotArguments(pilot, config, switch_criteria, assistant_do_sample, tokenizer)
 
     def decode(call: Call) -> Any:
-        setup = arguments.prepare(call.base, call.input_ids, call.attention_mask, call.generation_config, call.processors)
+        setup = arguments.prepare(call.base, *call.prompt, call.generation_config, call.processors)
         decoding = stepwise.decode if _step_by_step(call, setup, config) else fast.decode
         output, stats = decoding(call, setup, config)
         if not call.generation_config.return_dict_in_generate:
