@@ -103,7 +103,12 @@ def check_usable(model: str, bad: torch.Tensor, written: list[int]) -> None:
     """
     if bad.any():
         row = int(bad.nonzero()[0])
-        raise WSDLogitsError(
-            f"the {model} returned NaN or infinite logits at response token {written[row] + 1} of row {row}: "
-            "check its weights and dtype (float16 overflows where bfloat16 does not)"
-        )
+        raise logits_error(model, written[row], row)
+
+
+def logits_error(model: str, written: int, row: int) -> WSDLogitsError:
+    """What is raised where a model's logits are no numbers, behind so many tokens of a row."""
+    return WSDLogitsError(
+        f"the {model} returned NaN or infinite logits at response token {written + 1} of row {row}: "
+        "check its weights and dtype (float16 overflows where bfloat16 does not)"
+    )

@@ -18,6 +18,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from .config import WSDConfig
 from .draft import SwitchReason
 from .errors import WSDValueError
+from .search.beam import Selection
 from .switch import confidence
 
 PILOT_COLOURS = ("#f4a582", "#f7b799", "#fac8af", "#fcd9c7", "#feeae0")
@@ -106,6 +107,19 @@ class GuidedGenerateOutput(GenerateDecoderOnlyOutput):
 
     stats: GuidedStats = None  # type: ignore[assignment]
     prompt_length: int = None  # type: ignore[assignment]
+
+
+@dataclass
+class SearchGenerateOutput(GuidedGenerateOutput):
+    """`GuidedGenerateOutput`, plus what the responses are worth and how they were found.
+
+    Attributes:
+        values: of the returned responses, float32 [rows].
+        tree: for each prompt what was kept of what, one selection after the other; a hypothesis knows its parent.
+    """
+
+    values: torch.Tensor = None  # type: ignore[assignment]
+    tree: list[list[Selection]] = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

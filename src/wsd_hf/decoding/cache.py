@@ -40,6 +40,12 @@ class RaggedCache(Cache):
             if layer.is_initialized:
                 layer.keys, layer.values = (states[rows.to(states.device)] for states in (layer.keys, layer.values))
 
+    def gather(self, rows: torch.Tensor, capacity: int) -> None:
+        """Copies of some rows, LongTensor[rows], in buffers of another capacity that what they hold fits into."""
+        self.select(rows)
+        for layer in self.layers:
+            layer.resize(1 + capacity)
+
     @property
     def memory(self) -> int:
         """Bytes of all buffers, as they were made."""
@@ -65,6 +71,15 @@ class RaggedLayer(CacheLayerMixin):
         )
         self.memory = self.keys.nbytes + self.values.nbytes
         self.is_initialized = True
+
+    def resize(self, slots: int) -> None:
+        """Makes room for more or fewer slots."""
+        self.capacity = slots
+        if self.is_initialized:
+            kept = self.keys[:, :, :slots].shape[2]
+            self.keys, self.values = (
+                torch.nn.functional.pad(states[:, :, :kept], (0, 0, 0, slots - kept)) for states in (self.keys, self.values)
+            )
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -45,6 +45,14 @@ class Call:
         return int(self.generation_config.max_length) - self.input_ids.shape[1]
 
     @property
+    def pad_token_id(self) -> int:
+        """What stands behind a response that has ended; anything where nothing is padded."""
+        pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
+        if pad is not None:
+            return int(pad)
+        return 0 if eos is None else int(torch.as_tensor(eos).flatten()[0])
+
+    @property
     def copies(self) -> int:
         """Rows that are generated for each prompt of the caller."""
         return self.generation_config.num_return_sequences or 1

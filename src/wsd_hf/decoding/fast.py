@@ -52,7 +52,7 @@ def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDSt
     ):
         base = Stream(call.base, prompts, base_workspace)
         pilot = Stream(setup.pilot, pilot_prompts, pilot_workspace)
-        rows = Rows(call.input_ids, settings.max_length, _pad_token_id(settings), call.criteria, call.streamer)
+        rows = Rows(call.input_ids, settings.max_length, call.pad_token_id, call.criteria, call.streamer)
         Decoding(
             base,
             Proposer(pilot, setup.bridge, setup.warpers, pilot_room, call.input_ids.device),
@@ -108,13 +108,6 @@ def doubt(call: Call) -> str | None:
         if not is_transformers_own(item) or isinstance(item, STATEFUL):
             return f"{type(item).__name__} may keep a state from step to step (wsd_engine='fast' if it does not)"
     return None
-
-
-def _pad_token_id(generation_config: GenerationConfig) -> int:
-    if generation_config.pad_token_id is not None:
-        return int(generation_config.pad_token_id)
-    eos = generation_config.eos_token_id
-    return 0 if eos is None else int(torch.as_tensor(eos).flatten()[0])
 
 
 def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:

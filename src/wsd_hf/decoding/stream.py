@@ -122,6 +122,12 @@ class Stream:
             self.workspace.cache.select(torch.tensor([self.live.index(row) for row in live]))
             self.live = live
 
+    def gather(self, rows: list[int], capacity: int) -> None:
+        """Goes on with copies of some rows, which are all its rows from then on, with room for `capacity` tokens each."""
+        self.workspace.cache.gather(torch.tensor(rows), capacity)
+        self.prompts, self.lengths = [self.prompts[row] for row in rows], [self.lengths[row] for row in rows]
+        self.live = list(range(len(rows)))
+
     def _forward(self, tokens: torch.Tensor, slots: torch.Tensor, keep: int, width: int) -> torch.Tensor:
         self.workspace.cache.place(slots, width)
         outputs = self.model(

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from .emulated_fine_tuning import emulated_fine_tuning
+from .weak_to_strong_search import weak_to_strong_search
 from .wsd import weak_to_strong_decoding
 
 STRATEGIES: dict[str, Callable[..., Any]] = {
     "wsd": weak_to_strong_decoding,
+    "weak_to_strong_search": weak_to_strong_search,
     "emulated_fine_tuning": emulated_fine_tuning,
 }
 """What `generate(..., strategy=name)` runs: a function of transformers' own `generate`, the base, and all other arguments."""

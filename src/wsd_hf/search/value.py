@@ -1,0 +1,115 @@
+"""The implicit value of a response: how much more likely tuning made it (Zhou et al., arXiv 2405.19262)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..checks import check_causal, vocabulary_size
+from ..errors import WSDValueError
+from ..text.pieces import PieceEncoder, common_prefix
+from .reader import Reader
+
+Prompt = str | list[int]
+
+
+class ImplicitValue:
+    """log π_tuned(response | prompt) - log π_untuned(response | prompt), summed over the response's tokens in float32.
+
+    Each small model has prompts of its own. With prompt p and response text t, what is read is the encoding of p + t, with the
+    EOS if the response has ended; what counts are the tokens behind those that it shares with the encoding of p. A prompt
+    given as token ids is followed by the encoding of t on its own. Whatever was read of earlier responses is not read again.
+
+    Args:
+        tuned: the small model after tuning.
+        untuned: the small model before.
+        tokenizer: of both. The text is what connects them to the model that wrote it, whose tokenizer may be another.
+        prompts: the tuned model's, as text or as token ids.
+        untuned_prompts: the untuned model's; default: the same.
+        add_special_tokens: whether the tokenizer adds its special tokens to prompts that are text.
+
+    Raises:
+        WSDValueError: no causal model, a tokenizer that is not the models' or has no EOS, prompts empty or not in pairs.
+    """
+
+    def __init__(
+        self,
+        tuned: PreTrainedModel,
+        untuned: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        untuned_prompts: Sequence[Prompt] | None = None,
+        *,
+        add_special_tokens: bool = False,
+    ) -> None:
+        for name, model in (("tuned", tuned), ("untuned", untuned)):
+            check_causal(name, model)
+            if len(tokenizer) > vocabulary_size(model):
+                raise WSDValueError(
+                    f"the tokenizer has {len(tokenizer)} tokens and the {name} model {vocabulary_size(model)}: "
+                    "pass the tokenizer of the small models"
+                )
+        if tokenizer.eos_token_id is None:
+            raise WSDValueError("the small models' tokenizer has no EOS token, which ends a response: set its eos_token")
+        untuned_prompts = prompts if untuned_prompts is None else untuned_prompts
+        if len(prompts) != len(untuned_prompts) or not len(prompts):
+            raise WSDValueError(f"prompts and untuned_prompts are {len(prompts)} and {len(untuned_prompts)}: must be in pairs")
+        encoder = _Encoder(tokenizer, add_special_tokens)
+        self.tuned = Reader("tuned model", tuned)
+        self.untuned = Reader("untuned model", untuned)
+        self._sides = [_Side(self.tuned, encoder, prompts), _Side(self.untuned, encoder, untuned_prompts)]
+
+    def __call__(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int] | None = None) -> torch.Tensor:
+        """The values of some responses, float32 [responses]; 0 for one that is empty and has not ended.
+
+        Args:
+            texts: what the responses say, or their beginnings.
+            ended: whether each is whole: then its end counts too.
+            of: which prompt each belongs to; default: the first.
+        """
+        of = [0] * len(texts) if of is None else of
+        tuned, untuned = (side.log_probs(texts, ended, of) for side in self._sides)
+        return torch.tensor([torch.tensor(a).sum() - torch.tensor(b).sum() for a, b in zip(tuned, untuned, strict=True)])
+
+
+class _Encoder:
+    """From prompts and responses to the tokens of the small models."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._pieces = PieceEncoder(tokenizer)
+        self._add_special_tokens = add_special_tokens
+
+    def prompt(self, prompt: Prompt) -> list[int]:
+        return self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def text(self, prompt: Prompt, text: str, ended: bool) -> list[int]:
+        tokens = self._encode(prompt + text) if isinstance(prompt, str) else [*prompt, *self._pieces.encode(text)]
+        return [*tokens, int(self._tokenizer.eos_token_id)] if ended else tokens
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=self._add_special_tokens)
+        return ids
+
+
+class _Side:
+    """One of the two models, with its prompts."""
+
+    def __init__(self, reader: Reader, encoder: _Encoder, prompts: Sequence[Prompt]) -> None:
+        self._reader = reader
+        self._encoder = encoder
+        self._prompts = prompts
+        self._tokens = [encoder.prompt(prompt) for prompt in prompts]
+        if not all(self._tokens):
+            raise WSDValueError("a prompt has no tokens: the first token of a response needs one to follow")
+        self._read = False
+
+    def log_probs(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> list[list[float]]:
+        if not self._read:  # each prompt once, for all responses to it
+            self._reader.read(self._tokens, [len(tokens) for tokens in self._tokens])
+            self._read = True
+        rows = [self._encoder.text(self._prompts[index], text, end) for index, text, end in zip(of, texts, ended, strict=True)]
+        shared = [len(common_prefix(self._tokens[index], row)) for index, row in zip(of, rows, strict=True)]
+        return self._reader.read(rows, [max(1, length) for length in shared])  # nothing tells of a text's first token
