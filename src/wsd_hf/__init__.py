@@ -13,8 +13,18 @@ from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
 from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, enable_wsd
 from .hub import load_pilot, push_pilot
 from .logits_process import WSDLogitsProcessor
-from .outputs import Trace, TracedToken, WSDGenerateOutput, WSDStats, explain
+from .outputs import (
+    GuidedGenerateOutput,
+    GuidedStats,
+    SearchGenerateOutput,
+    Trace,
+    TracedToken,
+    WSDGenerateOutput,
+    WSDStats,
+    explain,
+)
 from .pipelines import WSDTextGenerationPipeline
+from .search.value import ImplicitValue
 from .switch import SwitchCriteria, confidence, switch_index
 from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
 from .text.streaming import AnswerStreamer
@@ -25,7 +35,11 @@ __all__ = [
     "BASE_STOP_STRINGS",
     "AnswerStreamer",
     "AutoModelForCausalLM",
+    "GuidedGenerateOutput",
+    "GuidedStats",
+    "ImplicitValue",
     "Packed",
+    "SearchGenerateOutput",
     "SwitchCriteria",
     "Trace",
     "TracedToken",

@@ -36,8 +36,9 @@ def select_rows(model_kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, A
         name: value[rows.to(value.device)] if isinstance(value, torch.Tensor) and name != "cache_position" else value
         for name, value in model_kwargs.items()
     }
-    if selected.get("past_key_values") is not None:
-        selected["past_key_values"].reorder_cache(rows)
+    for name in ("past_key_values", "cache_params"):  # Mamba's own name for it
+        if selected.get(name) is not None:
+            selected[name].reorder_cache(rows)
     return selected
 
 

@@ -28,7 +28,8 @@ from .rows import Rows, is_transformers_own
 from .stream import Stream
 from .support import passes_context, why_not_model
 
-DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache", "logits_to_keep"}
+DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values", "cache_params", "use_cache"}
+DERIVED |= {"logits_to_keep"}
 """Inputs of the base that `generate` makes, and that the fast path makes for itself."""
 
 
