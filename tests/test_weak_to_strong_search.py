@@ -231,7 +231,8 @@ def test_what_finished_is_kept_once_and_never_lost() -> None:
     """An ended response is worth most at first; later ones surpass it, then fall below it."""
 
     def value(texts: list[str], ended: list[bool], of: list[int]) -> list[float]:
-        return [5.0 if end else (10.0 if len(text) < 8 else -10.0) for text, end in zip(texts, ended, strict=True)]
+        worth = [1.0 if len(text) <= 2 else 10.0 if len(text) < 8 else -10.0 for text in texts]
+        return [5.0 if end else other for end, other in zip(ended, worth, strict=True)]
 
     settings = {"beam_width": 2, "successors": 8, "chunk_length": 2, "max_new_tokens": 12, "temperature": 3.0}
     came_back = False
