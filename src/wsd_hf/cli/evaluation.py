@@ -48,13 +48,17 @@ def run_lm_eval(asked: Evaluation) -> None:
     except ImportError as error:
         raise WSDValueError(f'--harness lm-eval: not installed ({error}); pip install "wsd_hf[lm-eval]"') from None
 
+    manager = TaskManager(include_path=asked.include_path)
+    for task in asked.tasks:
+        if not manager.match_tasks([task]):
+            raise WSDValueError(f"--tasks {task}: unknown to the harness; `lm_eval ls tasks` lists what it has")
     length = {} if asked.max_new_tokens is None else {"max_gen_toks": asked.max_new_tokens}
     models = {"pretrained": asked.base, "pilot": asked.pilot, "dtype": asked.dtype}
     results = simple_evaluate(
         "wsd-hf",
         model_args={**models, "threshold": asked.config.threshold, "window": asked.config.window_size},
-        tasks=asked.tasks,
-        task_manager=TaskManager(include_path=asked.include_path),
+        tasks=manager.match_tasks(asked.tasks),
+        task_manager=manager,
         limit=asked.limit,
         batch_size=asked.batch_size,
         apply_chat_template=asked.apply_chat_template,
