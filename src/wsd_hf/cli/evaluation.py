@@ -48,7 +48,7 @@ def run_lm_eval(asked: Evaluation) -> None:
     except ImportError as error:
         raise WSDValueError(f'--harness lm-eval: not installed ({error}); pip install "wsd_hf[lm-eval]"') from None
 
-    manager = TaskManager(include_path=asked.include_path)
+    manager = TaskManager(include_path=None if asked.include_path is None else str(asked.include_path))
     for task in asked.tasks:
         if not manager.match_tasks([task]):
             raise WSDValueError(f"--tasks {task}: unknown to the harness; `lm_eval ls tasks` lists what it has")
