@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -98,3 +99,21 @@ def test_damaged_weights_are_named(run, tmp_path):
     result = run("generate", "--base", tmp_path, "--pilot", FOLDER / "pilot", "Hi")
     assert result.exit_code == 2
     assert f"wsd-hf: --base {tmp_path}: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--out", "/no/such/folder/results.json"), "--out /no/such/folder/results.json: its folder is missing"),
+        (("--threshold", 1.5), "threshold=1.5: must be"),
+        (("--device", "nowhere"), "--device nowhere"),
+        ((), 'pip install "wsd_hf[lm-eval]"'),
+    ],
+)
+def test_an_evaluation_that_cannot_work_is_refused_in_one_line(run, monkeypatch, arguments, problem):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    result = run("eval", "--tasks", "ifeval", *pair(), *arguments)
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith("wsd-hf: ")
+    assert problem in line

@@ -1,10 +1,8 @@
-"""The command line: `wsd-hf demo`, `wsd-hf generate`, `wsd-hf chat`, `wsd-hf pack`."""
+"""The command line: `wsd-hf demo`, `wsd-hf generate`, `wsd-hf chat`, `wsd-hf pack`, `wsd-hf eval`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..bundle import pack as write_bundle
 from ..config import WSDConfig
-from ..errors import WSDError, WSDValueError
+from ..errors import WSDValueError
 from ..outputs import WSDGenerateOutput, explain
 from ..text.chat import BASE_STOP_STRINGS, Messages, before_next_turn, build_inputs
 from ..tiny import demo_questions, load_tiny_pair
 from .conversation import Conversation
+from .evaluation import evaluate
 from .models import DType, Pair, answer, load_pair
+from .options import Base, Device, DTypeOption, MaxNewTokens, Pilot, Threshold, Window, one_line_errors
 
 app = typer.Typer(
     help="Weak-to-Strong Decoding: a small aligned pilot begins the answer, a large base model finishes it.",
@@ -32,21 +32,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Base = Annotated[str | None, typer.Option(help="Base model, a path or Hub id. Default: the shipped pair.")]
-Pilot = Annotated[str | None, typer.Option(help="Pilot, a path or Hub id.")]
-Threshold = Annotated[float, typer.Option(help="Confidence at which the base takes over, in (0, 1].")]
-Window = Annotated[int, typer.Option(help="Drafted tokens that confidence is measured over.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Most tokens in an answer, the draft included.", min=1)]
-Device = Annotated[str, typer.Option(help="Where both models run: cpu, cuda, cuda:1, ...")]
-DTypeOption = Annotated[DType, typer.Option(help="Data type of both models.")]
-
 
 @app.command()
 def demo(
     svg: Annotated[Path | None, typer.Option(help="Also write what is shown as an SVG picture.")] = None,
 ) -> None:
     """Three questions to the shipped pair: the base alone, the pilot alone, and both together."""
-    with _one_line_errors():
+    with one_line_errors():
         console = Console(record=svg is not None, width=100 if svg else None, highlight=False)
         pair = load_tiny_pair()
         for question in demo_questions()[:3]:
@@ -76,7 +68,7 @@ def generate(
     dtype: DTypeOption = DType.auto,
 ) -> None:
     """Answers one question, or goes on with a chat. The answer goes to standard output, all else to standard error."""
-    with _one_line_errors():
+    with one_line_errors():
         config = WSDConfig(threshold=threshold, window_size=window)
         asked = _messages(question, messages)
         status = Console(stderr=True)
@@ -102,7 +94,7 @@ def chat(
 
     Ctrl-C stops an answer, /reset starts anew, /exit or Ctrl-D leaves. The shipped pair knows single questions only.
     """
-    with _one_line_errors():
+    with one_line_errors():
         config = WSDConfig(threshold=threshold, window_size=window)
         with Console(stderr=True).status("loading both models"):
             models = load_pair(base, pilot, device, dtype)
@@ -119,7 +111,7 @@ def pack(
     window: Window = WSDConfig.window_size,
 ) -> None:
     """Writes a model directory whose `generate` decodes with base and pilot, whoever calls it (trust_remote_code=True)."""
-    with _one_line_errors():
+    with one_line_errors():
         config = WSDConfig(threshold=threshold, window_size=window)
         packed = write_bundle(base, pilot, folder, wsd_config=config, copy=copy)
         for name, source in packed.weights.items():
@@ -128,14 +120,7 @@ def pack(
             typer.echo("The base's chat template cannot be read back: the pilot will get chats in the base's layout", err=True)
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """What a user can put right is told in one line, with exit status 2."""
-    try:
-        yield
-    except (OSError, ValueError, WSDError) as error:
-        typer.echo(f"wsd-hf: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
+app.command("eval")(evaluate)
 
 
 def _messages(question: str | None, file: Path | None) -> Messages:

@@ -31,7 +31,7 @@ class DType(str, Enum):
 
 def load_pair(base: str | None, pilot: str | None, device: str, dtype: DType) -> Pair:
     """Base, pilot and their tokenizers, from paths or Hub ids; the shipped pair where both are None."""
-    target = {"device": _device(device), "dtype": None if dtype is DType.auto else getattr(torch, dtype.value)}
+    target = {"device": known_device(device), "dtype": None if dtype is DType.auto else getattr(torch, dtype.value)}
     if base is None and pilot is None:
         model, assistant, tokenizer, assistant_tokenizer = load_tiny_pair()
     elif base is None or pilot is None:
@@ -61,7 +61,8 @@ def answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int, *
     return output
 
 
-def _device(name: str) -> torch.device:
+def known_device(name: str) -> torch.device:
+    """The device of that name; a WSDValueError where there is none."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
