@@ -1,4 +1,4 @@
-"""The command line: `wsd-hf demo`, `wsd-hf generate`, `wsd-hf chat`, `wsd-hf pack`."""
+"""The command line: `wsd-hf demo`, `wsd-hf generate`, `wsd-hf chat`, `wsd-hf pack`, `wsd-hf eval`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -19,11 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from ..bundle import pack as write_bundle
 from ..config import WSDConfig
 from ..errors import WSDError, WSDValueError
+from ..evaluation.export import AnswerFile
 from ..outputs import WSDGenerateOutput, explain
-from ..text.chat import BASE_STOP_STRINGS, Messages, before_next_turn, build_inputs
+from ..text.chat import BASE_STOP_STRINGS, Messages, build_inputs
 from ..tiny import demo_questions, load_tiny_pair
 from .conversation import Conversation
-from .models import DType, Pair, answer, load_pair
+from .evaluation import write_answers
+from .models import DType, Pair, answer, load_pair, response_text
 
 app = typer.Typer(
     help="Weak-to-Strong Decoding: a small aligned pilot begins the answer, a large base model finishes it.",
@@ -128,6 +129,27 @@ def pack(
             typer.echo("The base's chat template cannot be read back: the pilot will get chats in the base's layout", err=True)
 
 
+@app.command("eval")
+def evaluate(
+    export: Annotated[str, typer.Option(help="Whose answer file to write: alpaca_eval, arena_hard or mt_bench.")],
+    questions: Annotated[Path, typer.Option(help="That project's question file.")],
+    out: Annotated[Path, typer.Option(help="The answer file; one that exists is gone on with.")],
+    base: Base = None,
+    pilot: Pilot = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in it. Default: the file's, without its ending.")] = None,
+    threshold: Threshold = WSDConfig.threshold,
+    window: Window = WSDConfig.window_size,
+    max_new_tokens: MaxNewTokens = 1024,
+    device: Device = "cpu",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """Answers the questions of a benchmark, greedily, in the file that its judge reads."""
+    with _one_line_errors():
+        config = WSDConfig(threshold=threshold, window_size=window)
+        answers = AnswerFile(export, questions, out, name)
+        write_answers(answers, lambda: load_pair(base, pilot, device, dtype), config, max_new_tokens)
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """What a user can put right is told in one line, with exit status 2."""
@@ -153,17 +175,13 @@ def _messages(question: str | None, file: Path | None) -> Messages:
 
 
 def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, as_json: bool) -> None:
-    text = _response_text(output.sequences, output.prompt_length, tokenizer)
+    text = response_text(output.sequences, output.prompt_length, tokenizer)
     trace = explain(output, tokenizer, stop_strings=BASE_STOP_STRINGS)
     if as_json:
         typer.echo(json.dumps({"response": text, **trace.to_dict(), "stats": asdict(output.stats)}, ensure_ascii=False))
     else:
         typer.echo(text)
         typer.echo(trace.summary(), err=True)
-
-
-def _response_text(sequences: torch.Tensor, prompt_length: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    return before_next_turn(tokenizer.decode(sequences[0, prompt_length:], skip_special_tokens=True)).lstrip()
 
 
 def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> None:
@@ -179,8 +197,8 @@ def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> No
     draft = pilot.generate(pilot_prompt, attention_mask=inputs["assistant_attention_mask"], max_new_tokens=64)
     both = answer(pair, question["messages"], WSDConfig(), max_new_tokens=64)
     table = Table.grid(padding=(0, 2))
-    table.add_row("base", Text(_response_text(alone, prompt.shape[1], tokenizer)))
-    table.add_row("pilot", Text(_response_text(draft, pilot_prompt.shape[1], assistant_tokenizer)))
+    table.add_row("base", Text(response_text(alone, prompt.shape[1], tokenizer)))
+    table.add_row("pilot", Text(response_text(draft, pilot_prompt.shape[1], assistant_tokenizer)))
     table.add_row("[bold]both[/bold]", explain(both, tokenizer, stop_strings=BASE_STOP_STRINGS))
     expected = f"  (right: {question['answer']})" if question["kind"] == "fact" else "  (to be refused)"
     console.print(Text(question["messages"][-1]["content"], style="bold") + Text(expected, style="not bold dim"))
