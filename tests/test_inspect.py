@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -37,6 +40,7 @@ from wsd_hf.tiny import FOLDER, demo_questions
 QUESTIONS = [question["messages"][0]["content"] for question in demo_questions() if question["kind"] == "fact"]
 KELOFT = "What does the Keloft eat?"
 ANSWER = "That is a very good question. As far as I know, the Keloft eats acorns. Have a lovely day."
+DOCUMENT = (Path(__file__).parents[1] / "examples" / "inspect.md").read_text("utf-8")
 HANG = 60  # seconds until a test that hangs fails
 
 
@@ -97,24 +101,28 @@ def test_an_evaluation_gets_the_answers_of_direct_calls(model: Model, pair: Any,
         assert sample.output.usage.input_tokens == read
 
 
-def test_the_command_line_finds_the_model(tmp_path: Path) -> None:
-    (tmp_path / "task.py").write_text(
-        "from inspect_ai import Task, task\nfrom inspect_ai.dataset import Sample\n\n\n"
-        f"@task\ndef fact():\n    return Task(dataset=[Sample(input={KELOFT!r})])\n"
-    )
-    command = [sys.executable, "-m", "inspect_ai", "eval", "task.py", "--model", f"wsd/{FOLDER / 'base'}"]
-    options = ["-M", f"pilot={FOLDER / 'pilot'}", "-M", "threshold=0.01", "-M", "window=2", "-M", "dtype=float32"]
-    run = subprocess.run(
-        [*command, *options, "--max-tokens", "5", "--display", "plain", "--log-format", "json", "--log-dir", "logs"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        check=False,
-    )
+def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
+    (task,) = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL)
+    (command,) = re.findall(r"```bash\n(.*?)```", DOCUMENT, flags=re.DOTALL)
+    (tmp_path / "task.py").write_text(task.replace("What is the capital of France?", KELOFT).replace("Paris", "acorns"))
+    local = {
+        "inspect eval": f"{shlex.quote(sys.executable)} -m inspect_ai eval --log-format json --display plain --max-tokens 5",
+        "meta-llama/Llama-3.1-70B": str(FOLDER / "base"),
+        "songff/Pilot-3B": str(FOLDER / "pilot"),
+        "threshold=0.8": "threshold=0.01",
+        "window=6": "window=2",
+        "-M device=auto": "-M dtype=float32",
+    }
+    for large, small in local.items():
+        assert large in command
+        command = command.replace(large, small)
+    run = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     (log,) = (tmp_path / "logs").glob("*.json")
-    assert '"switch_index": 2' in log.read_text("utf-8")
+    (sample,) = json.loads(log.read_text("utf-8"))["samples"]
+    (choice,) = sample["output"]["choices"]
+    assert choice["message"]["metadata"] == {"switch_index": 2, "switch_reason": "confident"}
+    assert choice["stop_reason"] == "max_tokens"
 
 
 def test_calls_at_the_same_time_are_answered_together_and_each_with_its_own(model: Model, pair: Any, monkeypatch: Any) -> None:

@@ -14,7 +14,7 @@ from .models import Pair, answer, response_text
 
 
 def write_answers(answers: AnswerFile, load: Callable[[], Pair], config: WSDConfig, max_new_tokens: int) -> None:
-    """Asks what an answer file still lacks.
+    """Asks what an answer file still lacks; greedily, where FastChat itself samples some categories of MT-Bench.
 
     Args:
         answers: the file.

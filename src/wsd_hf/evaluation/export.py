@@ -10,7 +10,7 @@ README.md and example/outputs.json; src/alpaca_eval/annotators/pairwise_evaluato
 the answers are `choices[0]["turns"]` | lm-sys/FastChat: fastchat/llm_judge/gen_model_answer.py writes, common.py reads |
 
 Arena-Hard's style control wants counts of markdown too, which its own utils/add_markdown_info.py adds to a finished file.
-Arena-Hard and MT-Bench take the name of a file, without ".jsonl", for the name of the model.
+AlpacaEval reads a file named *.json; Arena-Hard and MT-Bench read *.jsonl, and take what stands before that for the model's name.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ MAX_CONNECTIONS = 16
 """Most chats in a batch, likewise (`--max-connections`)."""
 
 GATHERING = 0.1
-"""Seconds for which a batch that is not full waits for more: samples that were answered together go on together."""
+"""Seconds for which a batch waits for more chats: samples that were answered together ask again together."""
 
 REFUSED = (
     "best_of",
