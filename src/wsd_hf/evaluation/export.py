@@ -10,7 +10,7 @@ README.md and example/outputs.json; src/alpaca_eval/annotators/pairwise_evaluato
 the answers are `choices[0]["turns"]` | lm-sys/FastChat: fastchat/llm_judge/gen_model_answer.py writes, common.py reads |
 
 Arena-Hard's style control wants counts of markdown too, which its own utils/add_markdown_info.py adds to a finished file.
-AlpacaEval reads a file named *.json; Arena-Hard and MT-Bench read *.jsonl, and take what stands before that for the model's name.
+AlpacaEval reads a file named NAME.json; Arena-Hard and MT-Bench read NAME.jsonl, where NAME is the model's.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ KINDS = {
     "arena_hard": _Kind(_arena_hard, id="uid", text="prompt", model="model"),
     "mt_bench": _Kind(_mt_bench, id="question_id", text="turns", model="model_id", turns=True),
 }
+"""The layouts, by the names that `AnswerFile` takes."""
 
 WORDS = {str: "a text", int: "a whole number", list: "a list of texts"}
 
@@ -99,7 +100,7 @@ class AnswerFile:
         model: the model's name in it; default: the file's name without its ending.
 
     Attributes:
-        missing: the questions that are not answered yet, in order.
+        missing: the questions that had no answer when the file was opened, in order.
 
     Raises:
         WSDValueError: another kind, a malformed question or answer (named by its line or place), or answers of another model.
@@ -140,15 +141,16 @@ class AnswerFile:
         answers = [message["content"] for message in chat[1::2]]
         # The same model's answer to the same question always has the same id.
         answer_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._model}/{question[self._kind.id]}").hex
-        self._records.append(self._kind.record(question, answers, self._model, answer_id, now()))
-        self._write()
+        record = self._kind.record(question, answers, self._model, answer_id, now())
+        self._write([*self._records, record])
+        self._records.append(record)
 
-    def _write(self) -> None:
+    def _write(self, records: list[Record]) -> None:
         # ASCII, since FastChat reads with whatever encoding the system has.
         if self._kind.one_list:
-            text = json.dumps(self._records, indent=2) + "\n"
+            text = json.dumps(records, indent=2) + "\n"
         else:
-            text = "".join(json.dumps(record) + "\n" for record in self._records)
+            text = "".join(json.dumps(record) + "\n" for record in records)
         unfinished = self._path.with_name(f"{self._path.name}.unfinished")
         unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, self._path)
