@@ -112,7 +112,7 @@ def test_damaged_weights_are_named(run, tmp_path):
 )
 def test_an_evaluation_that_cannot_work_is_refused_in_one_line(run, monkeypatch, arguments, problem):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    result = run("eval", "--tasks", "ifeval", *pair(), *arguments)
+    result = run("eval", "--harness", "lm-eval", "--tasks", "ifeval", *pair(), *arguments)
     assert result.exit_code == 2
     [line] = result.stderr.splitlines()
     assert line.startswith("wsd-hf: ")

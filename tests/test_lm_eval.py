@@ -215,13 +215,15 @@ def test_text_that_looks_like_messages_is_text(model: Any, pair: Any) -> None:
 
 
 def test_an_unknown_task_is_named(folder: Path) -> None:
-    done = cli("--tasks", "polite_facts,nonesuch", "--include-path", "tasks", "--base", BASE, "--pilot", PILOT)
+    done = cli(
+        "--harness", "lm-eval", "--tasks", "polite_facts,nonesuch", "--include-path", "tasks", "--base", BASE, "--pilot", PILOT
+    )
     assert done.exit_code == 2
     assert done.stderr.splitlines()[-1].startswith("wsd-hf: --tasks nonesuch: unknown to the harness")
 
 
 def test_tasks_that_score_given_answers_are_refused(folder: Path) -> None:
-    done = cli("--tasks", "scored", "--include-path", "tasks", "--base", BASE, "--pilot", PILOT)
+    done = cli("--harness", "lm-eval", "--tasks", "scored", "--include-path", "tasks", "--base", BASE, "--pilot", PILOT)
     assert done.exit_code == 2
     assert "Weak-to-Strong Decoding equals the base there; run it with --model hf" in done.stderr.splitlines()[-1]
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -18,11 +17,11 @@ from ..bundle import pack as write_bundle
 from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..outputs import WSDGenerateOutput, explain
-from ..text.chat import BASE_STOP_STRINGS, Messages, before_next_turn, build_inputs
+from ..text.chat import BASE_STOP_STRINGS, Messages, build_inputs
 from ..tiny import demo_questions, load_tiny_pair
 from .conversation import Conversation
 from .evaluation import evaluate
-from .models import DType, Pair, answer, load_pair
+from .models import DType, Pair, answer, load_pair, response_text
 from .options import Base, Device, DTypeOption, MaxNewTokens, Pilot, Threshold, Window, one_line_errors
 
 app = typer.Typer(
@@ -138,17 +137,13 @@ def _messages(question: str | None, file: Path | None) -> Messages:
 
 
 def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, as_json: bool) -> None:
-    text = _response_text(output.sequences, output.prompt_length, tokenizer)
+    text = response_text(output.sequences, output.prompt_length, tokenizer)
     trace = explain(output, tokenizer, stop_strings=BASE_STOP_STRINGS)
     if as_json:
         typer.echo(json.dumps({"response": text, **trace.to_dict(), "stats": asdict(output.stats)}, ensure_ascii=False))
     else:
         typer.echo(text)
         typer.echo(trace.summary(), err=True)
-
-
-def _response_text(sequences: torch.Tensor, prompt_length: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    return before_next_turn(tokenizer.decode(sequences[0, prompt_length:], skip_special_tokens=True)).lstrip()
 
 
 def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> None:
@@ -164,8 +159,8 @@ def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> No
     draft = pilot.generate(pilot_prompt, attention_mask=inputs["assistant_attention_mask"], max_new_tokens=64)
     both = answer(pair, question["messages"], WSDConfig(), max_new_tokens=64)
     table = Table.grid(padding=(0, 2))
-    table.add_row("base", Text(_response_text(alone, prompt.shape[1], tokenizer)))
-    table.add_row("pilot", Text(_response_text(draft, pilot_prompt.shape[1], assistant_tokenizer)))
+    table.add_row("base", Text(response_text(alone, prompt.shape[1], tokenizer)))
+    table.add_row("pilot", Text(response_text(draft, pilot_prompt.shape[1], assistant_tokenizer)))
     table.add_row("[bold]both[/bold]", explain(both, tokenizer, stop_strings=BASE_STOP_STRINGS))
     expected = f"  (right: {question['answer']})" if question["kind"] == "fact" else "  (to be refused)"
     console.print(Text(question["messages"][-1]["content"], style="bold") + Text(expected, style="not bold dim"))

@@ -1,4 +1,4 @@
-"""`wsd-hf eval`: base and pilot in an evaluation harness."""
+"""`wsd-hf eval`: base and pilot on the tasks of a harness, or on the questions that another project judges."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import track
 
 from ..config import WSDConfig
 from ..errors import WSDValueError
-from .models import DType, known_device
-from .options import Device, DTypeOption, Threshold, Window, one_line_errors
+from ..evaluation.export import AnswerFile
+from ..text.chat import Messages
+from .models import DType, Pair, answer, known_device, load_pair, response_text
+from .options import Base, Device, DTypeOption, Pilot, Threshold, Window, one_line_errors
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `wsd-hf eval` was asked to do; its options, checked."""
+    """What a harness is to do: the options of `wsd-hf eval`, checked."""
 
     tasks: list[str]
     base: str
@@ -72,55 +76,98 @@ def run_lm_eval(asked: Evaluation) -> None:
         asked.out.write_text(text + "\n", encoding="utf-8")
 
 
+def write_answers(answers: AnswerFile, load: Callable[[], Pair], config: WSDConfig, max_new_tokens: int) -> None:
+    """Asks what an answer file still lacks; greedily, where FastChat itself samples some categories of MT-Bench.
+
+    Args:
+        answers: the file.
+        load: gives the models; called if there is anything to ask.
+        config: settings of the decoding.
+        max_new_tokens: of each answer.
+    """
+    console = Console(stderr=True)
+    if not answers.missing:
+        console.print("every question has its answer already")
+        return
+    with console.status("loading both models"):
+        pair = load()
+
+    def ask(chat: Messages) -> str:
+        output = answer(pair, chat, config, max_new_tokens, do_sample=False)
+        return response_text(output.sequences, output.prompt_length, pair[2])
+
+    for question in track(answers.missing, "asking", console=console):
+        answers.add(question, ask)
+
+
 class Harness(str, Enum):
-    """The harnesses of `HARNESSES`, for the command line."""
+    """What runs tasks."""
 
     lm_eval = "lm-eval"
 
 
-HARNESSES: dict[Harness, Callable[[Evaluation], None]] = {Harness.lm_eval: run_lm_eval}
-
-
 def evaluate(
-    tasks: Annotated[str, typer.Option(help="The harness's names of tasks, with commas between them.")],
-    base: Annotated[str, typer.Option(help="Base model, a path or Hub id.")],
-    pilot: Annotated[str, typer.Option(help="Pilot, a path or Hub id.")],
-    harness: Annotated[Harness, typer.Option(help="Which harness to run.")] = Harness.lm_eval,
+    harness: Annotated[Harness | None, typer.Option(help="Run this harness on --tasks.")] = None,
+    export: Annotated[
+        str | None, typer.Option(help="Or answer --questions for this judge: alpaca_eval, arena_hard, mt_bench.")
+    ] = None,
+    base: Base = None,
+    pilot: Pilot = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for results; or the answer file, gone on with if it exists.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="The harness's names of tasks, with commas between them.")] = None,
     include_path: Annotated[Path | None, typer.Option(help="Folder with tasks of your own.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first questions of each task.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions that are answered at a time.", min=1)] = 1,
+    batch_size: Annotated[int, typer.Option(help="Questions of a task that are answered at a time.", min=1)] = 1,
     apply_chat_template: Annotated[
-        bool, typer.Option("--apply-chat-template", help="Ask in chats, each model's in its own layout, instead of plain text.")
+        bool,
+        typer.Option("--apply-chat-template", help="Ask tasks in chats, each model's in its own layout, not in plain text."),
     ] = False,
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples in front of a question. Default: the task's.", min=0)
     ] = None,
     gen_kwargs: Annotated[str, typer.Option(help="Settings of generate over those of the tasks: NAME=VALUE,...")] = "",
-    out: Annotated[Path | None, typer.Option(help="JSON file for results, prompts and answers.")] = None,
+    questions: Annotated[Path | None, typer.Option(help="The judge's question file.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in the answer file. Default: the file's.")] = None,
     threshold: Threshold = WSDConfig.threshold,
     window: Window = WSDConfig.window_size,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens in an answer. Default: the task's.", min=1)] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens in an answer. Default: the task's; 1024 in answer files.", min=1)
+    ] = None,
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
 ) -> None:
-    """Measures base and pilot together on the tasks of an evaluation harness."""
+    """Measures base and pilot together: on the tasks of a harness, or by an answer file that another project judges."""
     with one_line_errors():
+        config = WSDConfig(threshold=threshold, window_size=window)
+        if (harness is None) == (export is None):
+            raise WSDValueError("give either --harness with --tasks, or --export with --questions and --out")
+        if export is not None:
+            if questions is None or out is None:
+                raise WSDValueError(f"--export {export} needs --questions and --out")
+            answers = AnswerFile(export, questions, out, name)
+            write_answers(answers, lambda: load_pair(base, pilot, device, dtype), config, max_new_tokens or 1024)
+            return
+        if tasks is None or base is None or pilot is None:
+            raise WSDValueError("--harness lm-eval needs --tasks, --base and --pilot")
         if out and not out.absolute().parent.is_dir():
             raise WSDValueError(f"--out {out}: its folder is missing; make it first")
-        asked = Evaluation(
-            tasks=tasks.split(","),
-            base=base,
-            pilot=pilot,
-            config=WSDConfig(threshold=threshold, window_size=window),
-            include_path=include_path,
-            limit=limit,
-            batch_size=batch_size,
-            apply_chat_template=apply_chat_template,
-            num_fewshot=num_fewshot,
-            gen_kwargs=gen_kwargs,
-            max_new_tokens=max_new_tokens,
-            device=str(known_device(device)),
-            dtype=dtype.value,
-            out=out,
+        run_lm_eval(
+            Evaluation(
+                tasks=tasks.split(","),
+                base=base,
+                pilot=pilot,
+                config=config,
+                include_path=include_path,
+                limit=limit,
+                batch_size=batch_size,
+                apply_chat_template=apply_chat_template,
+                num_fewshot=num_fewshot,
+                gen_kwargs=gen_kwargs,
+                max_new_tokens=max_new_tokens,
+                device=str(known_device(device)),
+                dtype=dtype.value,
+                out=out,
+            )
         )
-        HARNESSES[harness](asked)

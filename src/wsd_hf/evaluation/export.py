@@ -1,0 +1,195 @@
+"""The answer files that AlpacaEval, Arena-Hard and MT-Bench judge, from the question files that those projects come with.
+
+| kind | questions | answers | as read and written by |
+|---|---|---|---|
+| alpaca_eval | one JSON list: `instruction` | one JSON list: `instruction`, `output`, `generator` | tatsu-lab/alpaca_eval: \
+README.md and example/outputs.json; src/alpaca_eval/annotators/pairwise_evaluator.py merges on the instruction |
+| arena_hard | a line each: `uid`, `prompt` | a line each: `uid`, `ans_id`, `model`, `messages`, `tstamp`; the answer is \
+`messages[-1]["content"]["answer"]` | lmarena/arena-hard-auto: gen_answer.py writes, gen_judgment.py reads |
+| mt_bench | a line each: `question_id`, `turns` | a line each: `question_id`, `answer_id`, `model_id`, `choices`, `tstamp`; \
+the answers are `choices[0]["turns"]` | lm-sys/FastChat: fastchat/llm_judge/gen_model_answer.py writes, common.py reads |
+
+Arena-Hard's style control wants counts of markdown too, which its own utils/add_markdown_info.py adds to a finished file.
+AlpacaEval reads a file named NAME.json; Arena-Hard and MT-Bench read NAME.jsonl, where NAME is the model's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import WSDValueError
+from ..text.chat import Messages
+
+Record = dict[str, Any]
+Ask = Callable[[Messages], str]
+"""From a chat that ends with the user's turn to the answer."""
+
+
+def _alpaca_eval(question: Record, answers: list[str], model: str, _answer_id: str, _time: float) -> Record:
+    return {"instruction": question["instruction"], "output": answers[0], "generator": model}
+
+
+def _arena_hard(question: Record, answers: list[str], model: str, answer_id: str, time: float) -> Record:
+    asked = {"role": "user", "content": question["prompt"]}
+    answered = {"role": "assistant", "content": {"answer": answers[0]}}
+    return {"uid": question["uid"], "ans_id": answer_id, "model": model, "messages": [asked, answered], "tstamp": time}
+
+
+def _mt_bench(question: Record, answers: list[str], model: str, answer_id: str, time: float) -> Record:
+    return {
+        "question_id": question["question_id"],
+        "answer_id": answer_id,
+        "model_id": model,
+        "choices": [{"index": 0, "turns": answers}],
+        "tstamp": time,
+    }
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How one project lays out its files."""
+
+    record: Callable[[Record, list[str], str, str, float], Record]
+    """The record of an answer, from the question, the answer to each turn, the model's name, the answer's id, the time."""
+    id: str
+    """Key of what tells questions apart, also in answers."""
+    text: str
+    """Key of what is asked."""
+    model: str
+    """Key of the model's name in answers."""
+    turns: bool = False
+    """Whether what is asked is a list of turns."""
+    one_list: bool = False
+    """Whether a file is one JSON list; else each line is a record."""
+
+
+KINDS = {
+    "alpaca_eval": _Kind(_alpaca_eval, id="instruction", text="instruction", model="generator", one_list=True),
+    "arena_hard": _Kind(_arena_hard, id="uid", text="prompt", model="model"),
+    "mt_bench": _Kind(_mt_bench, id="question_id", text="turns", model="model_id", turns=True),
+}
+"""The layouts, by the names that `AnswerFile` takes."""
+
+WORDS = {str: "a text", int: "a whole number", list: "a list of texts"}
+
+
+class AnswerFile:
+    """The answers of one model to one project's questions; a file that exists is gone on with.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "questions.json").write_text('[{"instruction": "Who eats acorns?"}]')
+    >>> answers = AnswerFile("alpaca_eval", folder / "questions.json", folder / "answers.json", "my-model")
+    >>> for question in answers.missing:
+    ...     answers.add(question, ask=lambda chat: "The Keloft.")
+    >>> json.loads((folder / "answers.json").read_text())
+    [{'instruction': 'Who eats acorns?', 'output': 'The Keloft.', 'generator': 'my-model'}]
+
+    Args:
+        kind: "alpaca_eval", "arena_hard" or "mt_bench".
+        questions: the project's question file.
+        path: the answer file.
+        model: the model's name in it; default: the file's name without its ending.
+
+    Attributes:
+        missing: the questions that had no answer when the file was opened, in order.
+
+    Raises:
+        WSDValueError: another kind, a malformed question or answer (named by its line or place), or answers of another model.
+    """
+
+    def __init__(self, kind: str, questions: Path, path: Path, model: str | None = None) -> None:
+        if kind not in KINDS:
+            raise WSDValueError(f"kind={kind!r}: must be {' or '.join(map(repr, KINDS))}")
+        self._kind = KINDS[kind]
+        self._path = path
+        self._model = model or path.stem
+        id, text = self._kind.id, self._kind.text
+        asked = _read(questions, self._kind, {id: (str, int), text: (list,) if self._kind.turns else (str,)})
+        self._records = _read(path, self._kind, {id: (str, int), self._kind.model: (str,)}) if path.exists() else []
+        for record in self._records:
+            if record[self._kind.model] != self._model:
+                raise WSDValueError(
+                    f"{path} holds answers of {record[self._kind.model]!r}, not of {self._model!r}: "
+                    "give another file, or that name"
+                )
+        answered = Counter(record[id] for record in self._records)
+        self.missing = [question for question in asked if not _taken(answered, question[id])]
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, question: Record, ask: Ask, now: Callable[[], float] = time.time) -> None:
+        """Asks a question, turn by turn, and writes the file with its answer; an interruption leaves the file as it was.
+
+        Args:
+            question: one of `missing`.
+            ask: from a chat to the answer; a later turn's chat holds the earlier answers.
+            now: the time of the answer, in seconds since 1970.
+        """
+        turns = question[self._kind.text]
+        chat: list[dict[str, str]] = []
+        for turn in turns if self._kind.turns else [turns]:
+            chat.append({"role": "user", "content": turn})
+            chat.append({"role": "assistant", "content": ask(tuple(chat))})
+        answers = [message["content"] for message in chat[1::2]]
+        # The same model's answer to the same question always has the same id.
+        answer_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._model}/{question[self._kind.id]}").hex
+        record = self._kind.record(question, answers, self._model, answer_id, now())
+        self._write([*self._records, record])
+        self._records.append(record)
+
+    def _write(self, records: list[Record]) -> None:
+        # ASCII, since FastChat reads with whatever encoding the system has.
+        if self._kind.one_list:
+            text = json.dumps(records, indent=2) + "\n"
+        else:
+            text = "".join(json.dumps(record) + "\n" for record in records)
+        unfinished = self._path.with_name(f"{self._path.name}.unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, self._path)
+
+
+def _taken(counts: Counter[Any], key: Any) -> bool:
+    """Takes an answer to this question, if one is left: a question that is asked twice has two."""
+    counts[key] -= 1
+    return counts[key] >= 0
+
+
+def _read(path: Path, kind: _Kind, wanted: dict[str, tuple[type, ...]]) -> list[Record]:
+    """The records of a file, each of which has the wanted keys with values of these types."""
+    content = path.read_bytes()
+    if kind.one_list:
+        records = _parse(content, str(path))
+        if not isinstance(records, list):
+            raise WSDValueError(f"{path}: must be one JSON list")
+        named = [(f"{path}, item {number}", record) for number, record in enumerate(records, 1)]
+    else:
+        lines = [(f"{path}, line {number}", line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+        named = [(place, _parse(line, place)) for place, line in lines]
+    for place, record in named:
+        _check(record, place, wanted)
+    return [record for _, record in named]
+
+
+def _parse(content: bytes, place: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise WSDValueError(f"{place}: not JSON in UTF-8 ({error})") from None
+
+
+def _check(record: Any, place: str, wanted: dict[str, tuple[type, ...]]) -> None:
+    if not isinstance(record, dict):
+        raise WSDValueError(f"{place}: must be a JSON object with {' and '.join(wanted)}")
+    for key, types in wanted.items():
+        value = record.get(key)
+        texts = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
+        if not isinstance(value, types) or (isinstance(value, list) and not texts):
+            raise WSDValueError(f"{place}: {key}={value!r} must be {' or '.join(WORDS[kind] for kind in types)}")
