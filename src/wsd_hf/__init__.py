@@ -18,11 +18,13 @@ from .pipelines import WSDTextGenerationPipeline
 from .switch import SwitchCriteria, confidence, switch_index
 from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
 from .text.streaming import AnswerStreamer
+from .text.urial import URIAL_PROMPT, urial_messages
 from .tiny import load_tiny_pair
 
 __all__ = [
     "BASE_CHAT_TEMPLATE",
     "BASE_STOP_STRINGS",
+    "URIAL_PROMPT",
     "AnswerStreamer",
     "AutoModelForCausalLM",
     "Packed",
@@ -50,4 +52,5 @@ __all__ = [
     "pilot_card",
     "push_pilot",
     "switch_index",
+    "urial_messages",
 ]
