@@ -15,9 +15,10 @@ from rich.progress import track
 
 from ..comparison import Task, answer_all, missing
 from ..comparison.judges import find_judge
-from ..comparison.methods import METHODS, Bench
+from ..comparison.methods import METHODS
 from ..comparison.page import page
 from ..comparison.prompts import Record, read_prompts
+from ..comparison.replies import Bench
 from ..comparison.store import Store
 from ..comparison.table import Row, as_csv, markdown, table_rows, terminal
 from ..config import WSDConfig

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from ..errors import WSDValueError
 from .judges import Judge, score
-from .methods import METHODS, Bench
+from .methods import METHODS
 from .prompts import Record
+from .replies import Bench
 from .store import Answer, Store
 
 Task = tuple[int, str]

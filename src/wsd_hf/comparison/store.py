@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WSDValueError
-from .methods import Reply
+from .replies import Reply
 
 
 @dataclass(frozen=True, kw_only=True)
