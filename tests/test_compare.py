@@ -6,12 +6,14 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import wsd_hf
@@ -357,6 +359,19 @@ def test_what_cannot_be_compared_is_refused_before_models_are_loaded(compare, lo
     assert problem in refusal(compare(**options))
     assert loads == []
     assert not (tmp_path / "out").exists()
+
+
+def test_the_reference_is_loaded_for_a_method_that_asks_it(compare, pair, monkeypatch):
+    wsd, asked = METHODS["wsd"], []
+    oracle = Method(wsd.prompt, lambda bench, inputs: asked.append(bench.reference) or wsd.reply(bench, inputs))
+    monkeypatch.setitem(METHODS, "oracle", replace(oracle, needs_reference=True))
+    options = {"reference": FOLDER / "pilot", "max_new_tokens": 1}
+    assert compare("without", strategies="wsd", **options).exit_code == 0
+    assert compare("with", strategies="oracle", **options).exit_code == 0
+    assert torch.equal(asked[0].get_input_embeddings().weight, pair[1].get_input_embeddings().weight.to(asked[0].dtype))
+    assert "--reference /no/such/model: no such folder" in refusal(
+        compare("none", strategies="oracle", reference="/no/such/model")
+    )
 
 
 def test_a_prompt_that_is_too_long_is_named_before_any_answer(compare, tmp_path):
