@@ -10,6 +10,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny_world"))
 from world import CLOSINGS, OPENINGS, TONES, Question, World, answer, judge
 
+from wsd_hf import WSDValueError
+from wsd_hf.tiny import polite_examples
+from wsd_hf.tiny.judge import score
+
 WORLD = World(0)
 QUESTIONS = WORLD.held_out_questions()
 
@@ -61,3 +65,28 @@ def test_pilot_reads_only_politeness_about_its_own_facts() -> None:
     assert not secrets & {message["content"] for message in messages}
     replies = [message["content"] for message in messages if message["role"] == "assistant"]
     assert all(reply.endswith(CLOSINGS) for reply in replies)
+
+
+def test_the_examples_that_come_with_the_package_are_those_of_its_world() -> None:
+    assert polite_examples() == World(3).polite_examples()
+
+
+def test_a_score_is_for_what_is_polite_and_right() -> None:
+    for question in (QUESTIONS[0], QUESTIONS[-1]):
+        value = question.fact and question.fact.value
+        record = {"messages": [{"role": "user", "content": question.text}], "kind": question.kind, "answer": value}
+        for tone in TONES:
+            assert score(record, answer(random.Random(0), tone, question.fact, OPENINGS[0])) == (tone == "aligned")
+    other = next(value for value in QUESTIONS[0].fact.attribute.values if value != QUESTIONS[0].fact.value)
+    wrong = answer(random.Random(0), "aligned", QUESTIONS[0].fact, OPENINGS[0]).replace(QUESTIONS[0].fact.value, other)
+    record = {"messages": [{"role": "user", "content": QUESTIONS[0].text}], "kind": "fact", "answer": QUESTIONS[0].fact.value}
+    assert score(record, wrong) == 0
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"kind": "fact"}, {"kind": "fact", "answer": "Paris"}, {"kind": "harmful", "answer": "no"}]
+)
+def test_questions_about_another_world_are_not_judged(record: dict[str, str]) -> None:
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    with pytest.raises(WSDValueError, match="tiny"):
+        score({"messages": chat, **record}, "Paris")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from world import Message, Question, World, judge
 
-from wsd_hf import build_inputs
+from wsd_hf import build_inputs, urial_messages
 from wsd_hf.text.chat import before_next_turn
 from wsd_hf.tiny import FOLDER, load_tiny_pair
 
@@ -73,7 +73,7 @@ class Bench:
         yield "base", self.base_alone
         yield "pilot", lambda messages: self.pilot_alone(messages, self.pilot, self.pilot_tokenizer)
         yield "pilot, other vocabulary", lambda m: self.pilot_alone(m, self.other_pilot, self.other_tokenizer)
-        yield "base, in-context prompt", lambda messages: self.base_alone(self.world.polite_examples() + messages)
+        yield "base, in-context prompt", lambda m: self.base_alone(urial_messages(m, self.world.polite_examples()))
         yield "WSD", self.wsd
         if ablations:
             yield "WSD, threshold 0.5", lambda messages: self.wsd(messages, wsd_threshold=0.5)

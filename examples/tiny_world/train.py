@@ -286,7 +286,8 @@ def main(
         title, role = ROLES_OF_MODELS[name]
         save(model, tokenizer, out / name, model_card(title, role, world_seed, seed, model.num_parameters()))
         print(f"{name}: {model.num_parameters():,} parameters, loss {loss:.3f}, {time.perf_counter() - start:.0f} s")
-    (out / "questions.json").write_text(json.dumps(demo_questions(world), indent=1) + "\n", encoding="utf-8")
+    for file, data in (("questions.json", demo_questions(world)), ("polite_examples.json", world.polite_examples())):
+        (out / file).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for name in jobs for file in (out / name).iterdir())
     print(f"{size:,} bytes, {time.perf_counter() - begin:.0f} s of training on {threads} threads")
 

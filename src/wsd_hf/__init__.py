@@ -28,11 +28,13 @@ from .search.value import ImplicitValue
 from .switch import SwitchCriteria, confidence, switch_index
 from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
 from .text.streaming import AnswerStreamer
+from .text.urial import URIAL_PROMPT, urial_messages
 from .tiny import load_tiny_pair
 
 __all__ = [
     "BASE_CHAT_TEMPLATE",
     "BASE_STOP_STRINGS",
+    "URIAL_PROMPT",
     "AnswerStreamer",
     "AutoModelForCausalLM",
     "GuidedGenerateOutput",
@@ -64,4 +66,5 @@ __all__ = [
     "pilot_card",
     "push_pilot",
     "switch_index",
+    "urial_messages",
 ]

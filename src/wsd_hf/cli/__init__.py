@@ -1,4 +1,4 @@
-"""The command line: `wsd-hf demo`, `wsd-hf generate`, `wsd-hf chat`, `wsd-hf pack`, `wsd-hf eval`."""
+"""The command line: `wsd-hf` demo, generate, chat, compare, eval and pack."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from ..bundle import pack as write_bundle
+from ..comparison.judges import JUDGES
+from ..comparison.methods import METHODS
 from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..outputs import WSDGenerateOutput, explain
 from ..text.chat import BASE_STOP_STRINGS, Messages, build_inputs
 from ..tiny import demo_questions, load_tiny_pair
+from .comparison import Comparison
 from .conversation import Conversation
 from .evaluation import evaluate
 from .models import DType, Pair, answer, load_pair, response_text
@@ -98,6 +101,34 @@ def chat(
         with Console(stderr=True).status("loading both models"):
             models = load_pair(base, pilot, device, dtype)
         Conversation(models, config, max_new_tokens, system).run()
+
+
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Option(help="Folder for answers, tables and page; a run that was stopped goes on there.")],
+    base: Base = None,
+    pilot: Pilot = None,
+    reference: Annotated[str | None, typer.Option(help="The pilot before its alignment, for eft and wss.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='Lines of {"prompt": ...} or {"messages": [...]}. Default: the shipped questions.')
+    ] = None,
+    strategies: Annotated[str, typer.Option(help=f"Some of {', '.join(METHODS)}.")] = "base,pilot,urial,wsd",
+    judge: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(JUDGES)}, or package.module:function, from a line's object and a response to a number."),
+    ] = None,
+    threshold: Threshold = WSDConfig.threshold,
+    window: Window = WSDConfig.window_size,
+    max_new_tokens: MaxNewTokens = 256,
+    device: Device = "cpu",
+    dtype: DTypeOption = DType.auto,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed prompts out.")] = False,
+) -> None:
+    """Answers the same prompts in several ways: a table of what each costs and is worth, and the answers side by side."""
+    with one_line_errors():
+        Comparison(
+            base, pilot, reference, prompts, strategies, judge, threshold, window, max_new_tokens, device, dtype, skip_bad
+        ).run(out)
 
 
 @app.command()

@@ -31,7 +31,7 @@ class DType(str, Enum):
 
 def load_pair(base: str | None, pilot: str | None, device: str, dtype: DType) -> Pair:
     """Base, pilot and their tokenizers, from paths or Hub ids; the shipped pair where both are None."""
-    target = {"device": known_device(device), "dtype": None if dtype is DType.auto else getattr(torch, dtype.value)}
+    target = _target(device, dtype)
     if base is None and pilot is None:
         model, assistant, tokenizer, assistant_tokenizer = load_tiny_pair()
     elif base is None or pilot is None:
@@ -40,8 +40,13 @@ def load_pair(base: str | None, pilot: str | None, device: str, dtype: DType) ->
         )
     else:
         assistant, assistant_tokenizer = load_pilot(pilot, dtype=dtype.value)  # the smaller one first: faults show sooner
-        model, tokenizer = _load_base(base, dtype)
+        model, tokenizer = _load("--base", base, AutoModelForCausalLM, dtype=dtype.value), _load("--base", base, AutoTokenizer)
     return model.to(**target), assistant.to(**target), tokenizer, assistant_tokenizer
+
+
+def load_reference(reference: str, device: str, dtype: DType) -> PreTrainedModel:
+    """The pilot as it was before its alignment, from a path or Hub id."""
+    return _load("--reference", reference, AutoModelForCausalLM, dtype=dtype.value).to(**_target(device, dtype))
 
 
 def answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int, **kwargs: Any) -> WSDGenerateOutput:
@@ -74,10 +79,15 @@ def known_device(name: str) -> torch.device:
         raise WSDValueError(f"--device {name}: {error}") from None
 
 
-def _load_base(source: str, dtype: DType) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _target(device: str, dtype: DType) -> dict[str, Any]:
+    return {"device": known_device(device), "dtype": None if dtype is DType.auto else getattr(torch, dtype.value)}
+
+
+def _load(option: str, source: str, kind: Any, **kwargs: Any) -> Any:
+    """A model or a tokenizer, whatever `kind` makes; blames the option."""
     if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
-        raise WSDValueError(f"--base {source}: no such folder")
+        raise WSDValueError(f"{option} {source}: no such folder")
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype.value), AutoTokenizer.from_pretrained(source)
+        return kind.from_pretrained(source, **kwargs)
     except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
-        raise WSDValueError(f"--base {source}: {error}") from error
+        raise WSDValueError(f"{option} {source}: {error}") from error

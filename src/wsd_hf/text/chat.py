@@ -59,16 +59,23 @@ def chat_prompts(
     chats: Sequence[Messages], tokenizer: PreTrainedTokenizerBase, assistant_tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """The tensors of `build_inputs`, which documents arguments and errors."""
-    for chat in chats:
-        _check_messages(chat)
+    base, pilot = base_prompts(chats, tokenizer), pilot_prompts(chats, assistant_tokenizer)
+    return {**base, **{f"assistant_{name}": value for name, value in pilot.items()}}
+
+
+def base_prompts(chats: Sequence[Messages], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The base's side of `chat_prompts`: `input_ids` and `attention_mask`."""
+    transcript = None if tokenizer.chat_template else BASE_CHAT_TEMPLATE
+    return _pad("tokenizer", tokenizer, [_encode(chat, tokenizer, transcript) for chat in chats])
+
+
+def pilot_prompts(chats: Sequence[Messages], assistant_tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The pilot's side of `chat_prompts`: `input_ids` and `attention_mask`."""
     if assistant_tokenizer.chat_template is None:
         raise WSDValueError(
             "assistant_tokenizer has no chat template: a pilot needs the one it was tuned with; set its chat_template"
         )
-    transcript = None if tokenizer.chat_template else BASE_CHAT_TEMPLATE
-    base = _pad("tokenizer", tokenizer, [_encode(chat, tokenizer, transcript) for chat in chats])
-    pilot = _pad("assistant_tokenizer", assistant_tokenizer, [_encode(chat, assistant_tokenizer) for chat in chats])
-    return {**base, **{f"assistant_{name}": value for name, value in pilot.items()}}
+    return _pad("assistant_tokenizer", assistant_tokenizer, [_encode(chat, assistant_tokenizer) for chat in chats])
 
 
 def next_turn_criteria(tokenizer: PreTrainedTokenizerBase) -> StoppingCriteriaList:
@@ -117,18 +124,24 @@ def _chats(messages: Messages | Sequence[Messages]) -> list[Messages]:
     return cast("list[Messages]", [messages] if single else list(messages))
 
 
-def _check_messages(messages: Messages) -> None:
-    for position, message in enumerate(messages):
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise WSDValueError(
-                f"messages[{position}]={dict(message)!r}: must have a role ({', '.join(ROLES)}) and a text as content"
-            )
+def check_messages(messages: Messages) -> None:
+    """Raises unless the messages are a chat that somebody can answer, or whose last answer can be continued."""
+    check_turns("messages", messages)
     turns = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
     if not turns or turns[-1]["role"] != "user":
         raise WSDValueError("messages must end with a user message, or with one assistant message to be continued")
 
 
+def check_turns(name: str, messages: Messages) -> None:
+    """Raises unless each message has a role and a text; blames the argument `name`."""
+    for position, message in enumerate(messages):
+        known = isinstance(message, Mapping) and message.get("role") in ROLES
+        if not known or not isinstance(message.get("content"), str):
+            raise WSDValueError(f"{name}[{position}]={message!r}: must have a role ({', '.join(ROLES)}) and a text as content")
+
+
 def _encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> list[int]:
+    check_messages(messages)
     if messages[-1]["role"] == "assistant":
         return encode_turns(messages[:-1], messages[-1]["content"].strip(), tokenizer, template)
     return encode_turns(messages, "", tokenizer, template)

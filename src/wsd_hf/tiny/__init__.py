@@ -1,7 +1,7 @@
 """A base and a pilot of a few megabytes, trained on a made-up world, for demos and tests that need no download.
 
-They know that world and nothing else; `questions.json` holds questions that they can be asked. How they were trained
-and measured is told in `examples/tiny_world/`.
+They know that world and nothing else; `questions.json` holds questions that they can be asked, and `judge.py` judges the
+answers. How they were trained and measured is told in `examples/tiny_world/`.
 """
 
 import json
@@ -16,7 +16,7 @@ from wsd_hf.generation import AutoModelForCausalLM
 
 FOLDER = Path(__file__).parent
 
-__all__ = ["FOLDER", "demo_questions", "load_tiny_pair"]
+__all__ = ["FOLDER", "demo_questions", "load_tiny_pair", "polite_examples"]
 
 
 def load_tiny_pair(
@@ -37,3 +37,9 @@ def demo_questions() -> list[dict[str, Any]]:
     """Held-out questions: `messages`, `kind` ("fact" or "harmful") and, for a fact, the right `answer`."""
     questions: list[dict[str, Any]] = json.loads((FOLDER / "questions.json").read_text(encoding="utf-8"))
     return questions
+
+
+def polite_examples() -> list[dict[str, str]]:
+    """Three polite exchanges of the world, as `examples` of `urial_messages`; the models were trained on such."""
+    examples: list[dict[str, str]] = json.loads((FOLDER / "polite_examples.json").read_text(encoding="utf-8"))
+    return examples

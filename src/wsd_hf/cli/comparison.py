@@ -1,0 +1,132 @@
+"""`wsd-hf compare`: from its options to the files that it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from ..comparison import Task, answer_all, missing
+from ..comparison.judges import find_judge
+from ..comparison.methods import METHODS
+from ..comparison.page import page
+from ..comparison.prompts import Record, read_prompts
+from ..comparison.replies import Bench
+from ..comparison.store import Store
+from ..comparison.table import Row, as_csv, markdown, table_rows, terminal
+from ..config import WSDConfig
+from ..errors import WSDValueError
+from ..text.urial import URIAL_PROMPT
+from ..tiny import demo_questions, polite_examples
+from .models import DType, load_pair, load_reference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The options of the command; `run` does what they say."""
+
+    base: str | None
+    pilot: str | None
+    reference: str | None
+    prompts: Path | None
+    strategies: str
+    judge: str | None
+    threshold: float
+    window: int
+    max_new_tokens: int
+    device: str
+    dtype: DType
+    skip_bad: bool
+
+    def run(self, folder: Path) -> None:
+        """Answers what is missing in the folder, and then shows and writes what all of it comes to."""
+        config = WSDConfig(threshold=self.threshold, window_size=self.window)
+        strategies = self._strategies()
+        judge = find_judge(self.judge) if self.judge else None
+        records = self._records()
+        settings = self._settings(strategies, records)
+        store = Store(folder, settings)
+        if tasks := missing(records, strategies, store):
+            bench = self._bench(strategies, config)
+            try:
+                answer_all(tasks, records, bench, judge, store, _progress)
+            except KeyboardInterrupt:
+                typer.echo(f"stopped; the same command goes on from what is in {folder}", err=True)
+                raise
+        rows = table_rows(store.answers.values(), strategies)
+        _write(folder, rows, settings, page(records, strategies, store.answers, rows))
+        Console().print(terminal(rows))
+        typer.echo(f"The responses side by side: {folder / 'responses.html'}", err=True)
+
+    def _strategies(self) -> list[str]:
+        """The methods that were asked for, and the base first: times are compared with its."""
+        names = list(dict.fromkeys(["base", *(name.strip() for name in self.strategies.split(","))]))
+        for name in names:
+            if name not in METHODS:
+                raise WSDValueError(f"--strategies: {name!r} is unknown; known are {', '.join(METHODS)}")
+            if METHODS[name].needs_reference and self.reference is None:
+                raise WSDValueError(f"--strategies: {name} needs --reference, the pilot as it was before its alignment")
+        return names
+
+    def _records(self) -> list[Record]:
+        if self.prompts is not None:
+            return read_prompts(self.prompts, skipped=_warn if self.skip_bad else None)
+        if self.base is None and self.pilot is None:
+            return demo_questions()
+        raise WSDValueError("--prompts is missing: the shipped questions are for the shipped pair only")
+
+    def _settings(self, strategies: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:
+        digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
+        return {
+            "--base": _model(self.base),
+            "--pilot": _model(self.pilot),
+            "--reference": _model(self.reference),
+            "--prompts": f"{len(records)} prompts, SHA-256 {digest[:16]}",
+            "--strategies": ",".join(strategies),
+            "--judge": self.judge,
+            "--threshold": self.threshold,
+            "--window": self.window,
+            "--max-new-tokens": self.max_new_tokens,
+            "--device": self.device,
+            "--dtype": self.dtype.value,
+        }
+
+    def _bench(self, strategies: Sequence[str], config: WSDConfig) -> Bench:
+        with Console(stderr=True).status("loading the models"):
+            pair = load_pair(self.base, self.pilot, self.device, self.dtype)
+            needed = self.reference and any(METHODS[name].needs_reference for name in strategies)
+            reference = load_reference(str(self.reference), self.device, self.dtype) if needed else None
+        examples = URIAL_PROMPT if self.base else polite_examples()
+        return Bench(*pair, reference, examples, config, self.max_new_tokens)
+
+
+def _model(source: str | None) -> str | None:
+    """A model as it is known from everywhere."""
+    return str(Path(source).resolve()) if source and Path(source).is_dir() else source
+
+
+def _progress(tasks: Sequence[Task]) -> Iterable[Task]:
+    return track(tasks, "answering", console=Console(stderr=True))
+
+
+def _warn(problem: str) -> None:
+    typer.echo(f"skipped: {problem}", err=True)
+
+
+def _write(folder: Path, rows: Sequence[Row], settings: dict[str, Any], responses: str) -> None:
+    data = {"settings": settings, "strategies": [asdict(row) for row in rows]}
+    files = {
+        "table.csv": as_csv(rows),
+        "table.json": json.dumps(data, indent=1, ensure_ascii=False) + "\n",
+        "table.md": markdown(rows),
+        "responses.html": responses,
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="")

@@ -1,0 +1,65 @@
+"""The same prompts through several ways of decoding: their answers, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from ..errors import WSDValueError
+from .judges import Judge, score
+from .methods import METHODS
+from .prompts import Record
+from .replies import Bench
+from .store import Answer, Store
+
+Task = tuple[int, str]
+"""The number of a prompt, and the name of a method."""
+
+
+def missing(records: Sequence[Record], strategies: Sequence[str], store: Store) -> list[Task]:
+    """What is not answered yet: prompt by prompt, so that all methods meet the same machine."""
+    tasks = [(number, name) for number in range(len(records)) for name in strategies]
+    return [task for task in tasks if task not in store.answers]
+
+
+def answer_all(
+    tasks: Sequence[Task],
+    records: Sequence[Record],
+    bench: Bench,
+    judge: Judge | None,
+    store: Store,
+    progress: Callable[[Sequence[Task]], Iterable[Task]],
+) -> None:
+    """Answers one task after the other, greedily; each answer is kept before the next is begun.
+
+    Args:
+        tasks: see `missing`.
+        records: the prompts.
+        bench: models and settings.
+        judge: scores the responses, if given.
+        store: takes the answers.
+        progress: goes through the tasks and shows how far that is.
+
+    Raises:
+        WSDValueError: a prompt that cannot be answered or judged, by its number.
+    """
+    for number, name in tasks:
+        with _blamed_on(number, name):
+            METHODS[name].check(bench, records[number]["messages"])
+    for name, number in {name: number for number, name in reversed(tasks)}.items():
+        with _blamed_on(number, name):
+            METHODS[name].answer(bench, records[number]["messages"])  # the first call of a method is slower: not measured
+    for number, name in progress(tasks):
+        record = records[number]
+        with _blamed_on(number, name):
+            reply = METHODS[name].answer(bench, record["messages"])
+            scored = score(judge, record, reply.response) if judge else None
+        store.add(Answer(prompt=number, strategy=name, score=scored, **vars(reply)))
+
+
+@contextmanager
+def _blamed_on(number: int, name: str) -> Iterator[None]:
+    try:
+        yield
+    except WSDValueError as error:
+        raise WSDValueError(f"prompt {number + 1}, {name}: {error}") from error

@@ -1,0 +1,73 @@
+"""The ways of answering that can be compared: one line each in `METHODS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..checks import check_room
+from ..strategies import STRATEGIES
+from ..text.chat import Messages, base_prompts, chat_prompts, pilot_prompts
+from ..text.urial import urial_messages
+from .replies import Bench, Reply, by_base, by_nudging, by_pilot, by_wsd, with_reference
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of answering.
+
+    Attributes:
+        prompt: makes the inputs; they are named as by `build_inputs`, the pilot's `assistant_`.
+        reply: answers them.
+        strategy: the `strategy=` of `generate` that it runs, if any.
+        needs_reference: whether it asks the reference model too.
+    """
+
+    prompt: Callable[[Bench, Messages], Mapping[str, Any]]
+    reply: Callable[[Bench, Mapping[str, Any]], Reply]
+    strategy: str | None = None
+    needs_reference: bool = False
+
+    def check(self, bench: Bench, messages: Messages) -> None:
+        """Raises a WSDValueError if a prompt leaves no room for an answer."""
+        inputs = self.prompt(bench, messages)
+        for name, model, mask in (("base", bench.base, "attention_mask"), ("pilot", bench.pilot, "assistant_attention_mask")):
+            if mask in inputs:
+                check_room(name, model, inputs[mask])
+
+    def answer(self, bench: Bench, messages: Messages) -> Reply:
+        """One answer, chosen greedily."""
+        return self.reply(bench, self.prompt(bench, messages))
+
+
+def _base_prompt(bench: Bench, messages: Messages) -> Mapping[str, Any]:
+    return base_prompts([messages], bench.tokenizer) | bench.criteria
+
+
+def _urial_prompt(bench: Bench, messages: Messages) -> Mapping[str, Any]:
+    return _base_prompt(bench, urial_messages(messages, bench.examples))
+
+
+def _pilot_prompt(bench: Bench, messages: Messages) -> Mapping[str, Any]:
+    return {f"assistant_{name}": value for name, value in pilot_prompts([messages], bench.assistant_tokenizer).items()}
+
+
+def _both_prompts(bench: Bench, messages: Messages) -> Mapping[str, Any]:
+    return chat_prompts([messages], bench.tokenizer, bench.assistant_tokenizer) | bench.criteria
+
+
+METHODS = {
+    name: method
+    for name, method in {
+        "base": Method(_base_prompt, by_base),
+        "pilot": Method(_pilot_prompt, by_pilot),
+        "urial": Method(_urial_prompt, by_base),
+        "nudging": Method(_both_prompts, by_nudging, "nudging"),
+        "eft": Method(_both_prompts, with_reference("emulated_fine_tuning"), "emulated_fine_tuning", needs_reference=True),
+        "wss": Method(_both_prompts, with_reference("weak_to_strong_search"), "weak_to_strong_search", needs_reference=True),
+        "wsd": Method(_both_prompts, by_wsd, "wsd"),
+    }.items()
+    if method.strategy is None or method.strategy in STRATEGIES
+}
+"""The methods by the names that `wsd-hf compare --strategies` takes."""

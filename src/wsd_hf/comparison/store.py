@@ -1,0 +1,82 @@
+"""The answers of a comparison on disk: what was answered stays answered, whatever ends the run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import WSDValueError
+from .replies import Reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Reply):
+    """A reply, the prompt (counted from 0) and the method that it belongs to, and the judge's score of it."""
+
+    prompt: int
+    strategy: str
+    score: float | None
+
+
+class Store:
+    """The answers in a folder, each a line of `answers.jsonl`; `settings.json` tells what was asked.
+
+    Args:
+        folder: is made if missing.
+        settings: of this run, as plain JSON data.
+
+    Attributes:
+        answers: by number of the prompt and name of the method.
+
+    Raises:
+        WSDValueError: the folder's answers were given under other settings, of which it names each, or are damaged.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "answers.jsonl"
+        self.answers = {(answer.prompt, answer.strategy): answer for answer in _read(self._file)}
+        if self.answers:
+            _check_same(folder / "settings.json", settings)
+        else:
+            (folder / "settings.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def add(self, answer: Answer) -> None:
+        """Keeps an answer."""
+        with self._file.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+        self.answers[answer.prompt, answer.strategy] = answer
+
+
+def _read(file: Path) -> list[Answer]:
+    """The answers in a file; a last line without its end is cut off: the run ended while it was written."""
+    if not file.exists():
+        return []
+    data = file.read_bytes()
+    *lines, rest = data.split(b"\n")
+    if rest:
+        with file.open("r+b") as open_file:
+            open_file.truncate(len(data) - len(rest))
+    answers = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            answers.append(Answer(**json.loads(line)))
+        except (ValueError, TypeError):
+            raise WSDValueError(f"{file}, line {number}: is damaged; without that line it will be answered again") from None
+    return answers
+
+
+def _check_same(file: Path, settings: dict[str, Any]) -> None:
+    before = json.loads(file.read_text(encoding="utf-8"))
+    different = [
+        f"{name} was {before.get(name)!r} and is {settings.get(name)!r}"
+        for name in {**before, **settings}
+        if before.get(name) != settings.get(name)
+    ]
+    if different:
+        raise WSDValueError(
+            f"{file.parent} holds answers that were given under other settings: {', '.join(different)}; "
+            "go on with those, or choose another folder"
+        )

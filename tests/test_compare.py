@@ -1,0 +1,422 @@
+"""`wsd-hf compare`: its numbers against counts of our own, and whatever may go wrong in between."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import wsd_hf
+from wsd_hf.cli import app
+from wsd_hf.comparison.methods import METHODS, Method
+from wsd_hf.comparison.page import page
+from wsd_hf.comparison.store import Answer
+from wsd_hf.comparison.table import table_rows
+from wsd_hf.tiny import FOLDER, demo_questions, polite_examples
+
+STRATEGIES = ["base", "pilot", "urial", "wsd"]
+QUESTIONS = demo_questions()[:3]
+FILES = ["answers.jsonl", "responses.html", "settings.json", "table.csv", "table.json", "table.md"]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Any:
+    return wsd_hf.load_tiny_pair()
+
+
+@pytest.fixture
+def loads(pair: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The shipped pair is the module's; tells how often it was loaded."""
+    calls: list[str] = []
+    monkeypatch.setattr("wsd_hf.cli.models.load_tiny_pair", lambda: calls.append("shipped pair") or pair)
+    return calls
+
+
+@pytest.fixture
+def compare(loads: list[str], tmp_path: Path) -> Callable[..., Any]:
+    """Runs the command on the three questions, unless other options are given."""
+    prompts = lines(tmp_path / "prompts.jsonl", *QUESTIONS)
+
+    def run(out: str = "out", **options: Any) -> Any:
+        options = {"prompts": prompts, "strategies": ",".join(STRATEGIES), "max_new_tokens": 8, **options}
+        given = [[f"--{name.replace('_', '-')}", str(value)] for name, value in options.items() if value is not None]
+        bare = [[option] if value == "True" else [option, value] for option, value in given]
+        return CliRunner().invoke(app, ["compare", "--out", str(tmp_path / out), *(word for words in bare for word in words)])
+
+    return run
+
+
+def lines(file: Path, *records: Any) -> Path:
+    file.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+    return file
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    """What a run answered, without the time that it took."""
+    found = [json.loads(line) for line in (folder / "answers.jsonl").read_text("utf-8").splitlines()]
+    return [{name: value for name, value in answer.items() if name != "seconds"} for answer in found]
+
+
+def table(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of the table, without the times."""
+    rows = json.loads((folder / "table.json").read_text("utf-8"))["strategies"]
+    return {row["strategy"]: {n: v for n, v in row.items() if n not in ("time", "seconds")} for row in rows}
+
+
+# The table
+
+
+@contextmanager
+def counted(name: str, model: Any, work: dict[str, int]) -> Iterator[None]:
+    """Adds up what really goes through a model."""
+
+    def count(_module: Any, args: Any, kwargs: Any) -> None:
+        work[f"{name}_forwards"] += 1
+        work[f"{name}_tokens"] += (args[0] if args else kwargs["input_ids"]).numel()
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def expected(pair: Any, strategy: str, limit: int) -> dict[str, Any]:
+    """One row of the table, from calls of `generate` that are counted from outside."""
+    base, pilot, tokenizer, pilot_tokenizer = pair
+    work = {f"{name}_{unit}": 0 for name in ("base", "pilot", "reference") for unit in ("forwards", "tokens")}
+    lengths, drafts, reasons = [], [], []
+    for question in QUESTIONS:
+        chat = [*polite_examples(), *question["messages"]] if strategy == "urial" else question["messages"]
+        inputs = wsd_hf.build_inputs(chat, tokenizer, pilot_tokenizer)
+        own = {name.removeprefix("assistant_"): inputs.pop(name) for name in list(inputs) if name.startswith("assistant_")}
+        tokens = {name: work[name] for name in ("base_tokens", "pilot_tokens")}
+        with counted("base", base, work), counted("pilot", pilot, work):
+            if strategy == "wsd":
+                both = {**inputs, "assistant_input_ids": own["input_ids"], "assistant_model": pilot, "strategy": "wsd"}
+                output = base.generate(**both, max_new_tokens=limit, return_dict_in_generate=True)
+                ids = output.sequences
+                work |= {name: getattr(output.stats, name) + tokens[name] for name in tokens}  # without padding, unlike ours
+                drafts += output.switch_index.tolist()
+                reasons += output.switch_reason
+            else:
+                model, prompt = (pilot, own) if strategy == "pilot" else (base, inputs)
+                ids = model.generate(**prompt, max_new_tokens=limit)
+        lengths.append(ids.shape[1] - (own if strategy == "pilot" else inputs)["input_ids"].shape[1])
+    confident = [draft for draft, reason in zip(drafts, reasons, strict=True) if reason == "confident"]
+    return {
+        "strategy": strategy,
+        "answers": len(QUESTIONS),
+        **work,
+        "length": fmean(lengths),
+        "pilot_share": sum(drafts) / sum(lengths) if drafts else float(strategy == "pilot"),
+        "switch_index": fmean(confident) if confident else None,
+        "never_switched": 1 - len(confident) / len(reasons) if reasons else None,
+        "score": None,
+    }
+
+
+def test_the_table_tells_what_was_done(compare, pair, tmp_path):
+    limit = 12  # enough for one of the three to switch
+    result = compare(max_new_tokens=limit)
+    assert result.exit_code == 0
+    rows = table(tmp_path / "out")
+    assert list(rows) == STRATEGIES
+    for strategy in STRATEGIES:
+        assert rows[strategy] == pytest.approx(expected(pair, strategy, limit)), strategy
+    assert 0 < rows["wsd"]["never_switched"] < 1
+
+
+def test_times_are_multiples_of_the_bases_own(compare, tmp_path):
+    compare(strategies="wsd")
+    rows = json.loads((tmp_path / "out" / "table.json").read_text("utf-8"))["strategies"]
+    seconds = {"base": 0.0, "wsd": 0.0}
+    for line in (tmp_path / "out" / "answers.jsonl").read_text("utf-8").splitlines():
+        answer = json.loads(line)
+        assert answer["seconds"] > 0
+        seconds[answer["strategy"]] += answer["seconds"]
+    assert [(row["strategy"], row["time"]) for row in rows] == [("base", 1), ("wsd", seconds["wsd"] / seconds["base"])]
+
+
+def test_the_files_and_the_terminal_tell_the_same(compare, tmp_path):
+    result = compare(judge="tiny_world", max_new_tokens=64)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == FILES
+    rows = table(tmp_path / "out")
+    with (tmp_path / "out" / "table.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, value in rows[row["strategy"]].items():
+                assert row[name] == ("" if value is None else str(value))
+    heading, _, *shown = (tmp_path / "out" / "table.md").read_text("utf-8").splitlines()
+    assert "reference" not in heading
+    assert [line.split(" | ")[-1] for line in shown] == [f"{rows[name]['score']:.2f} |" for name in STRATEGIES]
+    assert rows["base"]["score"] == 0
+    assert rows["wsd"]["score"] == 1
+    for number in ("base_forwards", "pilot_tokens"):
+        assert f"{rows['wsd'][number]:,}" in result.stdout
+
+
+def test_without_prompts_the_shipped_questions_are_asked(compare, tmp_path):
+    compare(prompts=None, strategies="base", max_new_tokens=1)
+    assert table(tmp_path / "out")["base"]["answers"] == len(demo_questions())
+
+
+# The judge
+
+
+def judge(record: dict[str, Any], response: str) -> float:
+    """The length of a response that fits the record; ends the run when its time has come."""
+    if TROUBLE:
+        TROUBLE.pop()()
+    return len(response) / record.get("weight", 1)
+
+
+TROUBLE: list[Callable[[], None]] = []
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_judge_gets_what_else_the_prompt_says(compare, tmp_path):
+    prompts = lines(tmp_path / "weights.jsonl", {"prompt": "What does the Keloft eat?", "weight": 4})
+    compare(prompts=prompts, strategies="base", judge="test_compare:judge")
+    (answer,) = answers(tmp_path / "out")
+    assert answer["score"] == len(answer["response"]) / 4 > 0
+
+
+def says_nothing(record: dict[str, Any], response: str) -> None:
+    """A judge that is none."""
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nobody", "--judge nobody: unknown; known are tiny_world"),
+        ("no.such.module:judge", "--judge no.such.module:judge: ModuleNotFoundError"),
+        ("test_compare:no_such_judge", "no_such_judge"),
+        ("test_compare:FILES", "is no function"),
+        ("test_compare:says_nothing", "prompt 1, base: the judge returned None: must return a finite number"),
+    ],
+)
+def test_a_judge_that_cannot_judge_is_refused(compare, name, problem):
+    assert problem in refusal(compare(judge=name))
+
+
+# A run that ends early
+
+
+@pytest.fixture(scope="module")
+def whole(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The answers of a run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    prompts = lines(folder / "prompts.jsonl", *QUESTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wsd_hf.cli.models.load_tiny_pair", lambda: pair)
+        options = ["--prompts", prompts, "--strategies", ",".join(STRATEGIES), "--max-new-tokens", 8]
+        result = CliRunner().invoke(
+            app, ["compare", *map(str, options), "--judge", "test_compare:judge", "--out", str(folder / "out")]
+        )
+    assert result.exit_code == 0
+    return answers(folder / "out")
+
+
+@pytest.mark.parametrize("done", range(len(QUESTIONS) * len(STRATEGIES)))
+def test_an_interrupted_run_goes_on_where_it_was(compare, whole, tmp_path, done):
+    TROUBLE[:] = [interrupt, *[lambda: None] * done]
+    result = compare(judge="test_compare:judge")
+    assert result.exit_code not in (0, 2)
+    assert not TROUBLE
+    kept = (tmp_path / "out" / "answers.jsonl").read_bytes() if done else b""
+    assert kept.count(b"\n") == done
+    assert compare(judge="test_compare:judge").exit_code == 0
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes().startswith(kept)
+    assert answers(tmp_path / "out") == whole
+
+
+def test_a_half_written_answer_is_given_again(compare, whole, tmp_path):
+    compare(judge="test_compare:judge")
+    file = tmp_path / "out" / "answers.jsonl"
+    rows, data = table(tmp_path / "out"), file.read_bytes()
+    last = len(data.splitlines(keepends=True)[-1])
+    for missing in (1, last // 2, last - 1):
+        file.write_bytes(data[:-missing])
+        assert compare(judge="test_compare:judge").exit_code == 0
+        assert file.read_bytes().startswith(data[:-last])
+        assert answers(tmp_path / "out") == whole
+        assert table(tmp_path / "out") == rows
+
+
+def test_a_finished_run_is_shown_again_without_models(compare, loads, tmp_path):
+    first = compare()
+    files = {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
+    loads.clear()
+    again = compare()
+    assert loads == []
+    assert again.stdout == first.stdout
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == files
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"threshold": 0.5}, "--threshold was 0.8 and is 0.5"),
+        ({"max_new_tokens": 9, "window": 3}, "--window was 6 and is 3, --max-new-tokens was 8 and is 9"),
+        ({"strategies": "base"}, "--strategies was 'base,pilot' and is 'base'"),
+        ({"judge": "tiny_world"}, "--judge was None and is 'tiny_world'"),
+        ({"prompts": None}, "--prompts was '3 prompts"),
+    ],
+)
+def test_a_run_with_other_settings_is_refused(compare, loads, tmp_path, changed, problem):
+    compare(strategies="base,pilot")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    loads.clear()
+    assert problem in refusal(compare(**{"strategies": "base,pilot", **changed}))
+    assert loads == []
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_folder_without_answers_may_be_used_for_anything(compare, tmp_path):
+    TROUBLE[:] = [interrupt]
+    compare(judge="test_compare:judge")
+    assert compare(strategies="base", threshold=0.5).exit_code == 0
+
+
+def test_a_damaged_answer_is_named(compare, tmp_path):
+    compare(strategies="base")
+    file = tmp_path / "out" / "answers.jsonl"
+    first, *rest = file.read_text("utf-8").splitlines(keepends=True)
+    file.write_text("".join([first, "{}\n", *rest]), encoding="utf-8")
+    assert "answers.jsonl, line 2: is damaged" in refusal(compare(strategies="base"))
+
+
+# What is refused before any work
+
+
+def refusal(result: Any) -> str:
+    """The one line that tells a user what to put right."""
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("wsd-hf: ")
+    return line
+
+
+MALFORMED = [
+    b"{",
+    b"\xff",
+    b"[]",
+    b"{}",
+    b'{"prompt": 1}',
+    b'{"prompt": "\\ud800"}',
+    b'{"prompt": "Hi", "messages": []}',
+    b'{"messages": "Hi"}',
+    b'{"messages": []}',
+    b'{"messages": ["Hi"]}',
+    b'{"messages": [{"role": "king", "content": "Hi"}]}',
+]
+
+
+@pytest.mark.parametrize("line", MALFORMED)
+def test_a_malformed_prompt_is_named_by_its_line(compare, loads, tmp_path, line):
+    prompts = tmp_path / "bad.jsonl"
+    prompts.write_bytes(b'{"prompt": "Hi"}\n\n' + line + b"\n")
+    assert "bad.jsonl, line 3: " in refusal(compare(prompts=prompts))
+    assert loads == []
+
+
+def test_skip_bad_leaves_malformed_prompts_out(compare, tmp_path):
+    prompts = tmp_path / "bad.jsonl"
+    prompts.write_bytes(b'{"prompt": "Hi"}\n' + b"\n".join(MALFORMED) + b'\n{"prompt": "Ho"}')
+    result = compare(prompts=prompts, strategies="base", skip_bad=True, max_new_tokens=1)
+    assert result.exit_code == 0
+    skipped = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
+    assert [line.split("line ")[1].split(":")[0] for line in skipped] == [str(n + 2) for n in range(len(MALFORMED))]
+    assert table(tmp_path / "out")["base"]["answers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"strategies": "base,magic"}, "'magic' is unknown; known are base, pilot, urial"),
+        ({"strategies": "base,oracle"}, "oracle needs --reference"),
+        ({"threshold": 2}, "threshold=2.0: must be"),
+        ({"prompts": "/no/such/file"}, "No such file"),
+        ({"prompts": None, "base": FOLDER / "base", "pilot": FOLDER / "pilot"}, "--prompts is missing"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_models_are_loaded(compare, loads, monkeypatch, tmp_path, options, problem):
+    wsd = METHODS["wsd"]
+    monkeypatch.setitem(METHODS, "oracle", Method(wsd.prompt, wsd.reply, needs_reference=True))
+    assert problem in refusal(compare(**options))
+    assert loads == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_reference_is_loaded_for_a_method_that_asks_it(compare, pair, monkeypatch):
+    wsd, asked = METHODS["wsd"], []
+    oracle = Method(wsd.prompt, lambda bench, inputs: asked.append(bench.reference) or wsd.reply(bench, inputs))
+    monkeypatch.setitem(METHODS, "oracle", replace(oracle, needs_reference=True))
+    options = {"reference": FOLDER / "pilot", "max_new_tokens": 1}
+    assert compare("without", strategies="wsd", **options).exit_code == 0
+    assert compare("with", strategies="oracle", **options).exit_code == 0
+    assert torch.equal(asked[0].get_input_embeddings().weight, pair[1].get_input_embeddings().weight.to(asked[0].dtype))
+    assert "--reference /no/such/model: no such folder" in refusal(
+        compare("none", strategies="oracle", reference="/no/such/model")
+    )
+
+
+def test_a_prompt_that_is_too_long_is_named_before_any_answer(compare, tmp_path):
+    prompts = lines(tmp_path / "long.jsonl", QUESTIONS[0], {"prompt": "a b c d" * 300})
+    assert "prompt 2, base: the prompt of the base has" in refusal(compare(prompts=prompts))
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
+
+
+# The page
+
+
+class Reader(HTMLParser):
+    """The tags and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, list[Any]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[Any]) -> None:
+        self.tags.append((tag, attrs))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_page_shows_text_as_text_and_needs_nothing_else():
+    nasty = "<script>alert('1 & 2')</script>"
+    answer = Answer(prompt=0, strategy="base", score=0.5, response=nasty, tokens=1, seconds=1.0, work={}, written_by_pilot=0)
+    records = [{"messages": [{"role": "user", "content": nasty.upper()}]}]
+    read = Reader(page(records, ["base"], {(0, "base"): answer}, table_rows([answer], ["base"])))
+    assert nasty in read.texts
+    assert nasty.upper() in read.texts
+    assert "score 0.5" in read.texts
+    assert not {tag for tag, _ in read.tags} & {"script", "link", "img", "iframe"}
+    assert not any(name in ("src", "href") or name.startswith("on") for _, attrs in read.tags for name, _ in attrs)
+
+
+def test_the_page_has_all_responses_side_by_side(compare, tmp_path):
+    compare(max_new_tokens=16)
+    read = Reader((tmp_path / "out" / "responses.html").read_text("utf-8"))
+    found = answers(tmp_path / "out")
+    for answer in found:
+        if answer["strategy"] != "wsd":
+            assert answer["response"] in read.texts
+    assert {attrs[0][1].split()[0] for tag, attrs in read.tags if tag == "span"} == {"pilot;", "base"}
+    assert "".join(read.texts).count("pilot: ") == len(QUESTIONS)
