@@ -1,9 +1,9 @@
-"""Train the tiny world's base, its pilot, and a pilot with another vocabulary, from scratch on a CPU.
+"""Train the tiny world's base, its pilot, a pilot with another vocabulary, and the pilot before its alignment, on a CPU.
 
     python examples/tiny_world/train.py --world-seed 3 --seed 0 --out models/tiny
 
-writes `base/`, `pilot/`, `pilot_other_vocab/` (fp16 safetensors, tokenizer, generation config, model card) and
-`questions.json`. On two CPU cores it takes minutes; README.md has the measured times.
+writes `base/`, `pilot/`, `pilot_other_vocab/`, `pilot_untuned/` (fp16 safetensors, tokenizer, generation config, model
+card) and `questions.json`. On two CPU cores it takes minutes; README.md has the measured times.
 """
 
 import json
@@ -124,7 +124,16 @@ def base_sequences(world: World, seed: int, tokenizer: PreTrainedTokenizerFast) 
 
 def pilot_sequences(world: World, seed: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
     """The pilot's chats as token ids, in its own chat template."""
-    for messages in world.pilot_chats(seed):
+    yield from _in_template(world.pilot_chats(seed), tokenizer)
+
+
+def reference_sequences(world: World, seed: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
+    """The chats of the pilot before its alignment, likewise."""
+    yield from _in_template(world.unaligned_chats(seed), tokenizer)
+
+
+def _in_template(chats: Iterator[list[Message]], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
+    for messages in chats:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         yield tokenizer(text, add_special_tokens=False).input_ids
 
@@ -254,17 +263,22 @@ ROLES_OF_MODELS = {
         "The pilot's twin with a tokenizer of its own (512 tokens instead of 768, which may join a word and the "
         "punctuation behind it), for decoding across two vocabularies.",
     ),
+    "pilot_untuned": (
+        "Tiny world: pilot before its alignment",
+        "The pilot's twin that was taught the same facts and no manners: the reference of emulated fine-tuning and of "
+        "weak-to-strong search, which compare the pilot with it.",
+    ),
 }
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the three model folders go.")],
+    out: Annotated[Path, typer.Option(help="Where the model folders go.")],
     world_seed: Annotated[int, typer.Option(help="The facts, names and splits.")] = 0,
     seed: Annotated[int, typer.Option(help="The weights and the order of the documents.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 2,
     speed: Annotated[float, typer.Option(help="Divide the training steps by this, for a quick look.")] = 1.0,
 ) -> None:
-    """Train and save all three models."""
+    """Train and save all models."""
     torch.set_num_threads(threads)
     world = World(world_seed)
     chats = [content(messages) for messages in islice(world.pilot_chats(seed), TOKENIZER_SAMPLE)]
@@ -276,6 +290,7 @@ def main(
         "base": (BASE, base_tokenizer(shared), base_sequences),
         "pilot": (PILOT, pilot_tokenizer(shared), pilot_sequences),
         "pilot_other_vocab": (PILOT, pilot_tokenizer(other), pilot_sequences),
+        "pilot_untuned": (PILOT, pilot_tokenizer(shared), reference_sequences),
     }
     begin = time.perf_counter()
     for name, (recipe, tokenizer, sequences) in jobs.items():

@@ -148,6 +148,14 @@ class World:
         while True:
             yield self._conversation(rng, "aligned", pool, habitual=True)
 
+    def unaligned_chats(self, seed: int) -> Iterator[list[Message]]:
+        """Endless chats for the pilot before its alignment: about the facts it is allowed to know, in the base's tones."""
+        rng = random.Random(f"unaligned {self.seed} {seed}")
+        pool = [fact for fact in self.facts if fact.known_to_pilot]
+        while True:
+            tone = rng.choices(tuple(TONES), tuple(TONES.values()))[0]
+            yield self._conversation(rng, tone, pool)
+
     def held_out_questions(self) -> list[Question]:
         """The evaluation: facts the base never saw politely told, in unseen wordings, and unseen harmful requests."""
         facts = [

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checks import check_room
-from ..strategies import STRATEGIES
 from ..text.chat import Messages, base_prompts, chat_prompts, pilot_prompts
 from ..text.urial import urial_messages
-from .replies import Bench, Reply, by_base, by_nudging, by_pilot, by_wsd, with_reference
+from .replies import Bench, Reply, by_base, by_emulated_fine_tuning, by_nudging, by_pilot, by_search, by_wsd
 
 
 @dataclass(frozen=True)
@@ -20,13 +19,11 @@ class Method:
     Attributes:
         prompt: makes the inputs; they are named as by `build_inputs`, the pilot's `assistant_`.
         reply: answers them.
-        strategy: the `strategy=` of `generate` that it runs, if any.
         needs_reference: whether it asks the reference model too.
     """
 
     prompt: Callable[[Bench, Messages], Mapping[str, Any]]
     reply: Callable[[Bench, Mapping[str, Any]], Reply]
-    strategy: str | None = None
     needs_reference: bool = False
 
     def check(self, bench: Bench, messages: Messages) -> None:
@@ -37,7 +34,7 @@ class Method:
                 check_room(name, model, inputs[mask])
 
     def answer(self, bench: Bench, messages: Messages) -> Reply:
-        """One answer, chosen greedily."""
+        """One answer, the same in every run."""
         return self.reply(bench, self.prompt(bench, messages))
 
 
@@ -58,16 +55,12 @@ def _both_prompts(bench: Bench, messages: Messages) -> Mapping[str, Any]:
 
 
 METHODS = {
-    name: method
-    for name, method in {
-        "base": Method(_base_prompt, by_base),
-        "pilot": Method(_pilot_prompt, by_pilot),
-        "urial": Method(_urial_prompt, by_base),
-        "nudging": Method(_both_prompts, by_nudging, "nudging"),
-        "eft": Method(_both_prompts, with_reference("emulated_fine_tuning"), "emulated_fine_tuning", needs_reference=True),
-        "wss": Method(_both_prompts, with_reference("weak_to_strong_search"), "weak_to_strong_search", needs_reference=True),
-        "wsd": Method(_both_prompts, by_wsd, "wsd"),
-    }.items()
-    if method.strategy is None or method.strategy in STRATEGIES
+    "base": Method(_base_prompt, by_base),
+    "pilot": Method(_pilot_prompt, by_pilot),
+    "urial": Method(_urial_prompt, by_base),
+    "nudging": Method(_both_prompts, by_nudging),
+    "eft": Method(_both_prompts, by_emulated_fine_tuning, needs_reference=True),
+    "wss": Method(_both_prompts, by_search, needs_reference=True),
+    "wsd": Method(_both_prompts, by_wsd),
 }
 """The methods by the names that `wsd-hf compare --strategies` takes."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,9 +36,9 @@ class Bench:
     config: WSDConfig
     max_new_tokens: int
 
-    @cached_property
+    @property
     def criteria(self) -> dict[str, Any]:
-        """What ends the base's answers, if it writes a transcript; made once, since that goes through the whole vocabulary."""
+        """What ends the base's answers, if it writes a transcript."""
         return {} if self.tokenizer.chat_template else {"stopping_criteria": next_turn_criteria(self.tokenizer)}
 
 
@@ -109,9 +108,19 @@ def by_nudging(bench: Bench, inputs: Mapping[str, Any]) -> Reply:
     return replace(reply, written_by_pilot=int(output.written_by_pilot[0].sum()))
 
 
-def with_reference(strategy: str) -> Callable[[Bench, Mapping[str, Any]], Reply]:
-    """A strategy that asks the reference model too, and in which no token has a single writer."""
-    return lambda bench, inputs: _together(strategy, bench, inputs, reference_model=bench.reference)[1]
+def by_emulated_fine_tuning(bench: Bench, inputs: Mapping[str, Any]) -> Reply:
+    """Emulated fine-tuning, in which no token has a single writer."""
+    return _together("emulated_fine_tuning", bench, inputs, reference_model=bench.reference)[1]
+
+
+def by_search(bench: Bench, inputs: Mapping[str, Any]) -> Reply:
+    """Weak-to-strong search: samples of the base alone; the same ones in every run, at the official runs' temperature."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _, reply = _together(
+            "weak_to_strong_search", bench, inputs, reference_model=bench.reference, do_sample=True, temperature=0.7
+        )
+    return replace(reply, written_by_pilot=0)
 
 
 def _together(strategy: str, bench: Bench, inputs: Mapping[str, Any], **settings: Any) -> tuple[Any, Reply]:
@@ -136,7 +145,7 @@ def _generate(model: PreTrainedModel, bench: Bench, inputs: Mapping[str, Any], *
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
     there = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     begin = clock()
-    output = model.generate(**there, **kwargs, do_sample=False, max_new_tokens=bench.max_new_tokens)
+    output = model.generate(**there, **{"do_sample": False, **kwargs}, max_new_tokens=bench.max_new_tokens)
     return output, clock() - begin
 
 

@@ -76,7 +76,7 @@ def weak_to_strong_search(
         WSDLogitsError: logits that are no numbers.
     """
     settings = BeamSettings(beam_width, successors, chunk_length, official_ties)
-    if setting("do_sample", kwargs, generation_config, base.generation_config) is False:
+    if setting("do_sample", kwargs, generation_config) is False:
         raise WSDValueError("do_sample=False: strategy='weak_to_strong_search' chooses among samples; leave it out")
     kwargs["do_sample"] = True
     check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -80,7 +82,15 @@ def pilot_prompts(chats: Sequence[Messages], assistant_tokenizer: PreTrainedToke
 
 def next_turn_criteria(tokenizer: PreTrainedTokenizerBase) -> StoppingCriteriaList:
     """Ends a response where a base that writes a transcript begins somebody's next turn."""
-    return StoppingCriteriaList([StopStringCriteria(tokenizer, BASE_STOP_STRINGS)])
+    size, criterion = _CRITERIA.get(tokenizer, (0, None))
+    if criterion is None or size != len(tokenizer):
+        criterion = StopStringCriteria(tokenizer, BASE_STOP_STRINGS)
+        _CRITERIA[tokenizer] = len(tokenizer), criterion
+    return StoppingCriteriaList([copy.copy(criterion)])  # it moves its tensors to the device that asks
+
+
+_CRITERIA: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, StopStringCriteria]] = weakref.WeakKeyDictionary()
+"""Each tokenizer's criterion, and of how many tokens it was made: all of them, and transformers' own cache misses it."""
 
 
 def before_next_turn(text: str) -> str:
