@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from transformers import BatchEncoding, PreTrainedTokenizerBase, StoppingCriteriaList, StopStringCriteria
+from transformers import BatchEncoding, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from ..errors import WSDValueError
+from .stopping import stop_criterion
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -82,15 +81,7 @@ def pilot_prompts(chats: Sequence[Messages], assistant_tokenizer: PreTrainedToke
 
 def next_turn_criteria(tokenizer: PreTrainedTokenizerBase) -> StoppingCriteriaList:
     """Ends a response where a base that writes a transcript begins somebody's next turn."""
-    size, criterion = _CRITERIA.get(tokenizer, (0, None))
-    if criterion is None or size != len(tokenizer):
-        criterion = StopStringCriteria(tokenizer, BASE_STOP_STRINGS)
-        _CRITERIA[tokenizer] = len(tokenizer), criterion
-    return StoppingCriteriaList([copy.copy(criterion)])  # it moves its tensors to the device that asks
-
-
-_CRITERIA: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, StopStringCriteria]] = weakref.WeakKeyDictionary()
-"""Each tokenizer's criterion, and of how many tokens it was made: all of them, and transformers' own cache misses it."""
+    return StoppingCriteriaList([stop_criterion(tokenizer, BASE_STOP_STRINGS)])
 
 
 def before_next_turn(text: str) -> str:
