@@ -25,9 +25,9 @@ class WSDGenerationMixin(GenerationMixin):
     def generate(self, *args: Any, strategy: str | None = None, **kwargs: Any) -> Any:
         """`transformers.GenerationMixin.generate`, and with `strategy="wsd"` Weak-to-Strong Decoding.
 
-        The arguments below are those of "wsd". Its neighbours take the same models, prompts and tokenizers; what else each takes
-        is told by its function in `wsd_hf.strategies`: "nudging", "emulated_fine_tuning" and "weak_to_strong_search", the last two
-        with `reference_model=`, the small model before tuning.
+        The arguments below are those of "wsd". Its neighbours "nudging", "emulated_fine_tuning" and "weak_to_strong_search"
+        take the same models, prompts and tokenizers, the last two also `reference_model=`, the small model before tuning.
+        What else each takes is told by its function in `wsd_hf.strategies`.
 
         Everything of ordinary greedy decoding and sampling goes on working: batches with left padding,
         `num_return_sequences`, processors and warpers (they shape the base's continuation, never its check of the draft),
