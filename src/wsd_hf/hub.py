@@ -163,23 +163,24 @@ def push_pilot(
     if not tokenizer.chat_template:
         raise WSDValueError("tokenizer has no chat template: a pilot needs the one it was tuned with; set its chat_template")
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as place, _explained(repo_id):
+    with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        pilot_card(repo_id, base=base, finetuned_from=finetuned_from, results=results).save(folder / "README.md")
-        files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
-        old_weights = {name for name in api.list_repo_files(repo_id) if re.fullmatch(WEIGHTS, name)} - files.keys()
-        # upload_folder may split what it uploads into several commits
-        return api.create_commit(
-            repo_id,
-            [
-                *(CommitOperationAdd(name, file) for name, file in files.items()),
-                *(CommitOperationDelete(name) for name in sorted(old_weights)),
-            ],
-            commit_message="A pilot for Weak-to-Strong Decoding",
-        )
+        with _explained(repo_id):
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            pilot_card(repo_id, base=base, finetuned_from=finetuned_from, results=results).save(folder / "README.md")
+            files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+            old_weights = {name for name in api.list_repo_files(repo_id) if re.fullmatch(WEIGHTS, name)} - files.keys()
+            # upload_folder may split what it uploads into several commits
+            return api.create_commit(
+                repo_id,
+                [
+                    *(CommitOperationAdd(name, file) for name, file in files.items()),
+                    *(CommitOperationDelete(name) for name in sorted(old_weights)),
+                ],
+                commit_message="A pilot for Weak-to-Strong Decoding",
+            )
 
 
 def fetch_model(
