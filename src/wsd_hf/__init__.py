@@ -13,7 +13,7 @@ from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
 from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, enable_wsd
 from .hub import load_pilot, push_pilot
 from .logits_process import WSDLogitsProcessor
-from .outputs import Trace, TracedToken, WSDGenerateOutput, WSDStats, explain
+from .outputs import NudgingGenerateOutput, Trace, TracedToken, WSDGenerateOutput, WSDStats, explain
 from .pipelines import WSDTextGenerationPipeline
 from .switch import SwitchCriteria, confidence, switch_index
 from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
@@ -25,6 +25,7 @@ __all__ = [
     "BASE_STOP_STRINGS",
     "AnswerStreamer",
     "AutoModelForCausalLM",
+    "NudgingGenerateOutput",
     "Packed",
     "SwitchCriteria",
     "Trace",

@@ -40,6 +40,14 @@ class RaggedCache(Cache):
             if layer.is_initialized:
                 layer.keys, layer.values = (states[rows.to(states.device)] for states in (layer.keys, layer.values))
 
+    def grow(self, slots: int) -> bool:
+        """Makes room for so many slots, and as many again as there were; returns whether there was too little."""
+        if slots <= self.layers[0].capacity:
+            return False
+        for layer in self.layers:
+            layer.grow(max(slots, 2 * layer.capacity))
+        return True
+
     @property
     def memory(self) -> int:
         """Bytes of all buffers, as they were made."""
@@ -65,6 +73,14 @@ class RaggedLayer(CacheLayerMixin):
         )
         self.memory = self.keys.nbytes + self.values.nbytes
         self.is_initialized = True
+
+    def grow(self, slots: int) -> None:
+        """Goes on with longer buffers that begin with what these hold."""
+        if self.is_initialized:
+            room = (0, 0, 0, slots - self.capacity)
+            self.keys, self.values = (torch.nn.functional.pad(states, room) for states in (self.keys, self.values))
+            self.memory = self.keys.nbytes + self.values.nbytes
+        self.capacity = slots
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
