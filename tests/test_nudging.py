@@ -20,6 +20,7 @@ from scripted import scripted_model
 from test_acceptance import chi_squared
 from test_fast_path import Ends, Recorder, Watch
 from test_graphs import Captures, captures  # noqa: F401
+from wsd_hf.decoding import graphs
 from wsd_hf.decoding.words import LONGEST
 
 PROMPT = random_prompt(1, 6)
@@ -96,10 +97,9 @@ def expected(
 
 @functools.cache
 def spaced_tokenizer() -> PreTrainedTokenizerFast:
-    """For `VOCABULARY` ids: letters, letters behind a space, a space, and two words in one token."""
-    letters = [letter for letter in make.LETTERS if letter != "<"][: VOCABULARY - 3]
-    tokens = ["<", " ", "b c", *(letter if index % 2 else f" {letter}" for index, letter in enumerate(letters))]
-    tokens[4] = "a"
+    """For `VOCABULARY` ids: letters, letters behind a space, the end of one word with the next, and a space."""
+    shapes = ("{0}", " {0}", "{0}", "{0} {0}", " {0}")
+    tokens = ["<", " ", *(shapes[index % 5].format(letter) for index, letter in enumerate(make.LETTERS[1 : VOCABULARY - 1]))]
     tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -153,7 +153,8 @@ def test_random_batches_are_what_plain_forwards_give(family: str) -> None:
         own_prompt = rng.random() < 0.5
         case: dict[str, Any] = {
             "threshold": rng.uniform(0.2, 0.9),
-            "max_new_tokens": rng.randint(1, 24),
+            "max_new_tokens": rng.randint(1, 40),
+            "tokenizer": rng.choice([spaced_tokenizer(), make.letter_tokenizer(VOCABULARY)]),
             "eos": set(rng.choice([[], [2], rng.sample(range(VOCABULARY), 6)])),
             "penalty": rng.choice([1.0, 1.3]),
         }
@@ -169,6 +170,7 @@ def test_random_batches_are_what_plain_forwards_give(family: str) -> None:
             eos_token_id=sorted(case["eos"]) or None,
             min_new_tokens=case["min_new_tokens"] or None,
             repetition_penalty=case["penalty"],
+            tokenizer=case["tokenizer"],
             **(pilot_kwargs if own_prompt else {}),
         )
         assert_as_expected(
@@ -179,7 +181,6 @@ def test_random_batches_are_what_plain_forwards_give(family: str) -> None:
                     pilot,
                     row[0].tolist(),
                     pilot_prompt=other[0].tolist() if own_prompt else None,
-                    tokenizer=spaced_tokenizer(),
                     **case,
                 )
                 for row, other in zip(rows, others, strict=True)
@@ -242,13 +243,17 @@ def test_sampling_from_one_candidate_is_greedy(threshold: float) -> None:
 
 @pytest.mark.parametrize(("threshold", "writer"), [(1e-6, 0), (1.0, 1)], ids=["base", "pilot"])
 def test_whoever_writes_samples_from_the_warped_distribution(threshold: float, writer: int) -> None:
+    """Of two tokens, so also where a word ends between them: the token that shows the end is the one that follows."""
     torch.manual_seed(0)
-    draws = 1500
+    draws, model = 2000, pair()[writer]
     sampling = {"do_sample": True, "temperature": 1.5, "top_k": 0, "num_return_sequences": draws}
-    out = nudge(*pair(), nudging_threshold=threshold, max_new_tokens=1, **sampling)
-    wanted = (logits_behind(pair()[writer], PROMPT[0].tolist()) / 1.5).softmax(dim=-1)
-    observed = torch.tensor(responses(out))[:, 0].bincount(minlength=VOCABULARY)
-    assert chi_squared(observed, wanted * draws) > 1e-3
+    observed = torch.tensor(responses(nudge(*pair(), nudging_threshold=threshold, max_new_tokens=2, **sampling)))
+    first = (logits_behind(model, PROMPT[0].tolist()) / 1.5).softmax(dim=-1)
+    behind = torch.cat([PROMPT.expand(VOCABULARY, -1), torch.arange(VOCABULARY)[:, None]], dim=1)
+    with torch.no_grad():
+        second = first @ (model(behind).logits[:, -1].float() / 1.5).softmax(dim=-1)
+    for place, wanted in enumerate((first, second)):
+        assert chi_squared(observed[:, place].bincount(minlength=VOCABULARY), wanted * draws) > 1e-3
 
 
 def test_a_greedy_pilot_may_nudge_a_base_that_samples() -> None:
@@ -364,17 +369,25 @@ def test_trained_models_with_two_vocabularies_are_what_plain_forwards_give(thres
     assert_as_expected(out, wanted)
 
 
-def test_a_pilot_that_takes_many_tokens_for_the_same_text_finds_room() -> None:
+@pytest.mark.parametrize("capturing", [False, True])
+def test_a_pilot_that_takes_many_tokens_for_the_same_text_finds_room(
+    capturing: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A budget counts the base's tokens; the beginning of a long response is a short one."""
+    if capturing:
+        request.getfixturevalue("captures")
+        monkeypatch.setattr(graphs, "STEP", 16)
     base, _, tokenizer, _ = tiny_world()
     single_bytes = make.byte_level_tokenizer(size=257)
     pilot = tiny_model("llama", vocab_size=len(single_bytes))
-    inputs = tokenizer("What does the Keloft eat?", return_tensors="pt")
-    case = {"tokenizer": tokenizer, "assistant_tokenizer": single_bytes, "nudging_threshold": 0.3}
-    short, long = (nudge(base, pilot, inputs["input_ids"], **case, max_new_tokens=budget) for budget in (30, 300))
-    assert short.written_by_pilot[0, 15:].any()
-    assert len(tokenizer.decode(responses(short)[0]).encode()) > 30 + 2 * LONGEST
-    assert responses(short)[0] == responses(long)[0][:30]
+    ids = tokenizer("Thank you for asking", return_tensors="pt")["input_ids"]
+    case = {"tokenizer": tokenizer, "assistant_tokenizer": single_bytes, "nudging_threshold": 0.27}
+    short, long = (nudge(base, pilot, ids, **case, max_new_tokens=budget) for budget in (26, 200))
+    again = nudge(base, pilot, ids, **case, max_new_tokens=26)  # on the buffers that have grown
+    unsure = short.written_by_pilot[0].tolist().index(True)
+    assert len(tokenizer.decode(responses(short)[0][:unsure])) > 26 + LONGEST
+    for out in (short, again):
+        assert_as_expected(out, [(responses(long)[0][:26], long.written_by_pilot[0, :26].tolist())])
 
 
 # Little work
@@ -428,7 +441,7 @@ def test_replayed_forwards_give_the_same(captures: Captures) -> None:  # noqa: F
 
 @pytest.mark.parametrize("threshold", [0, 1.5, -0.1, "high", True, None])
 def test_a_threshold_that_is_no_probability(threshold: Any) -> None:
-    with pytest.raises(wsd_hf.WSDValueError, match="nudging_threshold=.*above 0 and at most 1"):
+    with pytest.raises(wsd_hf.WSDValueError, match=r"nudging_threshold=.*above 0 and at most 1"):
         nudge(*pair(), nudging_threshold=threshold)
 
 
