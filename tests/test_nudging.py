@@ -216,6 +216,8 @@ def test_the_pilots_eos_ends_the_response_with_the_bases() -> None:
     longer = nudge(base, pilot, nudging_threshold=1.0, eos_token_id=1, min_new_tokens=end + 1)
     assert responses(longer)[0][:end] == alone[:end]
     assert not longer.written_by_pilot[0, end], "where no response may end, the base writes on"
+    sampled = nudge(base, pilot, nudging_threshold=1.0, eos_token_id=1, do_sample=True, top_k=1, assistant_do_sample=False)
+    assert responses(sampled)[0] == [*alone[:end], 1], "what the base finds unlikely is not forbidden"
     endless = nudge(base, pilot, nudging_threshold=1.0, eos_token_id=None)
     assert len(responses(endless)[0]) == 16
 

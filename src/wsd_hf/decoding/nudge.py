@@ -55,7 +55,7 @@ class Nudging:
         closing_token_id: int | None,
     ) -> None:
         self.base, self.words, self.rows = base, words, rows
-        self._processors = processors
+        self._processors, self._warpers = _split(processors)
         self._do_sample = do_sample
         self._threshold = threshold
         self._closing_token_id = closing_token_id
@@ -81,22 +81,21 @@ class Nudging:
         rows, live = self.rows, self.base.live
         missing = [None if rows.finished[row] else self.base.missing(row, rows.responses[row]) for row in live]
         logits = self.base.logits(self.base.block(missing), keep=1)[:, 0].to(rows.device)
-        scores = self._scores(logits)
-        own = draw(scores.softmax(dim=-1)) if self._do_sample else scores.argmax(dim=-1)
         sure = logits.softmax(dim=-1).amax(dim=-1) >= self._threshold
+        scores = self._process(logits)
         closing = self._closing_token_id
         may_end = torch.zeros_like(sure) if closing is None else scores[:, closing] > -torch.inf
+        scores = self._warpers(None, scores)
+        own = draw(scores.softmax(dim=-1)) if self._do_sample else scores.argmax(dim=-1)
         said = torch.stack([own, sure.long(), may_end.long(), unusable(logits).long()], dim=1).cpu()
         own, sure, may_end, bad = rows.whole(live, said).T
         check_usable("base", bad.bool() & ~rows.finished, rows.lengths)
         return Opinion(own, sure.bool(), may_end.bool())
 
-    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the caller's processors make of the base's logits, each row shown its exact prefix, [rows, V]."""
-        # Warpers look at one position's scores only.
-        if all(isinstance(processor, SAMPLING_WARPERS) for processor in self._processors):
-            processed: torch.Tensor = self._processors(None, logits.clone())
-            return processed
+    def _process(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the processors make of the base's logits, each row shown its exact prefix, [rows, V]."""
+        if not self._processors:
+            return logits
         rows, live = self.rows, self.base.live
         raw = rows.whole(live, logits)
         scores = raw.clone()
@@ -126,6 +125,16 @@ class Nudging:
                 self.rows.append(tokens, growing)
         for row in unfinished:
             del self._by_pilot[row][len(self.rows.responses[row]) :]
+
+
+def _split(processors: LogitsProcessorList) -> tuple[LogitsProcessorList, LogitsProcessorList]:
+    """All processors in their order: up to the last that is no sampling warper, and the warpers behind it.
+
+    Warpers look at one position's scores only, and what they leave out is unlikely, not forbidden: an EOS of the pilot may be.
+    """
+    others = [place for place, processor in enumerate(processors) if not isinstance(processor, SAMPLING_WARPERS)]
+    end = 1 + max(others, default=-1)
+    return LogitsProcessorList(processors[:end]), LogitsProcessorList(processors[end:])
 
 
 def decode(
