@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from families import VOCABULARY, tiny_model
+from test_graphs import Captures, captures  # noqa: F401
+from wsd_hf.decoding import graphs
 from wsd_hf.decoding.cache import RaggedCache
 from wsd_hf.decoding.graphs import Eager, Workspace
 from wsd_hf.decoding.stream import Stream
@@ -109,3 +111,32 @@ def test_what_the_cache_lacks_begins_where_it_was_rewound_to() -> None:
 @pytest.mark.parametrize("family", ["mamba", "bloom", "qwen3_next"])
 def test_a_family_that_is_not_known_to_be_exact_is_named(family: str) -> None:
     assert f"the pilot is of type '{family}'" in (why_not_model("pilot", tiny_model(family)) or "")
+
+
+def test_buffers_that_grow_keep_what_they_hold(captures: Captures, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """And forwards that were captured before write to the new ones."""
+    monkeypatch.setattr(graphs, "STEP", 16)
+    model = tiny_model("llama")
+    with graphs.workspace(model, rows=1, capacity=15, capturing=True) as workspace:
+        stream = Stream(model, [[5, 6, 7]], workspace)
+        for response in ([], [8], [8, 9], [8, 9, 10]):
+            feed_all(stream, response)
+        assert captures.replays
+        memory = workspace.memory
+        workspace.reserve(40)
+        assert workspace.memory > memory
+        torch.testing.assert_close(
+            feed_all(stream, [8, 9, 10, 11]), without_cache(model, [5, 6, 7, 8, 9, 10, 11])[-1], atol=1e-5, rtol=1e-5
+        )
+        stream.rewind(0, 0)
+        response = []
+        for token in range(20, 45):
+            response.append(token)
+            logits = feed_all(stream, response)
+        torch.testing.assert_close(logits, without_cache(model, [5, 6, 7, *response])[-1], atol=1e-5, rtol=1e-5)
+
+
+def feed_all(stream: Stream, response: list[int]) -> torch.Tensor:
+    """The logits behind a response of a single row."""
+    with torch.no_grad():
+        return stream.logits(stream.block([stream.missing(0, response)]), keep=1)[0, -1]

@@ -16,6 +16,7 @@ from .logits_process import WSDLogitsProcessor
 from .outputs import (
     GuidedGenerateOutput,
     GuidedStats,
+    NudgingGenerateOutput,
     SearchGenerateOutput,
     Trace,
     TracedToken,
@@ -40,6 +41,7 @@ __all__ = [
     "GuidedGenerateOutput",
     "GuidedStats",
     "ImplicitValue",
+    "NudgingGenerateOutput",
     "Packed",
     "SearchGenerateOutput",
     "SwitchCriteria",

@@ -88,6 +88,15 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
+def check_shared(token: int, vocabulary: int) -> None:
+    """Raises if the pilot wrote a token that the base's vocabulary, of this size, does not have."""
+    if token >= vocabulary:
+        raise WSDValueError(
+            f"the pilot drafted token id {token}, but the base's vocabulary has {vocabulary} tokens: "
+            "the two models do not share a vocabulary"
+        )
+
+
 def unusable(logits: torch.Tensor) -> torch.Tensor:
     """Where no token can be chosen: NaN or +inf somewhere, or -inf throughout; [..., vocabulary] -> BoolTensor[...]."""
     return ~logits.amax(dim=-1).isfinite()

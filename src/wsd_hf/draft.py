@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from transformers import StoppingCriteria
 
-from .errors import WSDValueError
+from .checks import check_shared
 
 SwitchReason = Literal["confident", "draft_ended", "draft_limit", "budget", "stopped"]
 
@@ -66,7 +66,7 @@ class Draft:
         """
         forced = torch.where(offered, tokens, self.closing())
         if offered.any():
-            self._check(tokens[offered])
+            check_shared(int(tokens[offered].max()), self._vocabulary)
             self._record(tokens, log_probs, offered)
             self.stop(offered & self._fired(offered), "confident")
         return forced
@@ -89,13 +89,6 @@ class Draft:
         """The response is over: rows that the pilot was still writing are full, or were stopped at their last token."""
         if not full:
             self.stop(self.drafting, "stopped")
-
-    def _check(self, tokens: torch.Tensor) -> None:
-        if (largest := int(tokens.max())) >= self._vocabulary:
-            raise WSDValueError(
-                f"the pilot drafted token id {largest}, but the base's vocabulary has {self._vocabulary} tokens: "
-                "the two models do not share a vocabulary"
-            )
 
     def _record(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> None:
         rows, ends = offered.nonzero().flatten(), self.switch_index[offered]

@@ -97,6 +97,21 @@ class WSDGenerateOutput(GenerateDecoderOnlyOutput):
 
 
 @dataclass
+class NudgingGenerateOutput(GenerateDecoderOnlyOutput):
+    """`GenerateDecoderOnlyOutput`, plus who wrote which token. It holds no scores, logits or cache.
+
+    Attributes:
+        written_by_pilot: which response tokens are the pilot's, BoolTensor[batch, response]; False behind a response's end.
+        stats: forwards and tokens through each model.
+        prompt_length: columns of `sequences` that are prompt.
+    """
+
+    written_by_pilot: torch.Tensor = None  # type: ignore[assignment]
+    stats: WSDStats = None  # type: ignore[assignment]
+    prompt_length: int = None  # type: ignore[assignment]
+
+
+@dataclass
 class GuidedGenerateOutput(GenerateDecoderOnlyOutput):
     """`GenerateDecoderOnlyOutput`, plus the work done.
 

@@ -26,6 +26,23 @@ from .text.bridge import Bridge, OneVocabulary, TwoVocabularies
 from .text.vocabulary import same_vocabulary
 
 
+class PilotSetup(NamedTuple):
+    """The pilot's side of one call, whatever it is asked for."""
+
+    input_ids: torch.Tensor
+    """Its prompt, [batch, prompt]."""
+    attention_mask: torch.Tensor
+    """Its mask, [batch, prompt]."""
+    warpers: LogitsProcessorList | None
+    """Shape its distribution for sampling; None: it is greedy."""
+    room: torch.Tensor
+    """Tokens that its context takes behind each prompt, LongTensor[batch]."""
+    end_token_ids: set[int]
+    """Its own tokens that end a response."""
+    one_vocabulary: bool
+    """Whether token ids mean the same to base and pilot."""
+
+
 class DraftSetup(NamedTuple):
     """What one call drafts with."""
 
@@ -78,23 +95,17 @@ class PilotArguments:
             generation_config: the call's, complete.
             processors: the call's; their sampling warpers shape the pilot's sampling too.
         """
-        pilot, assistant_tokenizer = self.pilot.model, self.pilot.tokenizer
-        one = same_vocabulary(vocabulary_size(base), vocabulary_size(pilot), self.tokenizer, assistant_tokenizer)
-        check_prompt("input_ids", input_ids, attention_mask, rows=len(input_ids))
-        check_room("base", base, attention_mask)
+        side = self.side(base, input_ids, attention_mask, generation_config, processors)
         config = self.wsd_config or WSDConfig.resolve({}, None, generation_config)
-        copies = generation_config.num_return_sequences or 1
-        pilot_ids, pilot_mask = self.pilot.prompt(Prompt(input_ids, attention_mask), copies, self.tokenizer, one)
-        limits = check_room("pilot", pilot, pilot_mask).clamp(max=config.max_draft_tokens).cpu()
+        limits = side.room.clamp(max=config.max_draft_tokens)
         base_eos = eos_token_ids(generation_config)
         if config.draft_end == "stop" and not base_eos:
             raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id")
-        do_sample = generation_config.do_sample if self.assistant_do_sample is None else self.assistant_do_sample
         return DraftSetup(
-            pilot,
-            pilot_ids,
-            pilot_mask,
-            LogitsProcessorList(p for p in processors if isinstance(p, SAMPLING_WARPERS)) if do_sample else None,
+            self.pilot.model,
+            side.input_ids,
+            side.attention_mask,
+            side.warpers,
             int(limits.max()),
             Draft(
                 self.switch_criteria or SwitchCriteria(config.threshold, config.window_size),
@@ -102,18 +113,50 @@ class PilotArguments:
                 vocabulary_size(base),
                 closing_token_id=min(base_eos) if config.draft_end == "stop" else None,
             ),
-            self._bridge(vocabulary_size(base), base_eos, limits.tolist(), one),
+            self.bridge(vocabulary_size(base), base_eos, side, limits.tolist()),
         )
 
-    def _bridge(self, base_size: int, base_eos: set[int], limits: list[int], one: bool) -> Bridge:
+    def side(
+        self,
+        base: PreTrainedModel,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        generation_config: GenerationConfig,
+        processors: LogitsProcessorList,
+    ) -> PilotSetup:
+        """The pilot's side of one call of `generate`, checked and ready; runs no forward. Arguments as for `prepare`."""
         pilot, assistant_tokenizer = self.pilot.model, self.pilot.tokenizer
-        ends = eos_token_ids(pilot.generation_config) | eos_token_ids(assistant_tokenizer)
-        if one or self.tokenizer is None or assistant_tokenizer is None:
-            return OneVocabulary(base_eos | ends, limits)
+        one = same_vocabulary(vocabulary_size(base), vocabulary_size(pilot), self.tokenizer, assistant_tokenizer)
+        check_prompt("input_ids", input_ids, attention_mask, rows=len(input_ids))
+        check_room("base", base, attention_mask)
+        copies = generation_config.num_return_sequences or 1
+        pilot_ids, pilot_mask = self.pilot.prompt(Prompt(input_ids, attention_mask), copies, self.tokenizer, one)
+        do_sample = generation_config.do_sample if self.assistant_do_sample is None else self.assistant_do_sample
+        return PilotSetup(
+            pilot_ids,
+            pilot_mask,
+            LogitsProcessorList(p for p in processors if isinstance(p, SAMPLING_WARPERS)) if do_sample else None,
+            check_room("pilot", pilot, pilot_mask).cpu(),
+            eos_token_ids(pilot.generation_config) | eos_token_ids(assistant_tokenizer),
+            one,
+        )
+
+    def bridge(self, base_size: int, base_eos: set[int], side: PilotSetup, limits: list[int]) -> Bridge:
+        """From the pilot's tokens to the base's, and back.
+
+        Args:
+            base_size: width of the base's logits.
+            base_eos: its tokens that end a response.
+            side: the pilot's side of the call.
+            limits: most tokens that the pilot may draft, for every row.
+        """
+        assistant_tokenizer = self.pilot.tokenizer
+        if side.one_vocabulary or self.tokenizer is None or assistant_tokenizer is None:
+            return OneVocabulary(base_eos | side.end_token_ids, limits)
         for name, holder, size in (
             ("tokenizer", self.tokenizer, base_size),
-            ("assistant_tokenizer", assistant_tokenizer, vocabulary_size(pilot)),
+            ("assistant_tokenizer", assistant_tokenizer, vocabulary_size(self.pilot.model)),
         ):
             if len(holder) > size:
                 raise WSDValueError(f"{name} has {len(holder)} tokens, and its model {size}: pass each model's own tokenizer")
-        return TwoVocabularies(self.tokenizer, assistant_tokenizer, ends, limits, base_eos)
+        return TwoVocabularies(self.tokenizer, assistant_tokenizer, side.end_token_ids, limits, base_eos)

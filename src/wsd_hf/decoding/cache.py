@@ -41,10 +41,17 @@ class RaggedCache(Cache):
                 layer.keys, layer.values = (states[rows.to(states.device)] for states in (layer.keys, layer.values))
 
     def gather(self, rows: torch.Tensor, capacity: int) -> None:
-        """Copies of some rows, LongTensor[rows], in buffers of another capacity that what they hold fits into."""
+        """Copies of some rows, LongTensor[rows], in buffers with room for at least `capacity` tokens each."""
         self.select(rows)
+        self.grow(1 + capacity)
+
+    def grow(self, slots: int) -> bool:
+        """Makes room for so many slots, and as many again as there were; returns whether there was too little."""
+        if slots <= self.layers[0].capacity:
+            return False
         for layer in self.layers:
-            layer.resize(1 + capacity)
+            layer.grow(max(slots, 2 * layer.capacity))
+        return True
 
     @property
     def memory(self) -> int:
@@ -72,14 +79,13 @@ class RaggedLayer(CacheLayerMixin):
         self.memory = self.keys.nbytes + self.values.nbytes
         self.is_initialized = True
 
-    def resize(self, slots: int) -> None:
-        """Makes room for more or fewer slots."""
-        self.capacity = slots
+    def grow(self, slots: int) -> None:
+        """Goes on with longer buffers that begin with what these hold."""
         if self.is_initialized:
-            kept = self.keys[:, :, :slots].shape[2]
-            self.keys, self.values = (
-                torch.nn.functional.pad(states[:, :, :kept], (0, 0, 0, slots - kept)) for states in (self.keys, self.values)
-            )
+            room = (0, 0, 0, slots - self.capacity)
+            self.keys, self.values = (torch.nn.functional.pad(states, room) for states in (self.keys, self.values))
+            self.memory = self.keys.nbytes + self.values.nbytes
+        self.capacity = slots
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..outputs import WSDStats, peak_memory
 from ..setup import DraftSetup
 from ..text.bridge import OneVocabulary
 from .call import Call
-from .graphs import Workspace, workspace
+from .graphs import workspace
 from .loop import Decoding
 from .pace import CHUNKS, Pace, cost_ratio
 from .proposer import Proposer
@@ -48,12 +49,10 @@ def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDSt
     pilot_prompts = real_tokens(setup.input_ids, setup.attention_mask)
     record = Record(len(prompts)) if settings.output_scores or settings.output_logits else None
     with (
-        _workspace(config, call.base, prompts, room) as base_workspace,
-        _workspace(config, setup.pilot, pilot_prompts, pilot_room) as pilot_workspace,
+        stream(call.base, prompts, room, config.cuda_graphs) as base,
+        stream(setup.pilot, pilot_prompts, pilot_room, config.cuda_graphs) as pilot,
     ):
-        base = Stream(call.base, prompts, base_workspace)
-        pilot = Stream(setup.pilot, pilot_prompts, pilot_workspace)
-        rows = Rows(call.input_ids, settings.max_length, call.pad_token_id, call.criteria, call.streamer)
+        rows = rows_of(call)
         Decoding(
             base,
             Proposer(pilot, setup.bridge, setup.warpers, pilot_room, call.input_ids.device),
@@ -64,14 +63,7 @@ def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDSt
             call.processors,
             settings.do_sample,
         ).run()
-        stats = WSDStats(
-            base.forwards,
-            base.tokens,
-            pilot.forwards,
-            pilot.tokens,
-            cache_memory=base_workspace.cache.memory + pilot_workspace.cache.memory,
-            peak_memory=peak_memory(call.base, setup.pilot),
-        )
+        stats = work_of(base, pilot)
     if call.streamer is not None:
         call.streamer.end()
     if not settings.return_dict_in_generate:
@@ -83,17 +75,42 @@ def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDSt
     ), stats
 
 
-def _workspace(
-    config: WSDConfig, model: PreTrainedModel, prompts: list[list[int]], room: int
-) -> AbstractContextManager[Workspace]:
-    return workspace(model, len(prompts), max(map(len, prompts)) + room, config.cuda_graphs)
+@contextmanager
+def stream(model: PreTrainedModel, prompts: list[list[int]], room: int, capturing: bool) -> Iterator[Stream]:
+    """A model as a stream for one call.
+
+    Args:
+        model: any that `why_not_model` has nothing against.
+        prompts: token ids of each row's prompt.
+        room: most tokens that a row is fed behind its prompt.
+        capturing: whether to capture CUDA graphs where the model allows it.
+    """
+    with workspace(model, len(prompts), max(map(len, prompts)) + room, capturing) as buffers:
+        yield Stream(model, prompts, buffers)
 
 
-def why_not(call: Call, setup: DraftSetup) -> str | None:
+def rows_of(call: Call) -> Rows:
+    """The rows that a call is to fill."""
+    return Rows(call.input_ids, call.generation_config.max_length, call.pad_token_id, call.criteria, call.streamer)
+
+
+def work_of(base: Stream, pilot: Stream) -> WSDStats:
+    """The work that two streams have done."""
+    return WSDStats(
+        base.forwards,
+        base.tokens,
+        pilot.forwards,
+        pilot.tokens,
+        cache_memory=base.workspace.cache.memory + pilot.workspace.cache.memory,
+        peak_memory=peak_memory(base.model, pilot.model),
+    )
+
+
+def why_not(call: Call, pilot: PreTrainedModel) -> str | None:
     """Why the fast path cannot serve a call; None where it can."""
     return (
         why_not_model("base", call.base)
-        or why_not_model("pilot", setup.pilot)
+        or why_not_model("pilot", pilot)
         or why_not_options(call.generation_config)
         or why_not_inputs(call)
     )

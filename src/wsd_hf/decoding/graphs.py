@@ -140,6 +140,11 @@ class Workspace:
         """How many positions a block has, of which so many are taken in its fullest row: few numbers, to capture few shapes."""
         return 2 ** (tokens - 1).bit_length() if self.captures and 1 < tokens <= WIDEST else tokens
 
+    def reserve(self, capacity: int) -> None:
+        """Makes room for so many tokens of a row, whatever the buffers were made for; nothing that they hold is lost."""
+        if self.cache.grow(self.width(1 + capacity)) and self.captures:
+            self.graphs = Graphs()  # those captured before read and write the old buffers
+
     def width(self, slots: int) -> int:
         """How many slots a forward looks at, of which so many are taken."""
         return _rounded(slots) if self.captures else slots

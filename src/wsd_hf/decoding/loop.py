@@ -193,8 +193,10 @@ class Decoding:
             return torch.where(ended, verdict.afresh[:, position], verdict.own[:, position])
         chosen = torch.full_like(forced, FREE)
         asked = following if self.record else following & (forced == FREE)
-        raw, tokens = self._whole(logits[:, position]), self._whole(proposals.tokens[:, position]).clamp(min=0)
-        drawn_with = self._whole(proposals.drawn_with(position, self._vocabulary)) if self._do_sample else None
+        raw, tokens, drawn_with = logits[:, position], proposals.tokens[:, position].clamp(min=0), None
+        raw, tokens = self.rows.whole(self._live, raw), self.rows.whole(self._live, tokens)
+        if self._do_sample:
+            drawn_with = self.rows.whole(self._live, proposals.drawn_with(position, self._vocabulary))
         for prefix, exact in self.rows.prefixes(asked.nonzero().flatten().tolist(), self._device):
             scores = self._processors(prefix, raw.clone())
             if self.record is not None:
@@ -205,13 +207,6 @@ class Decoding:
                 choice = keep_or_redraw(scores, tokens, drawn_with * ~ended.to(scores.device)[:, None])
             chosen[exact] = choice[exact].cpu()
         return chosen
-
-    def _whole(self, live: torch.Tensor) -> torch.Tensor:
-        """The whole batch's, 0 where a row has finished."""
-        if len(live) == len(self.rows.responses):
-            return live
-        index = torch.tensor(self._live, device=live.device)
-        return live.new_zeros(len(self.rows.responses), *live.shape[1:]).index_copy_(0, index, live)
 
     def _rewind(self) -> None:
         """The base's cache goes back to what stands, and one token further where it has yet to say what follows."""

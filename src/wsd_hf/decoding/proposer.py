@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers import LogitsProcessorList
@@ -68,11 +68,9 @@ class Proposer:
         device: torch.device,
     ) -> None:
         self.stream, self.bridge = stream, bridge
-        self._warpers = warpers
+        self._choice = choice(warpers)
         self._room = room
         self._device = device
-        settings = None if warpers is None else [(type(warper).__name__, vars(warper)) for warper in warpers]
-        self._choice = f"choice {settings}"
         self._written: list[list[int]] = [[] for _ in stream.prompts]  # the pilot's tokens that followed each prompt last
 
     def propose(self, chunk: int, rows: Rows, drafting: torch.Tensor) -> Proposals:
@@ -87,10 +85,10 @@ class Proposer:
         missing = [self._missing(row, rows, bool(drafting[row]), chunk) if chunk else None for row in live]
         if all(new is None for new in missing):
             return self._nothing()
-        block = self.stream.block(missing, torch.empty(len(live), 0, dtype=torch.long), [0] * len(live))
+        block = self.stream.block(missing)
         tokens, bad, probabilities = [], [], []
         for _ in range(chunk):
-            token, no_number, probability = self.stream.run(self._choice, self._choose, block, keep=1)
+            token, no_number, probability = self.stream.run(*self._choice, block, keep=1)
             tokens.append(token)
             bad.append(no_number)
             probabilities.append(None if probability is None else probability.to(self._device))
@@ -130,14 +128,9 @@ class Proposer:
         written = self.bridge.pilot_tokens(row, None if drafting else rows.responses[row])
         if len(written) + chunk > self._room:
             return None
-        # The last token is read again where there is nothing new: it is what the next one follows.
-        self.stream.rewind(row, min(_common(self._written[row], written), len(written) - 1))
+        missing = self.stream.resume(row, self._written[row], written)
         self._written[row] = written
-        return self.stream.missing(row, written)
-
-    def _choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        token, probability = choose(logits[:, 0], self._warpers)
-        return token, unusable(logits[:, 0]), probability
+        return missing
 
     def _cross(self, proposals: Proposals, rows: Rows, drafting: torch.Tensor) -> Proposals:
         """The proposals in the base's tokens. What they were drawn with is lost on the way: they count as certain.
@@ -169,9 +162,20 @@ class Proposer:
         return Proposals(tokens, tokens > FREE, [], [0] * len(tokens), None)
 
 
-def _common(one: list[int], other: list[int]) -> int:
-    """How many tokens two lists begin with alike."""
-    length = min(len(one), len(other))
-    while one[:length] != other[:length]:
-        length -= 1
-    return length
+def choice(warpers: LogitsProcessorList | None) -> tuple[str, Callable[[torch.Tensor], Any]]:
+    """What `Stream.run` takes for the pilot to choose a token, and the function's name.
+
+    Args:
+        warpers: shape its choice; None: it is greedy.
+
+    Returns:
+        A function of logits [rows, 1, V] to the tokens, LongTensor[rows], to where the logits are no numbers, BoolTensor[rows],
+        and to what the tokens were drawn with, [rows, V] or None.
+    """
+    settings = None if warpers is None else [(type(warper).__name__, vars(warper)) for warper in warpers]
+
+    def choose_one(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        token, probability = choose(logits[:, 0], warpers)
+        return token, unusable(logits[:, 0]), probability
+
+    return f"choice {settings}", choose_one

@@ -72,6 +72,13 @@ class Rows:
             prefix = self._tokens[:, : self.prompt_width + length].to(device)
             yield prefix, [row for row in rows if lengths[row] == length]
 
+    def whole(self, rows: list[int], values: torch.Tensor) -> torch.Tensor:
+        """Some rows' values laid out for the whole batch, 0 for the other rows."""
+        if len(rows) == len(self.responses):
+            return values
+        index = torch.tensor(rows, device=values.device)
+        return values.new_zeros(len(self.responses), *values.shape[1:]).index_copy_(0, index, values)
+
     def append(self, tokens: torch.Tensor, growing: torch.Tensor) -> None:
         """Appends a token to the growing rows, LongTensor[batch] and BoolTensor[batch]; ends those whose criteria are met."""
         rows = growing.nonzero().flatten().tolist()

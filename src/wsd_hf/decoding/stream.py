@@ -65,14 +65,29 @@ class Stream:
         ahead = self.lengths[row] - len(self.prompts[row])
         return self.prompts[row][ahead:] + response if ahead < 0 else response[ahead:]
 
-    def block(self, missing: list[list[int] | None], proposals: torch.Tensor, counts: list[int]) -> Block:
+    def resume(self, row: int, fed: list[int], response: list[int]) -> list[int]:
+        """What a row is to be fed so that its next token can be told: what its cache lacks, or else its last token again.
+
+        Args:
+            row: rewound to what it shares with `fed`.
+            fed: the response that it was last fed.
+            response: what the next token is to follow.
+        """
+        self.rewind(row, min(_common(fed, response), len(response) - 1))
+        return self.missing(row, response)
+
+    def block(
+        self, missing: list[list[int] | None], proposals: torch.Tensor | None = None, counts: list[int] | None = None
+    ) -> Block:
         """What is to be fed next: tokens that the cache lacks, padded on the left, and then proposals.
 
         Args:
             missing: for each live row; None: this row gets nothing at all.
-            proposals: LongTensor[rows, chunk].
+            proposals: LongTensor[rows, chunk]; default: none.
             counts: how many of them each row gets.
         """
+        proposals = torch.empty(len(self.live), 0, dtype=torch.long) if proposals is None else proposals
+        counts = counts or [0] * len(self.live)
         chunk = proposals.shape[1]
         width = self.workspace.padded(max(1, *(len(new or ()) for new in missing)))
         values: list[list[int]] = []
@@ -140,3 +155,11 @@ class Stream:
         )
         logits: torch.Tensor = outputs.logits[:, -keep:].float()
         return logits
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """How many tokens two lists begin with alike."""
+    length = min(len(one), len(other))
+    while one[:length] != other[:length]:
+        length -= 1
+    return length

@@ -97,9 +97,7 @@ class Reader:
             return False
         starts = list(self._stream.lengths)
         ends = [start + len(new) for start, new in zip(starts, missing, strict=True)]
-        block = self._stream.block(
-            [new or None for new in missing], torch.empty(len(texts), 0, dtype=torch.long), [0] * len(texts)
-        )
+        block = self._stream.block([new or None for new in missing])
         asked = [min(len(new), end - prompt + 1) for new, end, prompt in zip(missing, ends, prompts, strict=True)]
         self.forwards += 1
         self.tokens += sum(map(len, missing))

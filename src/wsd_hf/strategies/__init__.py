@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .emulated_fine_tuning import emulated_fine_tuning
+from .nudging import nudging
 from .weak_to_strong_search import weak_to_strong_search
 from .wsd import weak_to_strong_decoding
 
 STRATEGIES: dict[str, Callable[..., Any]] = {
     "wsd": weak_to_strong_decoding,
+    "nudging": nudging,
     "weak_to_strong_search": weak_to_strong_search,
     "emulated_fine_tuning": emulated_fine_tuning,
 }

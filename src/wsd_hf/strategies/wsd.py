@@ -71,7 +71,7 @@ def weak_to_strong_decoding(
 def _step_by_step(call: Call, setup: DraftSetup, config: WSDConfig) -> bool:
     if config.engine == "step":
         return True
-    reason = fast.why_not(call, setup)
+    reason = fast.why_not(call, setup.pilot)
     if reason and config.engine == "fast":
         raise WSDValueError(f"wsd_engine='fast' cannot serve this call: {reason}")
     if config.engine == "auto":

@@ -8,6 +8,7 @@ import unicodedata
 import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
@@ -122,11 +123,14 @@ class PieceEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._texts = token_texts(tokenizer)
         self._normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
         self._composes = self._normalizer is not None and MARKED not in self._normalizer.normalize_str(MARKED)
         self._anchor = self._encode("a")
         self._skip = len(self._decode(self._anchor))
+
+    @cached_property
+    def _texts(self) -> TokenTexts:
+        return token_texts(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens and without a space that the tokenizer would put in front."""
