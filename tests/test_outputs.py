@@ -149,6 +149,16 @@ def test_the_trace_can_end_before_a_stop_string(output, tokenizer):
     assert [token.id for token in shorter.tokens] == [token.id for token in whole.tokens][: len(shorter.tokens)]
 
 
+def test_a_draft_that_ends_at_a_stop_string_was_stopped(output, tokenizer):
+    whole = wsd_hf.explain(output, tokenizer)
+    assert whole.switch_reason == "confident"
+    stop = whole.tokens[whole.switch_index - 1].text
+    assert stop not in "".join(token.text for token in whole.tokens[: whole.switch_index - 1])
+    trace = wsd_hf.explain(output, tokenizer, stop_strings=[stop])
+    assert trace.switch_reason == "stopped"
+    assert "a stop criterion ended the response" in trace.summary()
+
+
 def test_a_switch_by_other_criteria_is_not_called_confidence():
     tokens = (wsd_hf.TracedToken(1, "Sure", "pilot", 0.1, None), wsd_hf.TracedToken(2, ".", "base", None, None))
     assert "the caller's switch criteria fired" in wsd_hf.Trace(tokens, 1, "confident", 0.8, 6).summary()

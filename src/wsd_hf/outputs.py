@@ -270,7 +270,7 @@ def explain(
     return Trace(
         tokens,
         switch_index=min(drafted, len(tokens)),
-        switch_reason=output.switch_reason[row],
+        switch_reason=output.switch_reason[row] if drafted <= len(tokens) else "stopped",
         threshold=output.wsd_config.threshold,
         window_size=output.wsd_config.window_size,
     )
