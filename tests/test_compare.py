@@ -198,6 +198,22 @@ def says_nothing(record: dict[str, Any], response: str) -> None:
     """A judge that is none."""
 
 
+def fails(record: dict[str, Any], response: str) -> float:
+    """Another one."""
+    return record["no such key"]
+
+
+def says_too_much(record: dict[str, Any], response: str) -> int:
+    """And one whose number no float holds."""
+    return 10**400
+
+
+def goes_on_with_the_chat(record: dict[str, Any], response: str) -> int:
+    """A judge that works on the object that it was given."""
+    record["messages"].append({"role": "assistant", "content": response})
+    return len(record["messages"])
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
@@ -206,10 +222,20 @@ def says_nothing(record: dict[str, Any], response: str) -> None:
         ("test_compare:no_such_judge", "no_such_judge"),
         ("test_compare:FILES", "is no function"),
         ("test_compare:says_nothing", "prompt 1, base: the judge returned None: must return a finite number"),
+        ("test_compare:says_too_much", ": must return a finite number"),
+        ("test_compare:fails", "prompt 1, base: the judge raised KeyError: 'no such key'"),
     ],
 )
 def test_a_judge_that_cannot_judge_is_refused(compare, name, problem):
     assert problem in refusal(compare(judge=name))
+
+
+def test_what_a_judge_does_to_the_prompt_stays_its_own(compare, tmp_path):
+    compare("judged", strategies="base,pilot", judge="test_compare:goes_on_with_the_chat")
+    compare("plain", strategies="base,pilot")
+    judged, plain = answers(tmp_path / "judged"), answers(tmp_path / "plain")
+    assert [answer["response"] for answer in judged] == [answer["response"] for answer in plain]
+    assert {answer["score"] for answer in judged} == {2}
 
 
 # A run that ends early
