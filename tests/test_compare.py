@@ -406,6 +406,18 @@ def test_a_prompt_that_is_too_long_is_named_before_any_answer(compare, tmp_path)
     assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
+def test_an_answer_ends_where_the_context_does(compare, pair, monkeypatch, tmp_path):
+    base, pilot, tokenizer, pilot_tokenizer = pair
+    for model in (base, pilot):
+        monkeypatch.setattr(model.config, "max_position_embeddings", 30)
+    prompt = wsd_hf.build_inputs(QUESTIONS[0]["messages"], tokenizer, pilot_tokenizer)
+    room = {"base": 30 - prompt["input_ids"].shape[1], "pilot": 30 - prompt["assistant_input_ids"].shape[1]}
+    asked = lines(tmp_path / "one.jsonl", QUESTIONS[0])
+    assert compare(prompts=asked, strategies="base,pilot,wsd", max_new_tokens=64).exit_code == 0
+    written = {answer["strategy"]: answer["tokens"] for answer in answers(tmp_path / "out")}
+    assert written == {**room, "wsd": room["base"]}
+
+
 # The page
 
 
