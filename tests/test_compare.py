@@ -359,6 +359,20 @@ def test_a_malformed_prompt_is_named_by_its_line(compare, loads, tmp_path, line)
     assert loads == []
 
 
+def test_prompts_may_begin_with_a_byte_order_mark_and_end_lines_as_on_windows(compare, tmp_path):
+    prompts = tmp_path / "windows.jsonl"
+    prompts.write_bytes(b'\xef\xbb\xbf{"prompt": "Hi"}\r\n{"prompt": "Ho"}\r\n')
+    assert compare(prompts=prompts, strategies="base", max_new_tokens=1).exit_code == 0
+    assert table(tmp_path / "out")["base"]["answers"] == 2
+
+
+def test_a_tilde_is_the_home_folder(compare, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(FOLDER))
+    prompts = lines(tmp_path / "one.jsonl", {"prompt": "Hi"})
+    models = {"base": "~/base", "pilot": "~/pilot"}
+    assert compare(prompts=prompts, strategies="base", max_new_tokens=1, **models).exit_code == 0
+
+
 def test_skip_bad_leaves_malformed_prompts_out(compare, tmp_path):
     prompts = tmp_path / "bad.jsonl"
     prompts.write_bytes(b'{"prompt": "Hi"}\n' + b"\n".join(MALFORMED) + b'\n{"prompt": "Ho"}')

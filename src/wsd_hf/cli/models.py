@@ -85,9 +85,10 @@ def _target(device: str, dtype: DType) -> dict[str, Any]:
 
 def _load(option: str, source: str, kind: Any, **kwargs: Any) -> Any:
     """A model or a tokenizer, whatever `kind` makes; blames the option."""
-    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
+    folder = Path(source).expanduser()
+    if source.startswith(("/", ".", "~")) and not folder.is_dir():
         raise WSDValueError(f"{option} {source}: no such folder")
     try:
-        return kind.from_pretrained(source, **kwargs)
+        return kind.from_pretrained(str(folder) if folder.is_dir() else source, **kwargs)
     except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
         raise WSDValueError(f"{option} {source}: {error}") from error
