@@ -247,6 +247,9 @@ def test_the_command_asks_the_second_question_after_the_first_answer(tmp_path: P
         (("--export", "mt_bench", "--harness", "lm-eval"), "give either --harness with --tasks, or --export"),
         (("--harness", "lm-eval"), "--harness lm-eval needs --tasks, --base and --pilot"),
         ((), "give either --harness with --tasks, or --export"),
+        (("--export", "mt_bench", "--limit", 1), "--limit has no effect with --export"),
+        (("--export", "mt_bench", "--apply-chat-template"), "--apply-chat-template has no effect with --export"),
+        (("--harness", "lm-eval", "--tasks", "a", "--base", "b", "--pilot", "c"), "--questions has no effect with --harness"),
     ],
 )
 def test_what_a_user_can_put_right_is_one_line_and_status_2(options: tuple[Any, ...], problem: str, tmp_path: Path) -> None:
