@@ -420,6 +420,16 @@ def test_a_prompt_that_is_too_long_is_named_before_any_answer(compare, tmp_path)
     assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
+def test_what_a_transcript_ends_at_is_text_to_a_base_with_a_template(compare, pair, monkeypatch, tmp_path):
+    tokenizer = pair[2]
+    monkeypatch.setattr(tokenizer, "decode", lambda *args, **kwargs: "He wrote [User] into it.")
+    asked = lines(tmp_path / "one.jsonl", QUESTIONS[0])
+    for template, expected in ((None, "He wrote"), ("{{ messages[-1].content }}", "He wrote [User] into it.")):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        compare(expected, prompts=asked, strategies="base", max_new_tokens=4)
+        assert [answer["response"] for answer in answers(tmp_path / expected)] == [expected]
+
+
 def test_an_answer_ends_where_the_context_does(compare, pair, monkeypatch, tmp_path):
     base, pilot, tokenizer, pilot_tokenizer = pair
     for model in (base, pilot):

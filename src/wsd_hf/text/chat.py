@@ -98,6 +98,17 @@ def before_next_turn(text: str) -> str:
     return text.rstrip()
 
 
+def turn_headers(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What stops the answers of a model that writes a transcript; nothing for one with a chat template of its own."""
+    return [] if tokenizer.chat_template else BASE_STOP_STRINGS
+
+
+def answer_text(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a response, of a transcript without the header of the next turn."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return (before_next_turn(text) if turn_headers(tokenizer) else text).strip()
+
+
 def answer_length(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int | None:
     """How many of a response's tokens begin before the header at which the base was stopped; None where there is none."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
