@@ -325,6 +325,15 @@ def test_a_damaged_answer_is_named(compare, tmp_path):
     assert "answers.jsonl, line 2: is damaged" in refusal(compare(strategies="base"))
 
 
+def test_answers_without_their_settings_are_not_gone_on_with(compare, tmp_path):
+    compare(strategies="base")
+    settings = tmp_path / "out" / "settings.json"
+    settings.write_text("{")
+    assert "settings.json: is missing or damaged" in refusal(compare(strategies="base"))
+    settings.unlink()
+    assert "settings.json: is missing or damaged" in refusal(compare(strategies="base"))
+
+
 # What is refused before any work
 
 
