@@ -42,6 +42,14 @@ def test_a_base_with_a_template_of_its_own_follows_it(base, pilot):
     assert "stopping_criteria" not in inputs
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "assistant_tokenizer"])
+def test_messages_that_a_template_refuses_are_told_with_its_words(base, pilot, name):
+    refusing = {"tokenizer": base, "assistant_tokenizer": pilot}[name]
+    refusing.chat_template = "{{ raise_exception('No system messages here') }}"
+    with pytest.raises(WSDValueError, match=f"the chat template of {name} refuses these messages: No system messages here"):
+        build_inputs([{"role": "system", "content": "Be kind."}, *QUESTION], base, pilot)
+
+
 def test_a_batch_is_padded_on_the_left(base, pilot):
     short = [{"role": "user", "content": "Say ok."}]
     inputs = build_inputs([short, QUESTION], base, pilot)

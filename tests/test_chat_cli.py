@@ -111,6 +111,12 @@ def test_what_is_shown_early_is_never_taken_back(text: str) -> None:
     assert settled("[plain] text") == "[plain] text"
 
 
+def test_a_base_with_a_template_may_write_what_ends_a_transcript(shared_pair: Any) -> None:
+    shared_pair[2].chat_template = wsd_hf.BASE_CHAT_TEMPLATE
+    result = chat(KELOFT, options=("--max-new-tokens", 40))
+    assert result.stdout.startswith(f"{ANSWER}\n\n[User]\n")
+
+
 def test_a_character_that_is_not_complete_is_withheld() -> None:
     assert settled("caf\ufffd") == "caf"
 

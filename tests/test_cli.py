@@ -104,7 +104,10 @@ def test_damaged_weights_are_named(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("--out", "/no/such/folder/results.json"), "--out /no/such/folder/results.json: its folder is missing"),
+        (
+            ("--out", "/no/such/folder/results.json"),
+            "--out /no/such/folder/results.json: must be a file in a folder that exists",
+        ),
         (("--threshold", 1.5), "threshold=1.5: must be"),
         (("--device", "nowhere"), "--device nowhere"),
         ((), 'pip install "wsd_hf[lm-eval]"'),

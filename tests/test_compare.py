@@ -198,6 +198,22 @@ def says_nothing(record: dict[str, Any], response: str) -> None:
     """A judge that is none."""
 
 
+def fails(record: dict[str, Any], response: str) -> float:
+    """Another one."""
+    return record["no such key"]
+
+
+def says_too_much(record: dict[str, Any], response: str) -> int:
+    """And one whose number no float holds."""
+    return 10**400
+
+
+def goes_on_with_the_chat(record: dict[str, Any], response: str) -> int:
+    """A judge that works on the object that it was given."""
+    record["messages"].append({"role": "assistant", "content": response})
+    return len(record["messages"])
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
@@ -206,10 +222,20 @@ def says_nothing(record: dict[str, Any], response: str) -> None:
         ("test_compare:no_such_judge", "no_such_judge"),
         ("test_compare:FILES", "is no function"),
         ("test_compare:says_nothing", "prompt 1, base: the judge returned None: must return a finite number"),
+        ("test_compare:says_too_much", ": must return a finite number"),
+        ("test_compare:fails", "prompt 1, base: the judge raised KeyError: 'no such key'"),
     ],
 )
 def test_a_judge_that_cannot_judge_is_refused(compare, name, problem):
     assert problem in refusal(compare(judge=name))
+
+
+def test_what_a_judge_does_to_the_prompt_stays_its_own(compare, tmp_path):
+    compare("judged", strategies="base,pilot", judge="test_compare:goes_on_with_the_chat")
+    compare("plain", strategies="base,pilot")
+    judged, plain = answers(tmp_path / "judged"), answers(tmp_path / "plain")
+    assert [answer["response"] for answer in judged] == [answer["response"] for answer in plain]
+    assert {answer["score"] for answer in judged} == {2}
 
 
 # A run that ends early
@@ -299,6 +325,15 @@ def test_a_damaged_answer_is_named(compare, tmp_path):
     assert "answers.jsonl, line 2: is damaged" in refusal(compare(strategies="base"))
 
 
+def test_answers_without_their_settings_are_not_gone_on_with(compare, tmp_path):
+    compare(strategies="base")
+    settings = tmp_path / "out" / "settings.json"
+    settings.write_text("{")
+    assert "settings.json: is missing or damaged" in refusal(compare(strategies="base"))
+    settings.unlink()
+    assert "settings.json: is missing or damaged" in refusal(compare(strategies="base"))
+
+
 # What is refused before any work
 
 
@@ -331,6 +366,20 @@ def test_a_malformed_prompt_is_named_by_its_line(compare, loads, tmp_path, line)
     prompts.write_bytes(b'{"prompt": "Hi"}\n\n' + line + b"\n")
     assert "bad.jsonl, line 3: " in refusal(compare(prompts=prompts))
     assert loads == []
+
+
+def test_prompts_may_begin_with_a_byte_order_mark_and_end_lines_as_on_windows(compare, tmp_path):
+    prompts = tmp_path / "windows.jsonl"
+    prompts.write_bytes(b'\xef\xbb\xbf{"prompt": "Hi"}\r\n{"prompt": "Ho"}\r\n')
+    assert compare(prompts=prompts, strategies="base", max_new_tokens=1).exit_code == 0
+    assert table(tmp_path / "out")["base"]["answers"] == 2
+
+
+def test_a_tilde_is_the_home_folder(compare, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(FOLDER))
+    prompts = lines(tmp_path / "one.jsonl", {"prompt": "Hi"})
+    models = {"base": "~/base", "pilot": "~/pilot"}
+    assert compare(prompts=prompts, strategies="base", max_new_tokens=1, **models).exit_code == 0
 
 
 def test_skip_bad_leaves_malformed_prompts_out(compare, tmp_path):
@@ -378,6 +427,28 @@ def test_a_prompt_that_is_too_long_is_named_before_any_answer(compare, tmp_path)
     prompts = lines(tmp_path / "long.jsonl", QUESTIONS[0], {"prompt": "a b c d" * 300})
     assert "prompt 2, base: the prompt of the base has" in refusal(compare(prompts=prompts))
     assert not (tmp_path / "out" / "answers.jsonl").exists()
+
+
+def test_what_a_transcript_ends_at_is_text_to_a_base_with_a_template(compare, pair, monkeypatch, tmp_path):
+    tokenizer = pair[2]
+    monkeypatch.setattr(tokenizer, "decode", lambda *args, **kwargs: "He wrote [User] into it.")
+    asked = lines(tmp_path / "one.jsonl", QUESTIONS[0])
+    for template, expected in ((None, "He wrote"), ("{{ messages[-1].content }}", "He wrote [User] into it.")):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        compare(expected, prompts=asked, strategies="base", max_new_tokens=4)
+        assert [answer["response"] for answer in answers(tmp_path / expected)] == [expected]
+
+
+def test_an_answer_ends_where_the_context_does(compare, pair, monkeypatch, tmp_path):
+    base, pilot, tokenizer, pilot_tokenizer = pair
+    for model in (base, pilot):
+        monkeypatch.setattr(model.config, "max_position_embeddings", 30)
+    prompt = wsd_hf.build_inputs(QUESTIONS[0]["messages"], tokenizer, pilot_tokenizer)
+    room = {"base": 30 - prompt["input_ids"].shape[1], "pilot": 30 - prompt["assistant_input_ids"].shape[1]}
+    asked = lines(tmp_path / "one.jsonl", QUESTIONS[0])
+    assert compare(prompts=asked, strategies="base,pilot,wsd", max_new_tokens=64).exit_code == 0
+    written = {answer["strategy"]: answer["tokens"] for answer in answers(tmp_path / "out")}
+    assert written == {**room, "wsd": room["base"]}
 
 
 # The page

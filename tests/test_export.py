@@ -177,6 +177,8 @@ def test_a_question_that_is_asked_twice_is_answered_twice(tmp_path: Path) -> Non
         ("alpaca_eval", b'[{"instruction": "Hi"}, {"output": "Hi"}]', "item 2: instruction=None must be a text"),
         ("alpaca_eval", b'{"instruction": "Hi"}', "must be one JSON list"),
         ("alpaca_eval", b'[{"instruction": "Hi"},', "not JSON"),
+        ("arena_hard", b'{"uid": "a", "prompt": "\\ud800"}', "line 1: holds half of a surrogate pair"),
+        ("alpaca_eval", b"[]", "there are no questions in it"),
         ("alpaca", b"[]", "kind='alpaca': must be 'alpaca_eval' or"),
     ],
 )
@@ -195,6 +197,15 @@ def test_a_malformed_answer_is_named_and_answers_of_another_model_are_not_mixed_
     out.write_text(out.read_text() + '{"question_id"')
     with pytest.raises(WSDValueError, match="line 3: not JSON"):
         write("mt_bench", tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("mt_bench", "question_id=81"), ("alpaca_eval", "instruction='What does")])
+def test_a_question_that_cannot_be_answered_is_named(kind: str, name: str, tmp_path: Path) -> None:
+    def refuse(chat: Any) -> str:
+        raise WSDValueError("too long")
+
+    with pytest.raises(WSDValueError, match=f"^{name}.*: too long$"):
+        write(kind, tmp_path, refuse)
 
 
 def test_the_command_asks_the_second_question_after_the_first_answer(tmp_path: Path) -> None:
@@ -236,6 +247,9 @@ def test_the_command_asks_the_second_question_after_the_first_answer(tmp_path: P
         (("--export", "mt_bench", "--harness", "lm-eval"), "give either --harness with --tasks, or --export"),
         (("--harness", "lm-eval"), "--harness lm-eval needs --tasks, --base and --pilot"),
         ((), "give either --harness with --tasks, or --export"),
+        (("--export", "mt_bench", "--limit", 1), "--limit has no effect with --export"),
+        (("--export", "mt_bench", "--apply-chat-template"), "--apply-chat-template has no effect with --export"),
+        (("--harness", "lm-eval", "--tasks", "a", "--base", "b", "--pilot", "c"), "--questions has no effect with --harness"),
     ],
 )
 def test_what_a_user_can_put_right_is_one_line_and_status_2(options: tuple[Any, ...], problem: str, tmp_path: Path) -> None:

@@ -229,6 +229,7 @@ def test_a_chat_keeps_its_turns(model: Model, pair: Any) -> None:
         (KELOFT, {}, [ToolInfo(name="bash", description="A shell.")], r"tools=\['bash'\]"),
         (KELOFT, {"logprobs": True}, [], "logprobs=True"),
         (KELOFT, {"frequency_penalty": 0.5}, [], "frequency_penalty=0.5"),
+        (KELOFT, {"extra_body": {"min_p": 0.1}}, [], "extra_body={'min_p': 0.1}"),
         ([ChatMessageUser(content=[ContentImage(image="data:image/png;base64,")])], {}, [], "holds image"),
     ],
 )

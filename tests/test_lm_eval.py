@@ -222,6 +222,19 @@ def test_an_unknown_task_is_named(folder: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("wsd-hf: --tasks nonesuch: unknown to the harness")
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--out", "tasks"), "--out tasks: must be a file in a folder that exists"),
+        (("--include-path", "none"), "--include-path none: no such folder"),
+        (("--gen-kwargs", "temperature=0.7,do_sample"), "--gen-kwargs do_sample: must be NAME=VALUE"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(folder: Path, options: tuple[str, ...], problem: str) -> None:
+    done = cli("--harness", "lm-eval", "--tasks", "polite_facts", "--base", "no/base", "--pilot", "no/pilot", *options)
+    assert (done.exit_code, done.stderr) == (2, f"wsd-hf: {problem}\n")
+
+
 def test_tasks_that_score_given_answers_are_refused(folder: Path) -> None:
     done = cli("--harness", "lm-eval", "--tasks", "scored", "--include-path", "tasks", "--base", BASE, "--pilot", PILOT)
     assert done.exit_code == 2

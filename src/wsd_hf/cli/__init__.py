@@ -19,7 +19,7 @@ from ..comparison.methods import METHODS
 from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..outputs import WSDGenerateOutput, explain
-from ..text.chat import BASE_STOP_STRINGS, Messages, build_inputs
+from ..text.chat import Messages, build_inputs, turn_headers
 from ..tiny import demo_questions, load_tiny_pair
 from .comparison import Comparison
 from .conversation import Conversation
@@ -169,7 +169,7 @@ def _messages(question: str | None, file: Path | None) -> Messages:
 
 def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, as_json: bool) -> None:
     text = response_text(output.sequences, output.prompt_length, tokenizer)
-    trace = explain(output, tokenizer, stop_strings=BASE_STOP_STRINGS)
+    trace = explain(output, tokenizer, stop_strings=turn_headers(tokenizer))
     if as_json:
         typer.echo(json.dumps({"response": text, **trace.to_dict(), "stats": asdict(output.stats)}, ensure_ascii=False))
     else:
@@ -192,7 +192,7 @@ def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> No
     table = Table.grid(padding=(0, 2))
     table.add_row("base", Text(response_text(alone, prompt.shape[1], tokenizer)))
     table.add_row("pilot", Text(response_text(draft, pilot_prompt.shape[1], assistant_tokenizer)))
-    table.add_row("[bold]both[/bold]", explain(both, tokenizer, stop_strings=BASE_STOP_STRINGS))
+    table.add_row("[bold]both[/bold]", explain(both, tokenizer, stop_strings=turn_headers(tokenizer)))
     expected = f"  (right: {question['answer']})" if question["kind"] == "fact" else "  (to be refused)"
     console.print(Text(question["messages"][-1]["content"], style="bold") + Text(expected, style="not bold dim"))
     console.print(table)

@@ -18,7 +18,7 @@ from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..outputs import BASE_COLOUR, PILOT_COLOURS, explain
 from ..switch import SwitchCriteria
-from ..text.chat import BASE_STOP_STRINGS, before_next_turn, settled
+from ..text.chat import before_next_turn, settled, turn_headers
 from .models import Pair, answer
 
 
@@ -64,7 +64,7 @@ class Conversation:
         streamer = _Display(tokenizer, criteria, _Printer())
         try:
             output = answer(self._pair, chat, self._config, self._max_new_tokens, streamer=streamer, switch_criteria=criteria)
-            remark = explain(output, tokenizer, stop_strings=BASE_STOP_STRINGS).summary()
+            remark = explain(output, tokenizer, stop_strings=turn_headers(tokenizer)).summary()
         except KeyboardInterrupt:
             remark = "stopped by Ctrl-C"
         except WSDValueError as error:
@@ -103,6 +103,7 @@ class _Display(BaseStreamer):
     ) -> None:
         self.answer = ""
         self._tokenizer, self._criteria, self._write = tokenizer, criteria, write
+        self._transcript = bool(turn_headers(tokenizer))
         self._text = ""
         self._ids: list[int] | None = None
         self._drafted = 0  # characters of the pilot's
@@ -116,11 +117,11 @@ class _Display(BaseStreamer):
         self._text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         if len(self._ids) <= self._criteria.drafted:
             self._drafted = len(self._text.rstrip("\ufffd"))
-        self._show(settled(self._text))
+        self._show(settled(self._text) if self._transcript else self._text.rstrip("\ufffd"))
 
     def end(self) -> None:
         """What was withheld turned out to be text."""
-        self._show(before_next_turn(self._text))
+        self._show(before_next_turn(self._text) if self._transcript else self._text)
 
     def _show(self, answer: str) -> None:
         shown, self.answer = len(self.answer), answer

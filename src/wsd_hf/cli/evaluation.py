@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -106,7 +106,13 @@ class Harness(str, Enum):
     lm_eval = "lm-eval"
 
 
+OF_HARNESS = ("tasks", "include_path", "limit", "batch_size", "apply_chat_template", "num_fewshot", "gen_kwargs")
+OF_EXPORT = ("questions", "name")
+"""Arguments of `evaluate` that the other way of measuring doesn't heed."""
+
+
 def evaluate(
+    context: typer.Context,
     harness: Annotated[Harness | None, typer.Option(help="Run this harness on --tasks.")] = None,
     export: Annotated[
         str | None, typer.Option(help="Or answer --questions for this judge: alpaca_eval, arena_hard, mt_bench.")
@@ -146,16 +152,17 @@ def evaluate(
         if export is not None:
             if questions is None or out is None:
                 raise WSDValueError(f"--export {export} needs --questions and --out")
+            _refuse(context, OF_HARNESS, "--export")
             answers = AnswerFile(export, questions, out, name)
             write_answers(answers, lambda: load_pair(base, pilot, device, dtype), config, max_new_tokens or 1024)
             return
         if tasks is None or base is None or pilot is None:
             raise WSDValueError("--harness lm-eval needs --tasks, --base and --pilot")
-        if out and not out.absolute().parent.is_dir():
-            raise WSDValueError(f"--out {out}: its folder is missing; make it first")
+        _refuse(context, OF_EXPORT, "--harness")
+        _check(out, include_path, gen_kwargs)
         run_lm_eval(
             Evaluation(
-                tasks=tasks.split(","),
+                tasks=[task.strip() for task in tasks.split(",")],
                 base=base,
                 pilot=pilot,
                 config=config,
@@ -171,3 +178,22 @@ def evaluate(
                 out=out,
             )
         )
+
+
+def _refuse(context: typer.Context, names: Iterable[str], way: str) -> None:
+    """Raises if an option was given that has no effect on this way of measuring."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise WSDValueError(f"--{name.replace('_', '-')} has no effect with {way}: leave it out")
+
+
+def _check(out: Path | None, include_path: Path | None, gen_kwargs: str) -> None:
+    """Raises for what the harness would find out late, or not at all."""
+    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise WSDValueError(f"--out {out}: must be a file in a folder that exists")
+    for setting in filter(None, gen_kwargs.split(",")):
+        if "=" not in setting:
+            raise WSDValueError(f"--gen-kwargs {setting}: must be NAME=VALUE")
+    if include_path and not include_path.is_dir():
+        raise WSDValueError(f"--include-path {include_path}: no such folder")

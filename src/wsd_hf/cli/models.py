@@ -14,7 +14,7 @@ from ..errors import WSDValueError
 from ..generation import AutoModelForCausalLM
 from ..hub import load_pilot
 from ..outputs import WSDGenerateOutput
-from ..text.chat import Messages, before_next_turn, build_inputs
+from ..text.chat import Messages, answer_text, build_inputs
 from ..tiny import load_tiny_pair
 
 Pair = tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerBase]
@@ -68,7 +68,7 @@ def answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int, *
 
 def response_text(sequences: torch.Tensor, prompt_length: int, tokenizer: PreTrainedTokenizerBase) -> str:
     """The answer in the first row of what `generate` returned."""
-    return before_next_turn(tokenizer.decode(sequences[0, prompt_length:], skip_special_tokens=True)).lstrip()
+    return answer_text(sequences[0, prompt_length:], tokenizer)
 
 
 def known_device(name: str) -> torch.device:
@@ -85,9 +85,10 @@ def _target(device: str, dtype: DType) -> dict[str, Any]:
 
 def _load(option: str, source: str, kind: Any, **kwargs: Any) -> Any:
     """A model or a tokenizer, whatever `kind` makes; blames the option."""
-    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
+    folder = Path(source).expanduser()
+    if source.startswith(("/", ".", "~")) and not folder.is_dir():
         raise WSDValueError(f"{option} {source}: no such folder")
     try:
-        return kind.from_pretrained(source, **kwargs)
+        return kind.from_pretrained(str(folder) if folder.is_dir() else source, **kwargs)
     except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
         raise WSDValueError(f"{option} {source}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import os
@@ -40,11 +41,16 @@ def find_judge(name: str) -> Judge:
 
 
 def score(judge: Judge, record: Record, response: str) -> float:
-    """What a judge says of a response, which must be a number."""
-    value: Any = judge(record, response)
+    """What a judge says of a response, which must be a number; the judge may change the record that it is given."""
+    try:
+        value: Any = judge(copy.deepcopy(record), response)
+    except WSDValueError:
+        raise
+    except Exception as error:  # whatever the judge does
+        raise WSDValueError(f"the judge raised {type(error).__name__}: {error}") from error
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise WSDValueError(f"the judge returned {value!r}: must return a finite number")

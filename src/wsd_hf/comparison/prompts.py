@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +19,14 @@ def read_prompts(file: Path, skipped: Callable[[str], None] | None = None) -> li
     """The prompts of a file, whose lines are `{"prompt": text}` or `{"messages": [...]}` and may have further keys.
 
     Args:
-        file: in UTF-8; empty lines count, and say nothing.
+        file: in UTF-8, with a byte order mark or without; empty lines count, and say nothing.
         skipped: is told of each malformed line, which is left out; without it such a line is an error.
 
     Raises:
         WSDValueError: a malformed line, by its number, or a file without prompts.
     """
     records = []
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check_room
 from ..config import WSDConfig
 from ..outputs import explain
-from ..text.chat import BASE_STOP_STRINGS, Messages, before_next_turn, next_turn_criteria
+from ..text.chat import Messages, answer_text, next_turn_criteria, turn_headers
 
 WORK = tuple(f"{model}_{unit}" for model in ("base", "pilot", "reference") for unit in ("forwards", "tokens"))
 """What an answer costs: forwards of each model, and token positions fed to it; named as in `WSDStats`."""
@@ -86,7 +87,7 @@ def _plain(
     prompt = inputs["input_ids"].shape[1]
     tokens = ids.shape[1] - prompt
     work = {f"{name}_forwards": tokens, f"{name}_tokens": prompt + tokens - 1}
-    return Reply(response=_text(ids[0, prompt:], tokenizer), tokens=tokens, seconds=seconds, work=work)
+    return Reply(response=answer_text(ids[0, prompt:], tokenizer), tokens=tokens, seconds=seconds, work=work)
 
 
 def by_wsd(bench: Bench, inputs: Mapping[str, Any]) -> Reply:
@@ -98,7 +99,7 @@ def by_wsd(bench: Bench, inputs: Mapping[str, Any]) -> Reply:
         written_by_pilot=drafted,
         switch_index=drafted,
         switch_reason=output.switch_reason[0],
-        html=explain(output, bench.tokenizer, stop_strings=BASE_STOP_STRINGS).to_html(),
+        html=explain(output, bench.tokenizer, stop_strings=turn_headers(bench.tokenizer)).to_html(),
     )
 
 
@@ -138,16 +139,14 @@ def _together(strategy: str, bench: Bench, inputs: Mapping[str, Any], **settings
     )
     response = output.sequences[0, inputs["input_ids"].shape[1] :]
     work = {name: getattr(output.stats, name) for name in WORK if hasattr(output.stats, name)}
-    return output, Reply(response=_text(response, bench.tokenizer), tokens=len(response), seconds=seconds, work=work)
+    return output, Reply(response=answer_text(response, bench.tokenizer), tokens=len(response), seconds=seconds, work=work)
 
 
 def _generate(model: PreTrainedModel, bench: Bench, inputs: Mapping[str, Any], **kwargs: Any) -> tuple[Any, float]:
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
     there = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+    room = int(check_room("model", model, inputs["attention_mask"]))  # transformers itself goes on, and may fail there
+    limit = min(bench.max_new_tokens, room)
     begin = clock()
-    output = model.generate(**there, **{"do_sample": False, **kwargs}, max_new_tokens=bench.max_new_tokens)
+    output = model.generate(**there, **{"do_sample": False, **kwargs}, max_new_tokens=limit)
     return output, clock() - begin
-
-
-def _text(response: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
-    return before_next_turn(tokenizer.decode(response, skip_special_tokens=True)).lstrip()

@@ -69,7 +69,12 @@ def _read(file: Path) -> list[Answer]:
 
 
 def _check_same(file: Path, settings: dict[str, Any]) -> None:
-    before = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise WSDValueError(
+            f"{file}: is missing or damaged, and nothing else tells how the answers beside it were given; choose another folder"
+        ) from None
     different = [
         f"{name} was {before.get(name)!r} and is {settings.get(name)!r}"
         for name in {**before, **settings}

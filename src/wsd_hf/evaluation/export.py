@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import time
 import uuid
 from collections import Counter
@@ -103,7 +104,8 @@ class AnswerFile:
         missing: the questions that had no answer when the file was opened, in order.
 
     Raises:
-        WSDValueError: another kind, a malformed question or answer (named by its line or place), or answers of another model.
+        WSDValueError: another kind, no question, a malformed question or answer (named by its line or place), or answers of
+            another model.
     """
 
     def __init__(self, kind: str, questions: Path, path: Path, model: str | None = None) -> None:
@@ -121,6 +123,8 @@ class AnswerFile:
                     f"{path} holds answers of {record[self._kind.model]!r}, not of {self._model!r}: "
                     "give another file, or that name"
                 )
+        if not asked:
+            raise WSDValueError(f"{questions}: there are no questions in it")
         answered = Counter(record[id] for record in self._records)
         self.missing = [question for question in asked if not _taken(answered, question[id])]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,12 +136,18 @@ class AnswerFile:
             question: one of `missing`.
             ask: from a chat to the answer; a later turn's chat holds the earlier answers.
             now: the time of the answer, in seconds since 1970.
+
+        Raises:
+            WSDValueError: what `ask` refuses with one, and the question's name.
         """
         turns = question[self._kind.text]
         chat: list[dict[str, str]] = []
         for turn in turns if self._kind.turns else [turns]:
             chat.append({"role": "user", "content": turn})
-            chat.append({"role": "assistant", "content": ask(tuple(chat))})
+            try:
+                chat.append({"role": "assistant", "content": ask(tuple(chat))})
+            except WSDValueError as error:
+                raise WSDValueError(f"{self._kind.id}={reprlib.repr(question[self._kind.id])}: {error}") from error
         answers = [message["content"] for message in chat[1::2]]
         # The same model's answer to the same question always has the same id.
         answer_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._model}/{question[self._kind.id]}").hex
@@ -188,6 +198,10 @@ def _parse(content: bytes, place: str) -> Any:
 def _check(record: Any, place: str, wanted: dict[str, tuple[type, ...]]) -> None:
     if not isinstance(record, dict):
         raise WSDValueError(f"{place}: must be a JSON object with {' and '.join(wanted)}")
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise WSDValueError(f"{place}: holds half of a surrogate pair, which is no text") from None
     for key, types in wanted.items():
         value = record.get(key)
         texts = isinstance(value, list) and value and all(isinstance(text, str) for text in value)

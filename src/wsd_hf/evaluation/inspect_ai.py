@@ -43,6 +43,7 @@ GATHERING = 0.1
 
 REFUSED = (
     "best_of",
+    "extra_body",
     "frequency_penalty",
     "logit_bias",
     "logprobs",

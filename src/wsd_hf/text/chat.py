@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from ..errors import WSDValueError
@@ -48,7 +49,8 @@ def build_inputs(
         padded on the left, and `stopping_criteria` where the base has no template.
 
     Raises:
-        WSDValueError: messages of another form, or a tokenizer that lacks a chat template or pad token; names it.
+        WSDValueError: messages of another form, a tokenizer that lacks a chat template or pad token, or a template that
+            refuses the messages (system messages, often); names it.
     """
     inputs = chat_prompts(_chats(messages), tokenizer, assistant_tokenizer)
     if not tokenizer.chat_template:
@@ -67,7 +69,7 @@ def chat_prompts(
 def base_prompts(chats: Sequence[Messages], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The base's side of `chat_prompts`: `input_ids` and `attention_mask`."""
     transcript = None if tokenizer.chat_template else BASE_CHAT_TEMPLATE
-    return _pad("tokenizer", tokenizer, [_encode(chat, tokenizer, transcript) for chat in chats])
+    return _pad("tokenizer", tokenizer, [_encode("tokenizer", tokenizer, chat, transcript) for chat in chats])
 
 
 def pilot_prompts(chats: Sequence[Messages], assistant_tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -76,7 +78,8 @@ def pilot_prompts(chats: Sequence[Messages], assistant_tokenizer: PreTrainedToke
         raise WSDValueError(
             "assistant_tokenizer has no chat template: a pilot needs the one it was tuned with; set its chat_template"
         )
-    return _pad("assistant_tokenizer", assistant_tokenizer, [_encode(chat, assistant_tokenizer) for chat in chats])
+    rows = [_encode("assistant_tokenizer", assistant_tokenizer, chat) for chat in chats]
+    return _pad("assistant_tokenizer", assistant_tokenizer, rows)
 
 
 def next_turn_criteria(tokenizer: PreTrainedTokenizerBase) -> StoppingCriteriaList:
@@ -93,6 +96,17 @@ def before_next_turn(text: str) -> str:
     for stop in BASE_STOP_STRINGS:
         text = text.split(stop)[0]
     return text.rstrip()
+
+
+def turn_headers(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What stops the answers of a model that writes a transcript; nothing for one with a chat template of its own."""
+    return [] if tokenizer.chat_template else BASE_STOP_STRINGS
+
+
+def answer_text(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a response, of a transcript without the header of the next turn."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True)
+    return (before_next_turn(text) if turn_headers(tokenizer) else text).strip()
 
 
 def answer_length(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -141,11 +155,15 @@ def check_turns(name: str, messages: Messages) -> None:
             raise WSDValueError(f"{name}[{position}]={message!r}: must have a role ({', '.join(ROLES)}) and a text as content")
 
 
-def _encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> list[int]:
+def _encode(name: str, tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str | None = None) -> list[int]:
     check_messages(messages)
+    turns, prefill = messages, ""
     if messages[-1]["role"] == "assistant":
-        return encode_turns(messages[:-1], messages[-1]["content"].strip(), tokenizer, template)
-    return encode_turns(messages, "", tokenizer, template)
+        turns, prefill = messages[:-1], messages[-1]["content"].strip()
+    try:
+        return encode_turns(turns, prefill, tokenizer, template)
+    except TemplateError as error:
+        raise WSDValueError(f"the chat template of {name} refuses these messages: {error}") from error
 
 
 def encode_turns(turns: Messages, prefill: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> list[int]:
