@@ -368,6 +368,16 @@ def test_models_whose_cache_cannot_be_rewound_give_the_same_values() -> None:
     assert out.values.item() == pytest.approx(plain_value(ids, response, small="mamba"), abs=1e-3)
 
 
+def test_a_response_may_say_what_another_prompt_does() -> None:
+    """Then it goes on from where that prompt was read, of which nobody had asked how likely it is."""
+    value = wsd_hf.ImplicitValue(*models()[1:], letters(), ["abc", "abcdef"])
+    responses = [(0, "defgh"), (1, "gh"), (0, "d")]
+    got = value([text for _, text in responses], [False] * 3, [of for of, _ in responses])
+    for (of, text), one in zip(responses, got.tolist(), strict=True):
+        prompt = torch.tensor([letters().encode(["abc", "abcdef"][of])])
+        assert one == pytest.approx(plain_value(prompt, letters().encode(text)), abs=1e-3)
+
+
 def test_a_value_forgets_what_an_interrupted_reading_left_behind() -> None:
     _, tuned, untuned = models()
     value = wsd_hf.ImplicitValue(tuned, untuned, letters(), ["hello"])
