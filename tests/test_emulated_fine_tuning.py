@@ -200,7 +200,15 @@ def test_padded_embeddings_are_one_vocabulary_if_the_tokenizers_are() -> None:
             "reference_input_ids contains token id 64, but the vocabulary of",
         ),
         ({"num_beams": 2}, "strategy='emulated_fine_tuning' decodes greedily or samples"),
-        ({"max_new_tokens": 300}, "pass the end of the context of assistant_model, 256 tokens"),
+        ({"max_new_tokens": 252, "assistant_input_ids": torch.tensor([[2]])}, "the end of the context of the base, 256 tokens"),
+        (
+            {"max_new_tokens": 250, "assistant_input_ids": torch.full((1, 7), 2)},
+            "the end of the context of assistant_model, 256 tokens",
+        ),
+        (
+            {"attention_mask": torch.tensor([[1, 1, 1, 1, 0]]), "assistant_input_ids": torch.tensor([[2]])},
+            "input_ids is padded on the right",
+        ),
         ({"tokenizer": "letters"}, "tokenizer is of type str"),
         ({"synced_gpus": True}, "synced_gpus=True is not supported by strategy='emulated_fine_tuning'"),
     ],

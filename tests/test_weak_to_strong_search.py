@@ -402,6 +402,7 @@ def test_a_value_forgets_what_an_interrupted_reading_left_behind() -> None:
         ({"do_sample": False}, "do_sample=False: strategy='weak_to_strong_search' chooses among samples"),
         ({"num_return_sequences": 5}, "num_return_sequences=5: must be at most beam_width=4"),
         ({"output_scores": True, "return_dict_in_generate": True}, "cannot serve this call: output_scores=True was given"),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]]), "value": len}, "input_ids is padded on the right"),
         ({"num_beams": 2}, "strategy='weak_to_strong_search' decodes greedily or samples"),
         ({"assistant_tokenizer": letter_tokenizer(70)}, "the tokenizer has 70 tokens and the tuned model 64"),
         ({"assistant_tokenizer": letter_tokenizer(64)}, "has no EOS token"),
