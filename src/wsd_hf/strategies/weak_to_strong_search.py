@@ -6,7 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..checks import check_kind, check_room, eos_token_ids
 from ..decoding.call import Call
@@ -20,6 +26,9 @@ from ..small_model import SmallModel
 from ..text.pieces import PieceEncoder
 from ..text.vocabulary import same_vocabulary
 from .hosting import decode_within, setting
+
+TIED_TO_ROWS = (*STATEFUL, EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
+"""Processors of transformers that keep something of each row; the last two its prompt."""
 
 
 def weak_to_strong_search(
@@ -139,7 +148,7 @@ def _check(call: Call, settings: BeamSettings) -> None:
         if getattr(call.generation_config, name):
             reason = f"{name}=True was given"
     for processor in call.processors:
-        if isinstance(processor, STATEFUL):
+        if isinstance(processor, TIED_TO_ROWS):
             reason = f"{type(processor).__name__} wants every row to stay in its place"
     if reason:
         raise WSDValueError(f"strategy='weak_to_strong_search' cannot serve this call: {reason}")
