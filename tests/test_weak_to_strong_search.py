@@ -396,6 +396,7 @@ def test_a_value_forgets_what_an_interrupted_reading_left_behind() -> None:
         ({"successors": 1.5}, "successors=1.5: must be an integer of at least 1"),
         ({"chunk_length": 0}, "chunk_length=0: must be an integer of at least 1"),
         ({"official_ties": "yes"}, "official_ties='yes': must be True or False"),
+        ({"value": 3}, "value=3: must be a function of (texts, ended, of)"),
         ({"tokenizer": None}, "tokenizer=None: strategy='weak_to_strong_search' judges text"),
         ({"assistant_model": None}, "assistant_model=None: must be a causal language model"),
         ({"reference_model": None}, "reference_model=None: must be a causal language model"),
@@ -436,3 +437,28 @@ def test_logits_and_values_that_are_no_numbers_are_told() -> None:
         value(["def"], [True])
     with pytest.raises(wsd_hf.WSDValueError, match="value gave"):
         search(random_prompt(0, 4), value=lambda texts, ended, of: [float("nan")] * len(texts), max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("hello", "prompts='hello': must be a list of prompts"),
+        ([1, 2], r"prompts=\[1, 2\]: must be a list of prompts"),
+        ([[1, 64]], "a prompt contains token id 64, and the tuned model knows 64 tokens"),
+        ([[1, -1]], "a prompt contains token id -1"),
+        ([""], "a prompt has no tokens"),
+        ([], "must be in pairs"),
+    ],
+)
+def test_prompts_that_a_value_cannot_take_are_told(prompts: Any, message: str) -> None:
+    with pytest.raises(wsd_hf.WSDValueError, match=message):
+        wsd_hf.ImplicitValue(*models()[1:], letters(), prompts)
+
+
+def test_responses_that_belong_to_no_prompt_are_told() -> None:
+    value = wsd_hf.ImplicitValue(*models()[1:], letters(), ["abc", "def"])
+    for of in ([2], [-1]):
+        with pytest.raises(wsd_hf.WSDValueError, match=f"of contains {of[0]}, and the prompts are counted from 0 to 1"):
+            value(["a"], [False], of)
+    with pytest.raises(wsd_hf.WSDValueError, match="texts, ended and of have 1, 2 and 1 entries"):
+        value(["a"], [False, True])

@@ -88,6 +88,8 @@ def weak_to_strong_search(
     if setting("do_sample", kwargs, generation_config) is False:
         raise WSDValueError("do_sample=False: strategy='weak_to_strong_search' chooses among samples; leave it out")
     kwargs["do_sample"] = True
+    if value is not None and not callable(value):
+        raise WSDValueError(f"value={value!r}: must be a function of (texts, ended, of)")
     check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
     if tokenizer is None:
         raise WSDValueError("tokenizer=None: strategy='weak_to_strong_search' judges text; pass the base's tokenizer")
