@@ -340,6 +340,20 @@ def test_prompts_are_read_once_and_the_beginnings_of_responses_too() -> None:
     assert out.stats.pilot_forwards == 1 + len(out.tree[0])
 
 
+def test_the_work_of_a_value_that_serves_many_calls_is_told_for_each() -> None:
+    _, tuned, untuned = models()
+    ids, counts = random_prompt(0, 5, VOCABULARY), []
+    value = wsd_hf.ImplicitValue(tuned, untuned, letters(), [letters().decode(ids[0])])
+    hook = fed(tuned, counts)
+    try:
+        for _ in range(2):
+            counts.clear()
+            out = search(ids, value=value, chunk_length=2, max_new_tokens=4)
+            assert out.stats.pilot_forwards == out.stats.reference_forwards == len(counts)
+    finally:
+        hook.remove()
+
+
 def test_base_and_small_models_meet_through_text() -> None:
     other, ids = letters("zyxw"), random_prompt(3, 6, VOCABULARY)
     out = search(ids, assistant_tokenizer=other, beam_width=2, successors=2, chunk_length=4, max_new_tokens=8)

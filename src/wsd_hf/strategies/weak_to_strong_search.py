@@ -114,6 +114,7 @@ def weak_to_strong_search(
 
 def _search(call: Call, settings: BeamSettings, value: Value, tokenizer: PreTrainedTokenizerBase) -> Any:
     _check(call, settings)
+    before = _work(value)
     prompts, mask = (tensor[:: call.copies] for tensor in call.prompt)
     stream = StepStream(call.base, prompts, mask, call.budget)
     search = ChunkBeamSearch(
@@ -139,7 +140,7 @@ def _search(call: Call, settings: BeamSettings, value: Value, tokenizer: PreTrai
         sequences=sequences,
         values=torch.tensor([hypothesis.value for hypothesis in found], device=sequences.device),
         tree=[beam.selections for beam in search.beams],
-        stats=_stats(call, stream, value),
+        stats=_stats(call, stream, value, before),
         prompt_length=call.input_ids.shape[1],
     )
 
@@ -198,9 +199,15 @@ def _sequences(call: Call, found: list[Hypothesis]) -> torch.Tensor:
     return torch.cat([call.input_ids, torch.tensor(rows).to(call.input_ids)], dim=1)
 
 
-def _stats(call: Call, stream: StepStream, value: Value) -> GuidedStats:
+def _work(value: Value) -> list[int]:
+    """Forwards and token positions of each small model so far; a value may serve many calls."""
     judges = [value.tuned, value.untuned] if isinstance(value, ImplicitValue) else []
-    work = [count for judge in judges for count in (judge.forwards, judge.tokens)] or [0] * 4
+    return [count for judge in judges for count in (judge.forwards, judge.tokens)] or [0] * 4
+
+
+def _stats(call: Call, stream: StepStream, value: Value, before: list[int]) -> GuidedStats:
+    work = [now - then for now, then in zip(_work(value), before, strict=True)]
+    small = [value.tuned.model, value.untuned.model] if isinstance(value, ImplicitValue) else []
     return GuidedStats(
         base_forwards=stream.forwards,
         base_tokens=stream.tokens,
@@ -209,5 +216,5 @@ def _stats(call: Call, stream: StepStream, value: Value) -> GuidedStats:
         reference_forwards=work[2],
         reference_tokens=work[3],
         cache_memory=None,
-        peak_memory=peak_memory(call.base, *(judge.model for judge in judges)),
+        peak_memory=peak_memory(call.base, *small),
     )
