@@ -236,6 +236,24 @@ def test_logits_that_are_no_numbers_are_blamed_on_their_model() -> None:
         emulate(base, random_prompt(0, 4), tuned, broken, max_new_tokens=3, pad_token_id=PAD)
 
 
+def test_tokens_that_no_small_model_ever_says_are_the_bases() -> None:
+    base, *small = models("llama")
+    ids = random_prompt(3, 6)
+    settings = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD}
+    expected = emulate(base, ids, *small, **settings, suppress_tokens=[9])
+    silent = [copy.deepcopy(model) for model in small]
+    for model in silent:
+        model.lm_head.register_forward_hook(lambda _module, _args, logits: logits.index_fill(-1, torch.tensor([9]), -torch.inf))
+    assert emulate(base, ids, *silent, **settings, suppress_tokens=[9]).tolist() == expected.tolist()
+    assert emulate(base, ids, *silent, **settings, beta=0).tolist() == base.generate(ids, **settings).tolist()
+
+
+def test_a_sum_that_is_no_number_is_told() -> None:
+    base, *small = models("llama")
+    with pytest.raises(wsd_hf.WSDLogitsError, match="the emulated model returned NaN or infinite logits at response token 1"):
+        emulate(base, random_prompt(0, 4), *small, beta=1e40, max_new_tokens=2, pad_token_id=PAD)
+
+
 def test_rows_end_on_their_own() -> None:
     base, tuned, untuned = models("llama")
     prompts = [random_prompt(seed, 4) for seed in range(6)]

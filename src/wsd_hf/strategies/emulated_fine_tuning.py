@@ -101,13 +101,19 @@ class _Emulated(LogitsProcessor):
             self.tuned.append(input_ids[:, -1])
             self.untuned.append(input_ids[:, -1])
         tuned, untuned = (stream.next_logits().to(scores.device) for stream in (self.tuned, self.untuned))
-        for name, logits in (("base", scores), ("assistant_model", tuned), ("reference_model", untuned)):
-            check_usable(name, unusable(logits) & ~self._criteria.ended(input_ids), [self.taken] * len(scores))
-        self.taken += 1
         shared = min(scores.shape[-1], tuned.shape[-1], untuned.shape[-1])
         moved = scores.clone()
-        moved[:, :shared] += self._beta * (tuned[:, :shared] - untuned[:, :shared])
+        moved[:, :shared] += self._beta * _difference(tuned[:, :shared], untuned[:, :shared])
+        models = ("base", scores), ("assistant_model", tuned), ("reference_model", untuned), ("emulated model", moved)
+        for name, logits in models:
+            check_usable(name, unusable(logits) & ~self._criteria.ended(input_ids), [self.taken] * len(scores))
+        self.taken += 1
         return moved
+
+
+def _difference(tuned: torch.Tensor, untuned: torch.Tensor) -> torch.Tensor:
+    """What tuning changed; nothing where neither model ever says a token, whose logits are -inf."""
+    return torch.where(tuned == untuned, 0.0, tuned - untuned)
 
 
 def _weight(beta: Any) -> float:
