@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextIteratorStreamer,
+)
 from transformers.generation.streamers import BaseStreamer
 
 import wsd_hf
@@ -439,6 +446,22 @@ def test_is_refused_by_name_before_any_forward(kwargs: dict[str, Any], message: 
         for hook in hooks:
             hook.remove()
     assert message in str(caught.value)
+    assert not counts
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("rwkv", {"attention_hidden_size": 32, "num_hidden_layers": 2}),
+        ("recurrent_gemma", {"num_attention_heads": 4, "intermediate_size": 48, "lru_width": 32, "num_hidden_layers": 1}),
+    ],
+)
+def test_bases_whose_rows_cannot_be_reordered_are_refused(family: str, sizes: dict[str, int]) -> None:
+    config = AutoConfig.for_model(family, vocab_size=VOCABULARY, hidden_size=32, eos_token_id=EOS, pad_token_id=PAD, **sizes)
+    base, counts = wsd_hf.enable_wsd(AutoModelForCausalLM.from_config(config)), []
+    fed(base, counts)
+    with pytest.raises(wsd_hf.WSDValueError, match=f"what {type(base).__name__} remembers of a row cannot be reordered"):
+        base.generate(random_prompt(0, 4), strategy=STRATEGY, value=lambda *_: [], tokenizer=letters(), max_new_tokens=3)
     assert not counts
 
 

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .. import _compat
 from ..checks import check_kind, check_room, eos_token_ids
 from ..decoding.call import Call
 from ..decoding.fast import STATEFUL, why_not_inputs, why_not_options
@@ -147,6 +148,8 @@ def _search(call: Call, settings: BeamSettings, value: Value, tokenizer: PreTrai
 
 def _check(call: Call, settings: BeamSettings) -> None:
     reason = why_not_options(call.generation_config) or why_not_inputs(call)
+    if not _compat.can_select_rows(call.base, call.model_kwargs):
+        reason = f"what {type(call.base).__name__} remembers of a row cannot be reordered"
     for name in ("output_scores", "output_logits"):
         if getattr(call.generation_config, name):
             reason = f"{name}=True was given"
