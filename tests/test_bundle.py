@@ -58,6 +58,29 @@ def answers(output: torch.Tensor, inputs: Any, tokenizer: Any) -> list[str]:
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "kwargs"), [("emulated_fine_tuning", {}), ("weak_to_strong_search", {"beam_width": 2, "successors": 2})]
+)
+def test_a_packed_pair_takes_every_strategy(folder: Path, strategy: str, kwargs: dict[str, Any]) -> None:
+    model, tokenizer = load(folder)
+    inputs = prompt(tokenizer, [user(KELOFT)])
+    base, pilot, _, pilot_tokenizer = wsd_hf.load_tiny_pair()
+    own = pilot_tokenizer.apply_chat_template([user(KELOFT)], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    kwargs = {**kwargs, "strategy": strategy, "reference_model": pilot, "do_sample": True, "max_new_tokens": 8, "top_k": 1}
+    expected = wsd_hf.enable_wsd(base).generate(
+        **inputs,
+        assistant_model=pilot,
+        assistant_input_ids=own["input_ids"],
+        tokenizer=tokenizer,
+        assistant_tokenizer=pilot_tokenizer,
+        **kwargs,
+    )
+    assert model.generate(**inputs, **kwargs).tolist() == expected.tolist()
+    plain = AutoModelForCausalLM.from_pretrained(BASE)
+    got = plain.generate(**inputs, custom_generate=str(folder), trust_remote_code=True, **kwargs)
+    assert got.tolist() == expected.tolist()
+
+
 def direct(folder: Path, *chats: list[dict[str, str]], **settings: Any) -> list[str]:
     """What `build_inputs` and `generate(strategy="wsd")` answer with the two models of a bundle."""
     base = wsd_hf.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)

@@ -199,8 +199,18 @@ def test_padded_embeddings_are_one_vocabulary_if_the_tokenizers_are() -> None:
             {"reference_input_ids": torch.tensor([[64]])},
             "reference_input_ids contains token id 64, but the vocabulary of",
         ),
+        ({"reference_input_ids": torch.tensor([[2, -1]])}, "reference_input_ids contains token id -1, but the vocabulary of"),
+        ({"reference_input_ids": torch.tensor([[2.0]])}, "reference_input_ids is of torch.float32: must be token ids"),
         ({"num_beams": 2}, "strategy='emulated_fine_tuning' decodes greedily or samples"),
-        ({"max_new_tokens": 300}, "pass the end of the context of assistant_model, 256 tokens"),
+        ({"max_new_tokens": 252, "assistant_input_ids": torch.tensor([[2]])}, "the end of the context of the base, 256 tokens"),
+        (
+            {"max_new_tokens": 250, "assistant_input_ids": torch.full((1, 7), 2)},
+            "the end of the context of assistant_model, 256 tokens",
+        ),
+        (
+            {"attention_mask": torch.tensor([[1, 1, 1, 1, 0]]), "assistant_input_ids": torch.tensor([[2]])},
+            "input_ids is padded on the right",
+        ),
         ({"tokenizer": "letters"}, "tokenizer is of type str"),
         ({"synced_gpus": True}, "synced_gpus=True is not supported by strategy='emulated_fine_tuning'"),
     ],
@@ -224,6 +234,24 @@ def test_logits_that_are_no_numbers_are_blamed_on_their_model() -> None:
     broken.lm_head.weight.data[5] = float("nan")
     with pytest.raises(wsd_hf.WSDLogitsError, match=r"the reference_model returned NaN .* at response token 1 of row 0"):
         emulate(base, random_prompt(0, 4), tuned, broken, max_new_tokens=3, pad_token_id=PAD)
+
+
+def test_tokens_that_no_small_model_ever_says_are_the_bases() -> None:
+    base, *small = models("llama")
+    ids = random_prompt(3, 6)
+    settings = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD}
+    expected = emulate(base, ids, *small, **settings, suppress_tokens=[9])
+    silent = [copy.deepcopy(model) for model in small]
+    for model in silent:
+        model.lm_head.register_forward_hook(lambda _module, _args, logits: logits.index_fill(-1, torch.tensor([9]), -torch.inf))
+    assert emulate(base, ids, *silent, **settings, suppress_tokens=[9]).tolist() == expected.tolist()
+    assert emulate(base, ids, *silent, **settings, beta=0).tolist() == base.generate(ids, **settings).tolist()
+
+
+def test_a_sum_that_is_no_number_is_told() -> None:
+    base, *small = models("llama")
+    with pytest.raises(wsd_hf.WSDLogitsError, match="the emulated model returned NaN or infinite logits at response token 1"):
+        emulate(base, random_prompt(0, 4), *small, beta=1e40, max_new_tokens=2, pad_token_id=PAD)
 
 
 def test_rows_end_on_their_own() -> None:

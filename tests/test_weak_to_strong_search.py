@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextIteratorStreamer,
+)
 from transformers.generation.streamers import BaseStreamer
 
 import wsd_hf
@@ -340,6 +347,20 @@ def test_prompts_are_read_once_and_the_beginnings_of_responses_too() -> None:
     assert out.stats.pilot_forwards == 1 + len(out.tree[0])
 
 
+def test_the_work_of_a_value_that_serves_many_calls_is_told_for_each() -> None:
+    _, tuned, untuned = models()
+    ids, counts = random_prompt(0, 5, VOCABULARY), []
+    value = wsd_hf.ImplicitValue(tuned, untuned, letters(), [letters().decode(ids[0])])
+    hook = fed(tuned, counts)
+    try:
+        for _ in range(2):
+            counts.clear()
+            out = search(ids, value=value, chunk_length=2, max_new_tokens=4)
+            assert out.stats.pilot_forwards == out.stats.reference_forwards == len(counts)
+    finally:
+        hook.remove()
+
+
 def test_base_and_small_models_meet_through_text() -> None:
     other, ids = letters("zyxw"), random_prompt(3, 6, VOCABULARY)
     out = search(ids, assistant_tokenizer=other, beam_width=2, successors=2, chunk_length=4, max_new_tokens=8)
@@ -368,6 +389,16 @@ def test_models_whose_cache_cannot_be_rewound_give_the_same_values() -> None:
     assert out.values.item() == pytest.approx(plain_value(ids, response, small="mamba"), abs=1e-3)
 
 
+def test_a_response_may_say_what_another_prompt_does() -> None:
+    """Then it goes on from where that prompt was read, of which nobody had asked how likely it is."""
+    value = wsd_hf.ImplicitValue(*models()[1:], letters(), ["abc", "abcdef"])
+    responses = [(0, "defgh"), (1, "gh"), (0, "d")]
+    got = value([text for _, text in responses], [False] * 3, [of for of, _ in responses])
+    for (of, text), one in zip(responses, got.tolist(), strict=True):
+        prompt = torch.tensor([letters().encode(["abc", "abcdef"][of])])
+        assert one == pytest.approx(plain_value(prompt, letters().encode(text)), abs=1e-3)
+
+
 def test_a_value_forgets_what_an_interrupted_reading_left_behind() -> None:
     _, tuned, untuned = models()
     value = wsd_hf.ImplicitValue(tuned, untuned, letters(), ["hello"])
@@ -386,15 +417,19 @@ def test_a_value_forgets_what_an_interrupted_reading_left_behind() -> None:
         ({"successors": 1.5}, "successors=1.5: must be an integer of at least 1"),
         ({"chunk_length": 0}, "chunk_length=0: must be an integer of at least 1"),
         ({"official_ties": "yes"}, "official_ties='yes': must be True or False"),
+        ({"value": 3}, "value=3: must be a function of (texts, ended, of)"),
         ({"tokenizer": None}, "tokenizer=None: strategy='weak_to_strong_search' judges text"),
         ({"assistant_model": None}, "assistant_model=None: must be a causal language model"),
         ({"reference_model": None}, "reference_model=None: must be a causal language model"),
         ({"do_sample": False}, "do_sample=False: strategy='weak_to_strong_search' chooses among samples"),
         ({"num_return_sequences": 5}, "num_return_sequences=5: must be at most beam_width=4"),
         ({"output_scores": True, "return_dict_in_generate": True}, "cannot serve this call: output_scores=True was given"),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]]), "value": len}, "input_ids is padded on the right"),
         ({"num_beams": 2}, "strategy='weak_to_strong_search' decodes greedily or samples"),
         ({"assistant_tokenizer": letter_tokenizer(70)}, "the tokenizer has 70 tokens and the tuned model 64"),
         ({"assistant_tokenizer": letter_tokenizer(64)}, "has no EOS token"),
+        ({"encoder_repetition_penalty": 1.5}, "EncoderRepetitionPenaltyLogitsProcessor wants every row to stay in its place"),
+        ({"encoder_no_repeat_ngram_size": 2}, "EncoderNoRepeatNGramLogitsProcessor wants every row to stay in its place"),
         ({"guidance_scale": 2.0}, "guidance_scale keeps a state of its own"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
@@ -414,6 +449,22 @@ def test_is_refused_by_name_before_any_forward(kwargs: dict[str, Any], message: 
     assert not counts
 
 
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("rwkv", {"attention_hidden_size": 32, "num_hidden_layers": 2}),
+        ("recurrent_gemma", {"num_attention_heads": 4, "intermediate_size": 48, "lru_width": 32, "num_hidden_layers": 1}),
+    ],
+)
+def test_bases_whose_rows_cannot_be_reordered_are_refused(family: str, sizes: dict[str, int]) -> None:
+    config = AutoConfig.for_model(family, vocab_size=VOCABULARY, hidden_size=32, eos_token_id=EOS, pad_token_id=PAD, **sizes)
+    base, counts = wsd_hf.enable_wsd(AutoModelForCausalLM.from_config(config)), []
+    fed(base, counts)
+    with pytest.raises(wsd_hf.WSDValueError, match=f"what {type(base).__name__} remembers of a row cannot be reordered"):
+        base.generate(random_prompt(0, 4), strategy=STRATEGY, value=lambda *_: [], tokenizer=letters(), max_new_tokens=3)
+    assert not counts
+
+
 def test_logits_and_values_that_are_no_numbers_are_told() -> None:
     _, tuned, untuned = models()
     broken = copy.deepcopy(tuned)
@@ -423,3 +474,28 @@ def test_logits_and_values_that_are_no_numbers_are_told() -> None:
         value(["def"], [True])
     with pytest.raises(wsd_hf.WSDValueError, match="value gave"):
         search(random_prompt(0, 4), value=lambda texts, ended, of: [float("nan")] * len(texts), max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("hello", "prompts='hello': must be a list of prompts"),
+        ([1, 2], r"prompts=\[1, 2\]: must be a list of prompts"),
+        ([[1, 64]], "a prompt contains token id 64, and the tuned model knows 64 tokens"),
+        ([[1, -1]], "a prompt contains token id -1"),
+        ([""], "a prompt has no tokens"),
+        ([], "must be in pairs"),
+    ],
+)
+def test_prompts_that_a_value_cannot_take_are_told(prompts: Any, message: str) -> None:
+    with pytest.raises(wsd_hf.WSDValueError, match=message):
+        wsd_hf.ImplicitValue(*models()[1:], letters(), prompts)
+
+
+def test_responses_that_belong_to_no_prompt_are_told() -> None:
+    value = wsd_hf.ImplicitValue(*models()[1:], letters(), ["abc", "def"])
+    for of in ([2], [-1]):
+        with pytest.raises(wsd_hf.WSDValueError, match=f"of contains {of[0]}, and the prompts are counted from 0 to 1"):
+            value(["a"], [False], of)
+    with pytest.raises(wsd_hf.WSDValueError, match="texts, ended and of have 1, 2 and 1 entries"):
+        value(["a"], [False, True])

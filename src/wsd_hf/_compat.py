@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.utils.chat_template_utils import Chat as Chat
 
 HTTPError: Any = HfHubHTTPError.__bases__[0]
@@ -30,13 +30,23 @@ def update_model_kwargs(model: PreTrainedModel, outputs: Any, model_kwargs: dict
     return updated
 
 
+CACHES = ("past_key_values", "cache_params")
+"""What models call their cache; the second is Mamba's name."""
+
+
+def can_select_rows(model: PreTrainedModel, model_kwargs: dict[str, Any]) -> bool:
+    """Whether all that a model will remember lies in a cache that can be reordered; RecurrentGemma's layers keep states."""
+    holds_cache = any(isinstance(model_kwargs.get(name), Cache) for name in CACHES)
+    return holds_cache and model.config.model_type != "recurrent_gemma"
+
+
 def select_rows(model_kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
     """The keyword arguments of the next forward for some rows, each as often as it is named; the cache itself is reordered."""
     selected: dict[str, Any] = {
         name: value[rows.to(value.device)] if isinstance(value, torch.Tensor) and name != "cache_position" else value
         for name, value in model_kwargs.items()
     }
-    for name in ("past_key_values", "cache_params"):  # Mamba's own name for it
+    for name in CACHES:
         if selected.get(name) is not None:
             selected[name].reorder_cache(rows)
     return selected

@@ -69,9 +69,11 @@ class SmallModel:
             prompt, blamed = Prompt(*translated(*base_prompt, tokenizer, self.tokenizer)), "the text of input_ids"
         check_prompt(blamed, prompt.input_ids, prompt.attention_mask, rows=len(base_prompt.input_ids))
         size = vocabulary_size(self.model)
-        if (largest := int(prompt.input_ids.max())) >= size:
+        if prompt.input_ids.is_floating_point():
+            raise WSDValueError(f"{blamed} is of {prompt.input_ids.dtype}: must be token ids, torch.long")
+        if unknown := [token for token in map(int, prompt.input_ids.aminmax()) if not 0 <= token < size]:
             raise WSDValueError(
-                f"{blamed} contains token id {largest}, but the vocabulary of {self.name}_model has {size} tokens: "
+                f"{blamed} contains token id {unknown[0]}, but the vocabulary of {self.name}_model has {size} tokens: "
                 f"pass {self.name}_input_ids= made with that model's tokenizer"
             )
         return prompt

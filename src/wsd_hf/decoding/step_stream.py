@@ -43,7 +43,8 @@ class StepStream:
         self._fresh: int | None = None
         self._model_kwargs: dict[str, Any] = {}
         pad_token_id = model.generation_config.pad_token_id
-        model.generate(
+        type(model).generate(  # a packed model's own `generate` decodes with its pilot
+            model,
             self.input_ids,
             attention_mask=attention_mask.to(model.device),
             custom_generate=self._take_model_kwargs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import nan
+from math import isnan, nan
 
 import torch
 from transformers import PreTrainedModel
@@ -63,7 +63,7 @@ class Reader:
         if not self._keeps:
             return [self._anew(row, text)[prompt - 1 :] for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True))]
         try:
-            self._share(texts)
+            self._share(texts, prompts)
             while self._read_slice(texts, prompts):
                 pass
         except BaseException:
@@ -76,9 +76,12 @@ class Reader:
         self._log_probs: list[list[float]] = [[]]  # of every token but the first; NaN where nobody asked
         self._stream = Stream(self.model, [[]], Workspace(RaggedCache(self.model.config, 0), Eager()))
 
-    def _share(self, texts: Sequence[list[int]]) -> None:
+    def _share(self, texts: Sequence[list[int]], prompts: Sequence[int]) -> None:
         """Each text's row becomes a copy of the one that holds most of it, as far as it does."""
-        common = [[len(common_prefix(text, known)) for known in self._texts] for text in texts]
+        common = [
+            [self._holds(row, text, prompt) for row in range(len(self._texts))]
+            for text, prompt in zip(texts, prompts, strict=True)
+        ]
         shared = [max(lengths) for lengths in common]
         rows = [lengths.index(most) for lengths, most in zip(common, shared, strict=True)]
         self._stream.gather(rows, capacity=max(map(len, texts)))
@@ -88,6 +91,12 @@ class Reader:
             self._stream.rewind(row, length)
         self._log_probs = [self._log_probs[row][:length] for row, length in zip(rows, before, strict=True)]
         self._texts = [list(text) for text in texts]
+
+    def _holds(self, row: int, text: list[int], prompt: int) -> int:
+        """How many tokens of a text a row holds, with the log-probabilities behind its prompt: another may have been longer."""
+        length = len(common_prefix(text, self._texts[row]))
+        asked = range(prompt - 1, length - 1)
+        return next((place + 1 for place in asked if isnan(self._log_probs[row][place])), length)
 
     def _read_slice(self, texts: Sequence[list[int]], prompts: Sequence[int]) -> bool:
         """Reads on, as far as logits may be held; whether there was anything left. Nothing follows a text's last token."""

@@ -31,7 +31,8 @@ class ImplicitValue:
         add_special_tokens: whether the tokenizer adds its special tokens to prompts that are text.
 
     Raises:
-        WSDValueError: no causal model, a tokenizer that is not the models' or has no EOS, prompts empty or not in pairs.
+        WSDValueError: no causal model, a tokenizer that is not the models' or has no EOS, prompts empty, of another kind
+            or not in pairs.
     """
 
     def __init__(
@@ -54,8 +55,12 @@ class ImplicitValue:
         if tokenizer.eos_token_id is None:
             raise WSDValueError("the small models' tokenizer has no EOS token, which ends a response: set its eos_token")
         untuned_prompts = prompts if untuned_prompts is None else untuned_prompts
+        for name, given in (("prompts", prompts), ("untuned_prompts", untuned_prompts)):
+            if isinstance(given, str) or not all(isinstance(prompt, str | list) for prompt in given):
+                raise WSDValueError(f"{name}={given!r}: must be a list of prompts, each a text or a list of token ids")
         if len(prompts) != len(untuned_prompts) or not len(prompts):
             raise WSDValueError(f"prompts and untuned_prompts are {len(prompts)} and {len(untuned_prompts)}: must be in pairs")
+        self._prompts = len(prompts)
         encoder = _Encoder(tokenizer, add_special_tokens)
         self.tuned = Reader("tuned model", tuned)
         self.untuned = Reader("untuned model", untuned)
@@ -68,8 +73,17 @@ class ImplicitValue:
             texts: what the responses say, or their beginnings.
             ended: whether each is whole: then its end counts too.
             of: which prompt each belongs to; default: the first.
+
+        Raises:
+            WSDValueError: arguments of unlike lengths, a prompt that there is not.
         """
         of = [0] * len(texts) if of is None else of
+        if not len(texts) == len(ended) == len(of):
+            raise WSDValueError(
+                f"texts, ended and of have {len(texts)}, {len(ended)} and {len(of)} entries: must have the same"
+            )
+        if outside := set(of) - set(range(self._prompts)):
+            raise WSDValueError(f"of contains {min(outside)}, and the prompts are counted from 0 to {self._prompts - 1}")
         tuned, untuned = (side.log_probs(texts, ended, of) for side in self._sides)
         return torch.tensor([torch.tensor(a).sum() - torch.tensor(b).sum() for a, b in zip(tuned, untuned, strict=True)])
 
@@ -104,6 +118,9 @@ class _Side:
         self._tokens = [encoder.prompt(prompt) for prompt in prompts]
         if not all(self._tokens):
             raise WSDValueError("a prompt has no tokens: the first token of a response needs one to follow")
+        size = vocabulary_size(reader.model)
+        if unknown := [token for tokens in self._tokens for token in tokens if not 0 <= token < size]:
+            raise WSDValueError(f"a prompt contains token id {unknown[0]}, and the {reader.name} knows {size} tokens")
         self._read = False
 
     def log_probs(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> list[list[float]]:

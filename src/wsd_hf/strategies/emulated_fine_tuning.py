@@ -19,7 +19,7 @@ from ..decoding.step_stream import StepStream
 from ..decoding.support import passes_context
 from ..errors import WSDValueError
 from ..outputs import GuidedGenerateOutput, GuidedStats, peak_memory
-from ..small_model import SmallModel
+from ..small_model import Prompt, SmallModel
 from ..text.vocabulary import same_vocabulary
 from .hosting import decode_within
 
@@ -76,6 +76,7 @@ def emulated_fine_tuning(
         _check_vocabulary(base, tokenizer, small)
 
     def decode(call: Call) -> Any:
+        _check_context("the base", call.base, call.prompt, call.budget)
         criteria = WatchedCriteria(call.criteria)
         emulated = _Emulated(_stream(tuned, call), _stream(untuned, call), weight, criteria)
         output = run(call, [emulated, *call.processors], criteria)
@@ -100,13 +101,19 @@ class _Emulated(LogitsProcessor):
             self.tuned.append(input_ids[:, -1])
             self.untuned.append(input_ids[:, -1])
         tuned, untuned = (stream.next_logits().to(scores.device) for stream in (self.tuned, self.untuned))
-        for name, logits in (("base", scores), ("assistant_model", tuned), ("reference_model", untuned)):
-            check_usable(name, unusable(logits) & ~self._criteria.ended(input_ids), [self.taken] * len(scores))
-        self.taken += 1
         shared = min(scores.shape[-1], tuned.shape[-1], untuned.shape[-1])
         moved = scores.clone()
-        moved[:, :shared] += self._beta * (tuned[:, :shared] - untuned[:, :shared])
+        moved[:, :shared] += self._beta * _difference(tuned[:, :shared], untuned[:, :shared])
+        models = ("base", scores), ("assistant_model", tuned), ("reference_model", untuned), ("emulated model", moved)
+        for name, logits in models:
+            check_usable(name, unusable(logits) & ~self._criteria.ended(input_ids), [self.taken] * len(scores))
+        self.taken += 1
         return moved
+
+
+def _difference(tuned: torch.Tensor, untuned: torch.Tensor) -> torch.Tensor:
+    """What tuning changed; nothing where neither model ever says a token, whose logits are -inf."""
+    return torch.where(tuned == untuned, 0.0, tuned - untuned)
 
 
 def _weight(beta: Any) -> float:
@@ -132,12 +139,16 @@ def _check_vocabulary(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
 def _stream(small: SmallModel, call: Call) -> StepStream:
     """The small model's side of a call, checked; runs no forward."""
     prompt = small.prompt(call.prompt, call.copies, tokenizer=None, one_vocabulary=True)
-    if passes_context(small.model, prompt.attention_mask, call.budget):
+    _check_context(f"{small.name}_model", small.model, prompt, call.budget)
+    return StepStream(small.model, *prompt, call.budget)
+
+
+def _check_context(name: str, model: PreTrainedModel, prompt: Prompt, budget: int) -> None:
+    if passes_context(model, prompt.attention_mask, budget):
         raise WSDValueError(
-            f"the response may pass the end of the context of {small.name}_model, {context_size(small.model)} tokens: "
+            f"the response may pass the end of the context of {name}, {context_size(model)} tokens: "
             "shorten the prompt or max_new_tokens"
         )
-    return StepStream(small.model, *prompt, call.budget)
 
 
 def _stats(call: Call, emulated: _Emulated) -> GuidedStats:

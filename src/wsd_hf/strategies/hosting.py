@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer, GenerationMode
 
+from ..checks import check_prompt
 from ..decoding.call import Call
 from ..errors import WSDValueError
 from ..text.stopping import stop_criterion
@@ -108,6 +109,7 @@ def _check(strategy: str, call: Call) -> None:
         )
     if call.input_ids.shape[1] == 0 and "inputs_embeds" in call.model_kwargs:
         raise WSDValueError("inputs_embeds without input_ids leaves the pilot no prompt: pass the prompt's input_ids too")
+    check_prompt("input_ids", *call.prompt, rows=len(call.input_ids))
     padded = call.attention_mask is not None and not bool(call.attention_mask.all())
     if padded and len(call.input_ids) > 1 and call.generation_config.pad_token_id is None:
         raise WSDValueError("a padded batch needs a pad token: set pad_token_id, e.g. to the EOS id")

@@ -6,8 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from .. import _compat
 from ..checks import check_kind, check_room, eos_token_ids
 from ..decoding.call import Call
 from ..decoding.fast import STATEFUL, why_not_inputs, why_not_options
@@ -20,6 +27,9 @@ from ..small_model import SmallModel
 from ..text.pieces import PieceEncoder
 from ..text.vocabulary import same_vocabulary
 from .hosting import decode_within, setting
+
+TIED_TO_ROWS = (*STATEFUL, EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
+"""Processors of transformers that keep something of each row; the last two its prompt."""
 
 
 def weak_to_strong_search(
@@ -79,6 +89,8 @@ def weak_to_strong_search(
     if setting("do_sample", kwargs, generation_config) is False:
         raise WSDValueError("do_sample=False: strategy='weak_to_strong_search' chooses among samples; leave it out")
     kwargs["do_sample"] = True
+    if value is not None and not callable(value):
+        raise WSDValueError(f"value={value!r}: must be a function of (texts, ended, of)")
     check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
     if tokenizer is None:
         raise WSDValueError("tokenizer=None: strategy='weak_to_strong_search' judges text; pass the base's tokenizer")
@@ -103,6 +115,7 @@ def weak_to_strong_search(
 
 def _search(call: Call, settings: BeamSettings, value: Value, tokenizer: PreTrainedTokenizerBase) -> Any:
     _check(call, settings)
+    before = _work(value)
     prompts, mask = (tensor[:: call.copies] for tensor in call.prompt)
     stream = StepStream(call.base, prompts, mask, call.budget)
     search = ChunkBeamSearch(
@@ -128,18 +141,20 @@ def _search(call: Call, settings: BeamSettings, value: Value, tokenizer: PreTrai
         sequences=sequences,
         values=torch.tensor([hypothesis.value for hypothesis in found], device=sequences.device),
         tree=[beam.selections for beam in search.beams],
-        stats=_stats(call, stream, value),
+        stats=_stats(call, stream, value, before),
         prompt_length=call.input_ids.shape[1],
     )
 
 
 def _check(call: Call, settings: BeamSettings) -> None:
     reason = why_not_options(call.generation_config) or why_not_inputs(call)
+    if not _compat.can_select_rows(call.base, call.model_kwargs):
+        reason = f"what {type(call.base).__name__} remembers of a row cannot be reordered"
     for name in ("output_scores", "output_logits"):
         if getattr(call.generation_config, name):
             reason = f"{name}=True was given"
     for processor in call.processors:
-        if isinstance(processor, STATEFUL):
+        if isinstance(processor, TIED_TO_ROWS):
             reason = f"{type(processor).__name__} wants every row to stay in its place"
     if reason:
         raise WSDValueError(f"strategy='weak_to_strong_search' cannot serve this call: {reason}")
@@ -187,9 +202,15 @@ def _sequences(call: Call, found: list[Hypothesis]) -> torch.Tensor:
     return torch.cat([call.input_ids, torch.tensor(rows).to(call.input_ids)], dim=1)
 
 
-def _stats(call: Call, stream: StepStream, value: Value) -> GuidedStats:
+def _work(value: Value) -> list[int]:
+    """Forwards and token positions of each small model so far; a value may serve many calls."""
     judges = [value.tuned, value.untuned] if isinstance(value, ImplicitValue) else []
-    work = [count for judge in judges for count in (judge.forwards, judge.tokens)] or [0] * 4
+    return [count for judge in judges for count in (judge.forwards, judge.tokens)] or [0] * 4
+
+
+def _stats(call: Call, stream: StepStream, value: Value, before: list[int]) -> GuidedStats:
+    work = [now - then for now, then in zip(_work(value), before, strict=True)]
+    small = [value.tuned.model, value.untuned.model] if isinstance(value, ImplicitValue) else []
     return GuidedStats(
         base_forwards=stream.forwards,
         base_tokens=stream.tokens,
@@ -198,5 +219,5 @@ def _stats(call: Call, stream: StepStream, value: Value) -> GuidedStats:
         reference_forwards=work[2],
         reference_tokens=work[3],
         cache_memory=None,
-        peak_memory=peak_memory(call.base, *(judge.model for judge in judges)),
+        peak_memory=peak_memory(call.base, *small),
     )
