@@ -106,7 +106,7 @@ def check_usable(model: str, bad: torch.Tensor, written: list[int]) -> None:
     """Raises if a row is bad.
 
     Args:
-        model: "base" or "pilot".
+        model: what to call it.
         bad: BoolTensor[batch].
         written: response tokens before the one that the logits are for, per row.
     """

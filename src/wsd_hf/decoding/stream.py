@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..checks import context_size, vocabulary_size
+from ..text.pieces import common_prefix
 from .cache import NO_SLOT, attention_masks
 from .graphs import Workspace
 from .support import rotary
@@ -73,7 +74,7 @@ class Stream:
             fed: the response that it was last fed.
             response: what the next token is to follow.
         """
-        self.rewind(row, min(_common(fed, response), len(response) - 1))
+        self.rewind(row, min(len(common_prefix(fed, response)), len(response) - 1))
         return self.missing(row, response)
 
     def block(
@@ -155,11 +156,3 @@ class Stream:
         )
         logits: torch.Tensor = outputs.logits[:, -keep:].float()
         return logits
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    """How many tokens two lists begin with alike."""
-    length = min(len(one), len(other))
-    while one[:length] != other[:length]:
-        length -= 1
-    return length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isnan, nan
+from math import nan
 
 import torch
 from transformers import PreTrainedModel
@@ -73,6 +73,7 @@ class Reader:
 
     def _forget(self) -> None:
         self._texts: list[list[int]] = [[]]
+        self._prompts = [0]
         self._log_probs: list[list[float]] = [[]]  # of every token but the first; NaN where nobody asked
         self._stream = Stream(self.model, [[]], Workspace(RaggedCache(self.model.config, 0), Eager()))
 
@@ -90,13 +91,12 @@ class Reader:
         for row, length in enumerate(before):
             self._stream.rewind(row, length)
         self._log_probs = [self._log_probs[row][:length] for row, length in zip(rows, before, strict=True)]
-        self._texts = [list(text) for text in texts]
+        self._texts, self._prompts = [list(text) for text in texts], list(prompts)
 
     def _holds(self, row: int, text: list[int], prompt: int) -> int:
-        """How many tokens of a text a row holds, with the log-probabilities behind its prompt: another may have been longer."""
+        """How many tokens of a text a row holds, with the log-probabilities behind its prompt: the row's may be longer."""
         length = len(common_prefix(text, self._texts[row]))
-        asked = range(prompt - 1, length - 1)
-        return next((place + 1 for place in asked if isnan(self._log_probs[row][place])), length)
+        return length if prompt >= self._prompts[row] else min(length, prompt)
 
     def _read_slice(self, texts: Sequence[list[int]], prompts: Sequence[int]) -> bool:
         """Reads on, as far as logits may be held; whether there was anything left. Nothing follows a text's last token."""

@@ -9,7 +9,6 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -245,7 +244,14 @@ def common_prefix(left: list[int], right: list[int]) -> list[int]:
     >>> common_prefix([1, 2, 3], [1, 2, 4])
     [1, 2]
     """
-    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False))]
+    same, different = 0, 1 + min(len(left), len(right))
+    while different - same > 1:  # whole slices are compared at once: texts may be long, and are compared often
+        middle = (same + different) // 2
+        if left[same:middle] == right[same:middle]:
+            same = middle
+        else:
+            different = middle
+    return left[:same]
 
 
 def _token_bytes(token: str, text: str) -> bytes:
