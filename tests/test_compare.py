@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import wsd_hf
@@ -135,6 +136,36 @@ def test_the_table_tells_what_was_done(compare, pair, tmp_path):
     for strategy in STRATEGIES:
         assert rows[strategy] == pytest.approx(expected(pair, strategy, limit)), strategy
     assert 0 < rows["wsd"]["never_switched"] < 1
+
+
+REFERENCE = Path(__file__).parents[1] / "examples" / "tiny_world" / "pilot_untuned"
+
+
+def test_all_methods_give_what_generate_gives(compare, pair, tmp_path):
+    chosen = {"nudging": {"nudging_threshold": 0.8}, "eft": {}, "wss": {"temperature": 0.7}}
+    names = {"nudging": "nudging", "eft": "emulated_fine_tuning", "wss": "weak_to_strong_search"}
+    settings = {"reference": REFERENCE, "judge": "tiny_world", "nudging_threshold": 0.8, "max_new_tokens": 64}
+    result = compare(strategies="base,pilot,urial,nudging,eft,wss,wsd", **settings)
+    assert result.exit_code == 0, result.stderr
+    base, pilot, tokenizer, assistant_tokenizer = pair
+    models = {"assistant_model": pilot, "tokenizer": tokenizer, "assistant_tokenizer": assistant_tokenizer}
+    reference = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype=torch.float32)
+    said = {}
+    for line in (tmp_path / "out" / "answers.jsonl").read_text("utf-8").splitlines():
+        answer = json.loads(line)
+        said[answer["prompt"], answer["strategy"]] = answer["response"]
+    for number, question in enumerate(QUESTIONS):
+        inputs = wsd_hf.build_inputs(question["messages"], tokenizer, assistant_tokenizer)
+        for method, options in chosen.items():
+            torch.manual_seed(0)
+            options = {**options, **models, **({} if method == "nudging" else {"reference_model": reference})}
+            ids = base.generate(**inputs, strategy=names[method], max_new_tokens=64, **options)
+            text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            assert said[number, method] == text.split("\n\n[")[0].strip()
+    rows = table(tmp_path / "out")
+    assert list(rows) == ["base", "pilot", "urial", "nudging", "eft", "wss", "wsd"]
+    assert rows["eft"]["reference_forwards"] == rows["eft"]["pilot_forwards"] == rows["eft"]["base_forwards"] > 0
+    assert 0 < rows["nudging"]["pilot_share"] < 1
 
 
 def test_times_are_multiples_of_the_bases_own(compare, tmp_path):

@@ -201,6 +201,7 @@ def test_padded_embeddings_are_one_vocabulary_if_the_tokenizers_are() -> None:
         ),
         ({"reference_input_ids": torch.tensor([[2, -1]])}, "reference_input_ids contains token id -1, but the vocabulary of"),
         ({"reference_input_ids": torch.tensor([[2.0]])}, "reference_input_ids is of torch.float32: must be token ids"),
+        ({"guidance_scale": 1.5}, "guidance_scale is not supported by strategy='emulated_fine_tuning'"),
         ({"num_beams": 2}, "strategy='emulated_fine_tuning' decodes greedily or samples"),
         ({"max_new_tokens": 252, "assistant_input_ids": torch.tensor([[2]])}, "the end of the context of the base, 256 tokens"),
         (

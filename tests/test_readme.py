@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from wsd_hf.tiny import FOLDER, load_tiny_pair
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 LOCAL = {
     '"meta-llama/Llama-3.1-70B", device_map="auto"': repr(str(FOLDER / "base")),
@@ -21,7 +24,16 @@ def names() -> dict[str, Any]:
     base, pilot, tokenizer, pilot_tokenizer = load_tiny_pair()
     chats = {f"chat_{n}": [{"role": "user", "content": "What does the Keloft eat?"}] for n in (1, 2)}
     exec("import wsd_hf", chats)
-    return {**chats, "base": base, "model": base, "pilot": pilot, "tokenizer": tokenizer, "pilot_tokenizer": pilot_tokenizer}
+    untuned = AutoModelForCausalLM.from_pretrained(REPOSITORY / "examples/tiny_world/pilot_untuned", dtype=torch.float32)
+    return {
+        **chats,
+        "base": base,
+        "model": base,
+        "pilot": pilot,
+        "untuned_pilot": untuned,
+        "tokenizer": tokenizer,
+        "pilot_tokenizer": pilot_tokenizer,
+    }
 
 
 def test_all_blocks_run_in_order(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

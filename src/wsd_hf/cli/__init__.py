@@ -19,6 +19,7 @@ from ..comparison.methods import METHODS
 from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..outputs import WSDGenerateOutput, explain
+from ..strategies.nudging import THRESHOLD as NUDGING_THRESHOLD
 from ..text.chat import Messages, build_inputs, turn_headers
 from ..tiny import demo_questions, load_tiny_pair
 from .comparison import Comparison
@@ -112,13 +113,16 @@ def compare(
     prompts: Annotated[
         Path | None, typer.Option(help='Lines of {"prompt": ...} or {"messages": [...]}. Default: the shipped questions.')
     ] = None,
-    strategies: Annotated[str, typer.Option(help=f"Some of {', '.join(METHODS)}.")] = "base,pilot,urial,wsd",
+    strategies: Annotated[str, typer.Option(help=f"Some of {', '.join(METHODS)}.")] = "base,pilot,urial,nudging,wsd",
     judge: Annotated[
         str | None,
         typer.Option(help=f"{', '.join(JUDGES)}, or package.module:function, from a line's object and a response to a number."),
     ] = None,
     threshold: Threshold = WSDConfig.threshold,
     window: Window = WSDConfig.window_size,
+    nudging_threshold: Annotated[
+        float, typer.Option(help="Certainty below which the pilot says the next word, in (0, 1].")
+    ] = NUDGING_THRESHOLD,
     max_new_tokens: MaxNewTokens = 256,
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
@@ -127,7 +131,19 @@ def compare(
     """Answers the same prompts in several ways: a table of what each costs and is worth, and the answers side by side."""
     with one_line_errors():
         Comparison(
-            base, pilot, reference, prompts, strategies, judge, threshold, window, max_new_tokens, device, dtype, skip_bad
+            base=base,
+            pilot=pilot,
+            reference=reference,
+            prompts=prompts,
+            strategies=strategies,
+            judge=judge,
+            threshold=threshold,
+            window=window,
+            nudging_threshold=nudging_threshold,
+            max_new_tokens=max_new_tokens,
+            device=device,
+            dtype=dtype,
+            skip_bad=skip_bad,
         ).run(out)
 
 

@@ -21,7 +21,7 @@ from ..comparison.prompts import Record, read_prompts
 from ..comparison.replies import Bench
 from ..comparison.store import Store
 from ..comparison.table import Row, as_csv, markdown, table_rows, terminal
-from ..config import WSDConfig
+from ..config import WSDConfig, check_probability
 from ..errors import WSDValueError
 from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
@@ -40,6 +40,7 @@ class Comparison:
     judge: str | None
     threshold: float
     window: int
+    nudging_threshold: float
     max_new_tokens: int
     device: str
     dtype: DType
@@ -48,6 +49,7 @@ class Comparison:
     def run(self, folder: Path) -> None:
         """Answers what is missing in the folder, and then shows and writes what all of it comes to."""
         config = WSDConfig(threshold=self.threshold, window_size=self.window)
+        check_probability("nudging_threshold", self.nudging_threshold)
         strategies = self._strategies()
         judge = find_judge(self.judge) if self.judge else None
         records = self._records()
@@ -93,6 +95,7 @@ class Comparison:
             "--judge": self.judge,
             "--threshold": self.threshold,
             "--window": self.window,
+            "--nudging-threshold": self.nudging_threshold,
             "--max-new-tokens": self.max_new_tokens,
             "--device": self.device,
             "--dtype": self.dtype.value,
@@ -104,7 +107,7 @@ class Comparison:
             needed = self.reference and any(METHODS[name].needs_reference for name in strategies)
             reference = load_reference(str(self.reference), self.device, self.dtype) if needed else None
         examples = URIAL_PROMPT if self.base else polite_examples()
-        return Bench(*pair, reference, examples, config, self.max_new_tokens)
+        return Bench(*pair, reference, examples, config, self.nudging_threshold, self.max_new_tokens)
 
 
 def _model(source: str | None) -> str | None:

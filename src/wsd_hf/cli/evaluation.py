@@ -18,7 +18,7 @@ from ..errors import WSDValueError
 from ..evaluation.export import AnswerFile
 from ..text.chat import Messages
 from .models import DType, Pair, answer, known_device, load_pair, response_text
-from .options import Base, Device, DTypeOption, Pilot, Threshold, Window, one_line_errors
+from .options import Device, DTypeOption, Pilot, Threshold, Window, one_line_errors
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ def evaluate(
     export: Annotated[
         str | None, typer.Option(help="Or answer --questions for this judge: alpaca_eval, arena_hard, mt_bench.")
     ] = None,
-    base: Base = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base model, a path or Hub id. Default with --export: the shipped pair.")
+    ] = None,
     pilot: Pilot = None,
     out: Annotated[
         Path | None, typer.Option(help="JSON file for results; or the answer file, gone on with if it exists.")

@@ -35,6 +35,7 @@ class Bench:
     reference: PreTrainedModel | None
     examples: Messages
     config: WSDConfig
+    nudging_threshold: float
     max_new_tokens: int
 
     @property
@@ -105,7 +106,7 @@ def by_wsd(bench: Bench, inputs: Mapping[str, Any]) -> Reply:
 
 def by_nudging(bench: Bench, inputs: Mapping[str, Any]) -> Reply:
     """Nudging: every token has a writer of its own."""
-    output, reply = _together("nudging", bench, inputs)
+    output, reply = _together("nudging", bench, inputs, nudging_threshold=bench.nudging_threshold)
     return replace(reply, written_by_pilot=int(output.written_by_pilot[0].sum()))
 
 

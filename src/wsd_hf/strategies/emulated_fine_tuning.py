@@ -76,6 +76,8 @@ def emulated_fine_tuning(
         _check_vocabulary(base, tokenizer, small)
 
     def decode(call: Call) -> Any:
+        if call.generation_config.guidance_scale not in (None, 1):
+            raise WSDValueError("guidance_scale is not supported by strategy='emulated_fine_tuning': it asks the base alone")
         _check_context("the base", call.base, call.prompt, call.budget)
         criteria = WatchedCriteria(call.criteria)
         emulated = _Emulated(_stream(tuned, call), _stream(untuned, call), weight, criteria)

@@ -45,6 +45,9 @@ from ..small_model import SmallModel
 from ..text.pieces import PieceEncoder
 from .hosting import decode_within
 
+THRESHOLD = 0.4
+"""γ, unless the caller says another."""
+
 
 def nudging(
     generate: Callable[..., Any],
@@ -56,7 +59,7 @@ def nudging(
     assistant_do_sample: bool | None = None,
     assistant_tokenizer: PreTrainedTokenizerBase | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    nudging_threshold: float = 0.4,
+    nudging_threshold: float = THRESHOLD,
     **kwargs: Any,
 ) -> Any:
     """Runs one call. Processors and criteria of the caller's own must depend on nothing but the prefix they are shown.
