@@ -15,7 +15,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from .checks import check_kind, check_prompt, check_room, eos_token_ids, vocabulary_size
+from .checks import check_kind, check_room, eos_token_ids, vocabulary_size
 from .config import WSDConfig
 from .draft import Draft
 from .errors import WSDValueError
@@ -127,7 +127,6 @@ class PilotArguments:
         """The pilot's side of one call of `generate`, checked and ready; runs no forward. Arguments as for `prepare`."""
         pilot, assistant_tokenizer = self.pilot.model, self.pilot.tokenizer
         one = same_vocabulary(vocabulary_size(base), vocabulary_size(pilot), self.tokenizer, assistant_tokenizer)
-        check_prompt("input_ids", input_ids, attention_mask, rows=len(input_ids))
         check_room("base", base, attention_mask)
         copies = generation_config.num_return_sequences or 1
         pilot_ids, pilot_mask = self.pilot.prompt(Prompt(input_ids, attention_mask), copies, self.tokenizer, one)

@@ -108,7 +108,9 @@ def _check(strategy: str, call: Call) -> None:
             f"(num_beams={call.generation_config.num_beams}): leave out the arguments that select it"
         )
     if call.input_ids.shape[1] == 0 and "inputs_embeds" in call.model_kwargs:
-        raise WSDValueError("inputs_embeds without input_ids leaves the pilot no prompt: pass the prompt's input_ids too")
+        raise WSDValueError(
+            "inputs_embeds without input_ids leaves the small models no prompt: pass the prompt's input_ids too"
+        )
     check_prompt("input_ids", *call.prompt, rows=len(call.input_ids))
     padded = call.attention_mask is not None and not bool(call.attention_mask.all())
     if padded and len(call.input_ids) > 1 and call.generation_config.pad_token_id is None:
