@@ -79,6 +79,24 @@ class SmallModel:
         return prompt
 
 
+Given = tuple[PreTrainedModel | None, torch.Tensor | None, torch.Tensor | None]
+"""`*_model`, `*_input_ids` and `*_attention_mask`, as they were passed."""
+
+
+def tuned_and_untuned(tuned: Given, untuned: Given, tokenizer: PreTrainedTokenizerBase | None) -> tuple[SmallModel, SmallModel]:
+    """The small model after its tuning and before, which reads the same prompt unless it was given one.
+
+    Args:
+        tuned: the arguments that begin with "assistant".
+        untuned: those that begin with "reference".
+        tokenizer: of both.
+    """
+    model, input_ids, attention_mask = untuned
+    if input_ids is None and attention_mask is None:
+        _, input_ids, attention_mask = tuned
+    return SmallModel("assistant", *tuned, tokenizer), SmallModel("reference", model, input_ids, attention_mask, tokenizer)
+
+
 def translated(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,

@@ -19,7 +19,7 @@ from ..decoding.step_stream import StepStream
 from ..decoding.support import passes_context
 from ..errors import WSDValueError
 from ..outputs import GuidedGenerateOutput, GuidedStats, peak_memory
-from ..small_model import Prompt, SmallModel
+from ..small_model import Prompt, SmallModel, tuned_and_untuned
 from ..text.vocabulary import same_vocabulary
 from .hosting import decode_within
 
@@ -67,10 +67,11 @@ def emulated_fine_tuning(
         WSDLogitsError: logits that are no numbers.
     """
     check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
-    tuned = SmallModel("assistant", assistant_model, assistant_input_ids, assistant_attention_mask, assistant_tokenizer)
-    if reference_input_ids is None and reference_attention_mask is None:
-        reference_input_ids, reference_attention_mask = assistant_input_ids, assistant_attention_mask
-    untuned = SmallModel("reference", reference_model, reference_input_ids, reference_attention_mask, assistant_tokenizer)
+    tuned, untuned = tuned_and_untuned(
+        (assistant_model, assistant_input_ids, assistant_attention_mask),
+        (reference_model, reference_input_ids, reference_attention_mask),
+        assistant_tokenizer,
+    )
     weight = _weight(beta)
     for small in (tuned, untuned):
         _check_vocabulary(base, tokenizer, small)

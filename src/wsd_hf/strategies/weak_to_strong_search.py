@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from ..errors import WSDValueError
 from ..outputs import GuidedStats, SearchGenerateOutput, peak_memory
 from ..search.beam import Beam, BeamSettings, ChunkBeamSearch, Hypothesis, Value
 from ..search.value import ImplicitValue, Prompt
-from ..small_model import SmallModel
+from ..small_model import SmallModel, tuned_and_untuned
 from ..text.pieces import PieceEncoder
 from ..text.vocabulary import same_vocabulary
 from .hosting import decode_within, setting
@@ -95,19 +95,15 @@ def weak_to_strong_search(
     if tokenizer is None:
         raise WSDValueError("tokenizer=None: strategy='weak_to_strong_search' judges text; pass the base's tokenizer")
     scorer = tokenizer if assistant_tokenizer is None else assistant_tokenizer
-    if reference_input_ids is None and reference_attention_mask is None:
-        reference_input_ids, reference_attention_mask = assistant_input_ids, assistant_attention_mask
-    small = (
-        [
-            SmallModel("assistant", assistant_model, assistant_input_ids, assistant_attention_mask, scorer),
-            SmallModel("reference", reference_model, reference_input_ids, reference_attention_mask, scorer),
-        ]
-        if value is None
-        else []
+    models = (
+        (assistant_model, assistant_input_ids, assistant_attention_mask),
+        (reference_model, reference_input_ids, reference_attention_mask),
     )
+    small = tuned_and_untuned(*models, scorer) if value is None else ()
 
     def decode(call: Call) -> Any:
-        return _search(call, settings, _implicit_value(call, small, tokenizer, scorer) if value is None else value, tokenizer)
+        judge = _implicit_value(call, small, tokenizer, scorer) if value is None else value
+        return _search(call, settings, judge, tokenizer)
 
     name = "weak_to_strong_search"
     return decode_within(name, generate, base, decode, tokenizer=tokenizer, generation_config=generation_config, **kwargs)
@@ -165,7 +161,7 @@ def _check(call: Call, settings: BeamSettings) -> None:
 
 
 def _implicit_value(
-    call: Call, small: list[SmallModel], tokenizer: PreTrainedTokenizerBase, scorer: PreTrainedTokenizerBase
+    call: Call, small: Sequence[SmallModel], tokenizer: PreTrainedTokenizerBase, scorer: PreTrainedTokenizerBase
 ) -> ImplicitValue:
     prompts: list[list[Prompt]] = []
     one = scorer is tokenizer or same_vocabulary(0, 0, tokenizer, scorer)
