@@ -147,7 +147,7 @@ def plain_value(prompt: torch.Tensor, response: list[int], small: str = "llama",
 
 def slow_search(
     prompts: list[torch.Tensor], width: int, successors: int, chunk: int, budget: int, seed: int, family: str, small: str
-) -> list[list[tuple[list[int], float]]]:
+) -> list[list[tuple[list[int], float, bool]]]:
     """The search as it is described, with lists, and forwards over everything: what finished of each prompt, best first."""
     base = models(family)[0]
     torch.manual_seed(seed)
@@ -172,14 +172,22 @@ def slow_search(
             found += [
                 (row, plain_value(prompt, row, small), end) for (of, row), end in zip(rows, done, strict=True) if of == index
             ]
-            best = sorted(found, key=lambda one: -one[1])[:width]
+            best = distinct_first(sorted(found, key=lambda one: -one[1]))[:width]
             if not any(of == index for of, _ in rows):
                 continue
             known = [id(one) for one, _ in stored[index]]
             stored[index] += [(row, value) for row, value, end in best if end and id(row) not in known]
             following += [(index, row) for row, _, end in best if not end] * successors
         rows = following
-    return [sorted(one, key=lambda pair: -pair[1]) for one in stored]
+    return [distinct_first([(*pair, True) for pair in sorted(one, key=lambda pair: -pair[1])]) for one in stored]
+
+
+def distinct_first(ranked: list[tuple[list[int], float, bool]]) -> list[tuple[list[int], float, bool]]:
+    again = []
+    for place, (response, _, end) in enumerate(ranked):
+        if end and any(other == response and other_end for other, _, other_end in ranked[:place]):
+            again.append(place)
+    return [one for place, one in enumerate(ranked) if place not in again] + [ranked[place] for place in again]
 
 
 @pytest.mark.parametrize(("width", "successors", "chunk"), [(2, 2, 3), (1, 4, 5), (3, 1, 4), (3, 2, 1)])
@@ -193,7 +201,7 @@ def test_equals_a_slow_search(width: int, successors: int, chunk: int, family: s
     expected = slow_search(prompts, width, successors, chunk, 9, 3, family, small)
     rows = iter(zip(out.sequences[:, ids.shape[1] :].tolist(), out.values.tolist(), strict=True))
     for best in expected:
-        for (response, value), (row, got) in zip(best[:width], rows, strict=False):
+        for (response, value, _), (row, got) in zip(best[:width], rows, strict=False):
             assert row == response + [PAD] * (len(row) - len(response))
             assert got == pytest.approx(value, abs=1e-3)
 
@@ -250,6 +258,21 @@ def test_what_finished_is_kept_once_and_never_lost() -> None:
         assert (out.values.item() == 5.0) == any(one.value == 5.0 for finished in kept for one in finished)
         came_back |= any(one not in after for before, after in pairwise(kept) for one in before) and out.values.item() == 5.0
     assert came_back
+
+
+def test_what_ended_in_the_same_words_is_returned_once_if_there_is_another() -> None:
+    """A sharp distribution: many samples are equal."""
+    settings = {"beam_width": 4, "successors": 4, "chunk_length": 3, "max_new_tokens": 8, "num_return_sequences": 4}
+    crowded = False
+    for seed in range(6):
+        out = search(random_prompt(seed, 5, VOCABULARY), seed=seed, temperature=0.25, **settings)
+        ended = {tuple(one.tokens) for selection in out.tree[0] for one in selection.kept if one.finished}
+        returned = out.sequences[:, 5:].tolist()
+        distinct = len(set(map(tuple, returned)))
+        assert distinct == min(4, len(ended))
+        sampled = [tuple(one.tokens) for one in out.tree[0][-1].candidates if one.finished]
+        crowded |= len(set(sampled)) < len(sampled)
+    assert crowded
 
 
 def test_the_tree_tells_how_responses_were_found() -> None:

@@ -34,7 +34,7 @@ class BeamSettings:
         successors: samples that each is gone on with, K >= 1.
         chunk_length: tokens between two selections, L >= 1; None: one selection, at the end. With W=1 that is best-of-K.
         official_ties: do as the official code does where it is not of this mind: a finished hypothesis that is kept becomes K
-            copies, which may crowd out others; one that was cut by its length counts as ended; half a character is scored.
+            copies, and copies may crowd out others; one that was cut by its length counts as ended; half a character is scored.
 
     Raises:
         WSDValueError: naming the field, the value and the rule.
@@ -101,7 +101,7 @@ class Beam:
 
     def select(self, candidates: list[Hypothesis]) -> None:
         """Keeps the best, the first of equals, and decides what the next chunk goes on from."""
-        kept = _best_first(self._finished + candidates)[: self._settings.beam_width]
+        kept = self._ranked(self._finished + candidates)[: self._settings.beam_width]
         self.selections.append(Selection(candidates, kept))
         going_on = [hypothesis for hypothesis in kept if not hypothesis.finished]
         if self._settings.official_ties:
@@ -113,7 +113,7 @@ class Beam:
     def best(self, count: int) -> list[Hypothesis]:
         """The best that may still be returned, best first; final when the search has ended."""
         kept = self.selections[-1].kept
-        return _best_first(self._finished + [one for one in kept if one not in self._finished])[:count]
+        return self._ranked(self._finished + [one for one in kept if one not in self._finished])[:count]
 
     @property
     def settled(self) -> list[int]:
@@ -121,9 +121,19 @@ class Beam:
         possible = [one.tokens for one in (*self.selections[-1].kept, *self._finished)]
         return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*possible, strict=False))]
 
-
-def _best_first(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.value)
+    def _ranked(self, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+        """Best first, of equals the first; samples that ended in the same words as another come last."""
+        ranked = sorted(hypotheses, key=lambda hypothesis: -hypothesis.value)
+        if self._settings.official_ties:
+            return ranked
+        ended: set[tuple[int, ...]] = set()
+        again: list[Hypothesis] = []
+        for hypothesis in ranked:
+            if hypothesis.finished and tuple(hypothesis.tokens) in ended:
+                again.append(hypothesis)
+            elif hypothesis.finished:
+                ended.add(tuple(hypothesis.tokens))
+        return [one for one in ranked if one not in again] + again
 
 
 class ChunkBeamSearch:
