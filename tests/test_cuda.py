@@ -16,6 +16,7 @@ from families import PAD
 from oracle import left_padded, random_prompt
 from test_fast_path import EXACT, both, decode, pair, random_case
 from test_faults import PilotBroke, failing
+from test_weak_to_strong_search import letters, models
 from wsd_hf.decoding import graphs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -66,6 +67,28 @@ def test_models_on_different_devices_write_the_same(role: str) -> None:
     else:
         pilot = pilot.cpu()
     assert both(base, pilot, ids.to(where), attention_mask=mask.to(where))[0].sequences.tolist() == want
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("strategy", ["nudging", "emulated_fine_tuning", "weak_to_strong_search"])
+def test_the_neighbours_write_what_they_write_on_a_cpu(strategy: str, apart: bool) -> None:
+    settings: dict[str, Any] = {"tokenizer": letters(), "assistant_tokenizer": letters(), "pad_token_id": PAD}
+    settings |= {"nudging_threshold": 0.7} if strategy == "nudging" else {}
+    settings |= {"top_k": 1, "beam_width": 2} if strategy == "weak_to_strong_search" else {"do_sample": False}
+
+    def write(base: str, small: str) -> Any:
+        writer, tuned, untuned = (copy.deepcopy(model) for model in models())
+        given = {} if strategy == "nudging" else {"reference_model": untuned.to(small)}
+        call = {"max_new_tokens": 20, "return_dict_in_generate": True, **settings, **given}
+        ids, mask = (tensor.to(base) for tensor in left_padded([random_prompt(seed, 3 + seed) for seed in range(3)], PAD))
+        return writer.to(base).generate(ids, attention_mask=mask, strategy=strategy, assistant_model=tuned.to(small), **call)
+
+    there, here = write("cuda", "cpu" if apart else "cuda"), write("cpu", "cpu")
+    assert there.sequences.device.type == "cuda"
+    assert there.sequences.tolist() == here.sequences.tolist()
+    assert (there.stats.base_forwards, there.stats.pilot_tokens) == (here.stats.base_forwards, here.stats.pilot_tokens)
+    if strategy == "weak_to_strong_search":
+        torch.testing.assert_close(there.values.cpu(), here.values, rtol=0, atol=1e-3)
 
 
 def test_peak_memory_is_reported_and_a_thousand_calls_leave_nothing_behind() -> None:

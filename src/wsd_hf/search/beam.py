@@ -173,12 +173,12 @@ class ChunkBeamSearch:
         source = torch.arange(len(self.beams)).repeat_interleave(self._settings.beam_width * self._settings.successors)
         while len(source):
             self._stream.select(source)
-            lengths = self._sample(None if logits is None else logits[source.to(logits.device)])
+            lengths = self._write_chunk(None if logits is None else logits[source.to(logits.device)])
             logits = None
             source = self._select(lengths)
             yield
 
-    def _sample(self, logits: torch.Tensor | None) -> list[tuple[int, bool]]:
+    def _write_chunk(self, logits: torch.Tensor | None) -> list[tuple[int, bool]]:
         """Writes a chunk; returns how many tokens each row has then, and whether it has finished.
 
         Args:
