@@ -222,6 +222,20 @@ def test_the_pilots_eos_ends_the_response_with_the_bases() -> None:
     assert len(responses(endless)[0]) == 16
 
 
+def ending_pilot() -> tuple[PreTrainedModel, list[int]]:
+    """A pilot, and what it writes before it ends its response."""
+    pilot = copy.deepcopy(pair()[1])
+    alone = plain_tokens(pilot, PROMPT, 12, eos_token_id=None)
+    pilot.generation_config.eos_token_id = next(token for token in alone[4:] if token not in alone[:4])
+    return pilot, alone[: alone.index(pilot.generation_config.eos_token_id)]
+
+
+def test_renormalizing_forbids_no_eos() -> None:
+    pilot, alone = ending_pilot()
+    sampling = {"do_sample": True, "top_k": 1, "assistant_do_sample": False, "renormalize_logits": True}
+    assert responses(nudge(pair()[0], pilot, nudging_threshold=1.0, eos_token_id=1, **sampling))[0] == [*alone, 1]
+
+
 def test_a_pilot_whose_context_is_full_leaves_the_rest_to_the_base() -> None:
     base, pilot = pair("llama")[0], copy.deepcopy(pair("llama")[1])
     pilot.config.max_position_embeddings = PROMPT.shape[1] + 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from transformers import LogitsProcessorList, PreTrainedModel
+from transformers import LogitNormalization, LogitsProcessorList, PreTrainedModel
 
 from ..checks import check_usable, eos_token_ids, unusable, vocabulary_size
 from ..outputs import WSDStats
@@ -131,8 +131,10 @@ def _split(processors: LogitsProcessorList) -> tuple[LogitsProcessorList, Logits
     """All processors in their order: up to the last that is no sampling warper, and the warpers behind it.
 
     Warpers look at one position's scores only, and what they leave out is unlikely, not forbidden: an EOS of the pilot may be.
+    Renormalizing comes behind them, and forbids nothing either.
     """
-    others = [place for place, processor in enumerate(processors) if not isinstance(processor, SAMPLING_WARPERS)]
+    warpers = (*SAMPLING_WARPERS, LogitNormalization)
+    others = [place for place, processor in enumerate(processors) if not isinstance(processor, warpers)]
     end = 1 + max(others, default=-1)
     return LogitsProcessorList(processors[:end]), LogitsProcessorList(processors[end:])
 
