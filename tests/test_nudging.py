@@ -236,6 +236,13 @@ def test_renormalizing_forbids_no_eos() -> None:
     assert responses(nudge(pair()[0], pilot, nudging_threshold=1.0, eos_token_id=1, **sampling))[0] == [*alone, 1]
 
 
+def test_an_eos_stays_forbidden_where_infinities_are_removed() -> None:
+    pilot, alone = ending_pilot()
+    case = {"eos_token_id": 1, "min_new_tokens": len(alone) + 1, "nudging_threshold": 1.0}
+    cleaned = nudge(pair()[0], pilot, **case, remove_invalid_values=True)
+    assert responses(cleaned) == responses(nudge(pair()[0], pilot, **case))
+
+
 def test_a_pilot_whose_context_is_full_leaves_the_rest_to_the_base() -> None:
     base, pilot = pair("llama")[0], copy.deepcopy(pair("llama")[1])
     pilot.config.max_position_embeddings = PROMPT.shape[1] + 5

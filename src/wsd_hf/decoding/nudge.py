@@ -84,7 +84,8 @@ class Nudging:
         sure = logits.softmax(dim=-1).amax(dim=-1) >= self._threshold
         scores = self._process(logits)
         closing = self._closing_token_id
-        may_end = torch.zeros_like(sure) if closing is None else scores[:, closing] > -torch.inf
+        # Where the caller has infinities removed, what is forbidden has the lowest finite score.
+        may_end = torch.zeros_like(sure) if closing is None else scores[:, closing] > torch.finfo(scores.dtype).min
         scores = self._warpers(None, scores)
         own = draw(scores.softmax(dim=-1)) if self._do_sample else scores.argmax(dim=-1)
         said = torch.stack([own, sure.long(), may_end.long(), unusable(logits).long()], dim=1).cpu()
