@@ -243,6 +243,16 @@ def test_an_eos_stays_forbidden_where_infinities_are_removed() -> None:
     assert responses(cleaned) == responses(nudge(pair()[0], pilot, **case))
 
 
+@pytest.mark.parametrize("unknown", [-1, VOCABULARY])
+def test_an_eos_that_the_base_does_not_know_ends_nothing(unknown: int) -> None:
+    pilot, alone = ending_pilot()
+    case = {"nudging_threshold": 1.0, "pad_token_id": PAD}
+    endless = nudge(pair()[0], pilot, **case, eos_token_id=unknown)
+    assert responses(endless) == responses(nudge(pair()[0], pilot, **case, eos_token_id=None))
+    ended = nudge(pair()[0], pilot, **case, eos_token_id=[unknown, 1])
+    assert responses(ended)[0] == [*alone, 1]
+
+
 def test_a_pilot_whose_context_is_full_leaves_the_rest_to_the_base() -> None:
     base, pilot = pair("llama")[0], copy.deepcopy(pair("llama")[1])
     pilot.config.max_position_embeddings = PROMPT.shape[1] + 5

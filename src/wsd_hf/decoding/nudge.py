@@ -158,7 +158,7 @@ def decode(
     """
     settings = call.generation_config
     budget = settings.max_length - call.input_ids.shape[1]
-    base_eos = eos_token_ids(settings)
+    base_eos, vocabulary = eos_token_ids(settings), vocabulary_size(call.base)
     ends = side.end_token_ids | base_eos if side.one_vocabulary else side.end_token_ids
     pilot_prompts = fast.real_tokens(side.input_ids, side.attention_mask)
     with (
@@ -166,8 +166,8 @@ def decode(
         fast.stream(pilot, pilot_prompts, budget + LONGEST, capturing=True) as stream,
     ):
         rows = fast.rows_of(call)
-        words = Words(stream, bridge, encoder, side.warpers, ends, side.room.tolist(), vocabulary_size(call.base))
-        closing = min(base_eos, default=None)
+        words = Words(stream, bridge, encoder, side.warpers, ends, side.room.tolist(), vocabulary)
+        closing = min((token for token in base_eos if 0 <= token < vocabulary), default=None)
         by_pilot = Nudging(base, words, rows, call.processors, settings.do_sample, threshold, closing).run()
         stats = fast.work_of(base, stream)
     if call.streamer is not None:
