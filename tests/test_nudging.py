@@ -423,6 +423,34 @@ def test_a_pilot_that_takes_many_tokens_for_the_same_text_finds_room(
         assert_as_expected(out, [(responses(long)[0][:26], long.written_by_pilot[0, :26].tolist())])
 
 
+def test_the_pilot_ends_no_response_within_a_character() -> None:
+    """A pilot that always wants to end, and a base that is held to the two bytes of a character."""
+    single_bytes, other = (make.byte_level_tokenizer(size=size) for size in (257, 300))
+    base = wsd_hf.enable_wsd(copy.deepcopy(tiny_model("llama", vocab_size=len(single_bytes))))
+    pilot = copy.deepcopy(tiny_model("llama", vocab_size=len(other)))
+    pilot.lm_head.weight.data.zero_()
+    pilot.generation_config.eos_token_id = int(logits_behind(pilot, [1]).argmax())
+    (first, second), eos = single_bytes.encode("é"), single_bytes.eos_token_id
+
+    def spell(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        held = torch.full_like(scores, -torch.inf)
+        begun = input_ids.shape[1] > PROMPT.shape[1]
+        held[:, [second, eos] if begun else [first]] = scores.new_tensor([0.0, -1.0] if begun else [0.0])
+        return held
+
+    out = nudge(
+        base,
+        pilot,
+        tokenizer=single_bytes,
+        assistant_tokenizer=other,
+        eos_token_id=eos,
+        nudging_threshold=1.0,
+        logits_processor=LogitsProcessorList([spell]),  # type: ignore[list-item]
+    )
+    assert responses(out) == [[first, second, eos]]
+    assert out.written_by_pilot.tolist() == [[False, False, True]]
+
+
 # Little work
 
 

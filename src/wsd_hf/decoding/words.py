@@ -75,9 +75,10 @@ class Words:
         return self._next[row] in self._end_token_ids and len(response) == self._lengths[row]
 
     def say(self, asked: list[int], rows: Rows) -> dict[int, Word]:
-        """The next word of some rows."""
+        """The next word of some rows; nothing of a row whose last character is not complete, so that it cannot be read."""
         for row in asked:
             self._read(row, rows.responses[row])
+        asked = [row for row in asked if self._bridge.complete(row)]
         while speaking := [row for row in asked if not self._complete(row)]:
             self._go_on(speaking, rows)
         return {row: self._cross(row, rows.responses[row]) for row in asked}

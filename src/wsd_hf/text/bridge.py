@@ -47,6 +47,10 @@ class OneVocabulary:
         """The pilot's tokens of the response, or of the row's own draft while it drafts and no response is given."""
         return list(self._drafts[row].tokens if response is None else response)
 
+    def complete(self, row: int) -> bool:
+        """Whether the pilot's tokens say all of the response last given to `pilot_tokens`."""
+        return True
+
     def guess(self, row: int, proposed: list[int]) -> list[int]:
         """The base's tokens of what the pilot proposes behind the response last given to `pilot_tokens`."""
         return list(proposed)
@@ -117,6 +121,10 @@ class TwoVocabularies:
         state.known = kept + self._pilot.encode(said[len(self._reader.text(kept)) :])
         state.response = len(state.known)
         return list(state.known)
+
+    def complete(self, row: int) -> bool:
+        """Whether the pilot's tokens say all of the response last given to `pilot_tokens`: it ends with a whole character."""
+        return not self._rows[row].mid_character
 
     def guess(self, row: int, proposed: list[int]) -> list[int]:
         """The base's tokens of the text that the pilot proposes behind the response last given to `pilot_tokens`.
