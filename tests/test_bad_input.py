@@ -67,6 +67,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown setting": ({"wsd_gamma": 0.5}, r"wsd_gamma: unknown keyword; known are .*wsd_threshold"),
     "settings of another type": ({"wsd_config": {"threshold": 0.5}}, r"wsd_config=\{.*\}: must be a WSDConfig"),
     "stop without eos": ({"wsd_draft_end": "stop", "eos_token_id": -1}, r"draft_end='stop'.*eos_token_id"),
+    "stop with an eos that the base lacks": (
+        {"wsd_draft_end": "stop", "eos_token_id": 1000},
+        r"draft_end='stop'.*eos_token_id",
+    ),
     "unknown strategy": ({"strategy": "best"}, r"strategy='best': unknown; known are 'wsd'"),
     "no pilot": ({"assistant_model": None}, r"assistant_model=None: must be a causal language model, already loaded"),
     "pilot by name": (

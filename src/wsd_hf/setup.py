@@ -99,8 +99,9 @@ class PilotArguments:
         config = self.wsd_config or WSDConfig.resolve({}, None, generation_config)
         limits = side.room.clamp(max=config.max_draft_tokens)
         base_eos = eos_token_ids(generation_config)
-        if config.draft_end == "stop" and not base_eos:
-            raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id")
+        closing = min((token for token in base_eos if 0 <= token < vocabulary_size(base)), default=None)
+        if config.draft_end == "stop" and closing is None:
+            raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id to a token that it has")
         return DraftSetup(
             self.pilot.model,
             side.input_ids,
@@ -111,7 +112,7 @@ class PilotArguments:
                 self.switch_criteria or SwitchCriteria(config.threshold, config.window_size),
                 len(input_ids),
                 vocabulary_size(base),
-                closing_token_id=min(base_eos) if config.draft_end == "stop" else None,
+                closing_token_id=closing if config.draft_end == "stop" else None,
             ),
             self.bridge(vocabulary_size(base), base_eos, side, limits.tolist()),
         )
