@@ -19,6 +19,11 @@ def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> 
     return {int(token) for token in torch.as_tensor(eos).flatten()}
 
 
+def closing_token_id(eos: set[int], vocabulary: int) -> int | None:
+    """The EOS that a response is ended with, the smallest that a vocabulary of this size has; None without any."""
+    return min((token for token in eos if 0 <= token < vocabulary), default=None)
+
+
 def check_kind(name: str, value: object, *kinds: type) -> None:
     """Raises unless an argument is None or of one of some types."""
     if value is not None and not isinstance(value, kinds):

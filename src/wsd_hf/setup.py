@@ -15,7 +15,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from .checks import check_kind, check_room, eos_token_ids, vocabulary_size
+from .checks import check_kind, check_room, closing_token_id, eos_token_ids, vocabulary_size
 from .config import WSDConfig
 from .draft import Draft
 from .errors import WSDValueError
@@ -99,7 +99,7 @@ class PilotArguments:
         config = self.wsd_config or WSDConfig.resolve({}, None, generation_config)
         limits = side.room.clamp(max=config.max_draft_tokens)
         base_eos = eos_token_ids(generation_config)
-        closing = min((token for token in base_eos if 0 <= token < vocabulary_size(base)), default=None)
+        closing = closing_token_id(base_eos, vocabulary_size(base))
         if config.draft_end == "stop" and closing is None:
             raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id to a token that it has")
         return DraftSetup(

@@ -7,12 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PrefixConstrainedLogitsProcessor,
-    PreTrainedModel,
-    SynthIDTextWatermarkLogitsProcessor,
-)
+from transformers import PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..config import WSDConfig
@@ -27,15 +22,7 @@ from .proposer import Proposer
 from .record import Record
 from .rows import Rows, is_transformers_own
 from .stream import Stream
-from .support import passes_context, why_not_model
-
-DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values", "cache_params", "use_cache"}
-DERIVED |= {"logits_to_keep"}
-"""Inputs of the base that `generate` makes, and that the fast path makes for itself."""
-
-
-STATEFUL = (PrefixConstrainedLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
-"""Processors of transformers that run a function of the caller's, or remember what they were asked."""
+from .support import STATEFUL, why_not_inputs, why_not_model, why_not_options
 
 
 def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDStats]:
@@ -137,33 +124,3 @@ def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) ->
         [token for token, real in zip(row, mask, strict=True) if real]
         for row, mask in zip(rows, attention_mask.tolist(), strict=True)
     ]
-
-
-def why_not_inputs(call: Call) -> str | None:
-    """Why the fast path cannot serve these inputs of the base; None where it can."""
-    if call.fills_cache:
-        return "past_key_values was given"
-    for name, value in call.model_kwargs.items():
-        if name not in DERIVED and value is not None:
-            return f"{name} was given"
-    mask, positions = call.attention_mask, call.model_kwargs.get("position_ids")
-    mask = torch.ones_like(call.input_ids) if mask is None else mask
-    if positions is not None and not torch.equal(positions * mask, (mask.cumsum(dim=1) - 1) * mask):
-        return "position_ids were given"
-    if passes_context(call.base, mask, call.budget):
-        return "the response may pass the end of the base's context, whose positions are learned"
-    return None
-
-
-def why_not_options(generation_config: GenerationConfig) -> str | None:
-    """Why the fast path cannot serve these options, whatever the models; None where it can."""
-    if not generation_config.use_cache:
-        return "use_cache=False was given"
-    if generation_config.guidance_scale not in (None, 1):
-        return "guidance_scale keeps a state of its own from step to step"
-    if generation_config.cache_implementation is not None:
-        return f"cache_implementation={generation_config.cache_implementation!r} was given"
-    for name in ("output_attentions", "output_hidden_states"):
-        if getattr(generation_config, name):
-            return f"{name}=True was given"
-    return None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from transformers import LogitNormalization, LogitsProcessorList, PreTrainedModel
 
-from ..checks import check_usable, eos_token_ids, unusable, vocabulary_size
+from ..checks import check_usable, closing_token_id, eos_token_ids, unusable, vocabulary_size
 from ..outputs import WSDStats
 from ..sampling import SAMPLING_WARPERS, draw
 from ..setup import PilotSetup
@@ -17,6 +17,7 @@ from . import fast
 from .call import Call
 from .rows import Rows
 from .stream import Stream
+from .support import STATEFUL
 from .words import LONGEST, Word, Words
 
 
@@ -157,17 +158,16 @@ def decode(
         Prompts and responses, which tokens of the responses are the pilot's, and the work done.
     """
     settings = call.generation_config
-    budget = settings.max_length - call.input_ids.shape[1]
     base_eos, vocabulary = eos_token_ids(settings), vocabulary_size(call.base)
     ends = side.end_token_ids | base_eos if side.one_vocabulary else side.end_token_ids
     pilot_prompts = fast.real_tokens(side.input_ids, side.attention_mask)
     with (
-        fast.stream(call.base, fast.real_tokens(call.input_ids, call.attention_mask), budget, capturing=True) as base,
-        fast.stream(pilot, pilot_prompts, budget + LONGEST, capturing=True) as stream,
+        fast.stream(call.base, fast.real_tokens(call.input_ids, call.attention_mask), call.budget, capturing=True) as base,
+        fast.stream(pilot, pilot_prompts, call.budget + LONGEST, capturing=True) as stream,
     ):
         rows = fast.rows_of(call)
         words = Words(stream, bridge, encoder, side.warpers, ends, side.room.tolist(), vocabulary)
-        closing = min((token for token in base_eos if 0 <= token < vocabulary), default=None)
+        closing = closing_token_id(base_eos, vocabulary)
         by_pilot = Nudging(base, words, rows, call.processors, settings.do_sample, threshold, closing).run()
         stats = fast.work_of(base, stream)
     if call.streamer is not None:
@@ -181,6 +181,6 @@ def why_not(call: Call, pilot: PreTrainedModel) -> str | None:
         if getattr(call.generation_config, name):
             return f"{name}=True was given, and the base does not score every token of the pilot"
     for processor in call.processors:
-        if isinstance(processor, fast.STATEFUL):
+        if isinstance(processor, STATEFUL):
             return f"{type(processor).__name__} may keep a state from step to step"
     return fast.why_not(call, pilot)

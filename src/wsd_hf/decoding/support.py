@@ -1,4 +1,4 @@
-"""Which models the fast path knows to be exact for."""
+"""What is served outside of transformers' own loop: the models that ragged streams are exact for, options and inputs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,30 @@ import inspect
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    PrefixConstrainedLogitsProcessor,
+    PreTrainedModel,
+    SynthIDTextWatermarkLogitsProcessor,
+)
 
 from .. import _compat
 from ..checks import context_size
+from .call import Call
 
 FAMILIES = {"falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3"}
 FAMILIES |= {"qwen2", "qwen3"}
 """Model types whose exactness on a ragged cache is tested."""
 
 ATTENTION = {"sdpa", "eager"}
+
+DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values", "cache_params", "use_cache"}
+DERIVED |= {"logits_to_keep"}
+"""Inputs of the base that `generate` makes, and that a loop of our own makes for itself."""
+
+
+STATEFUL = (PrefixConstrainedLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
+"""Processors of transformers that run a function of the caller's, or remember what they were asked."""
 
 
 def why_not_model(name: str, model: PreTrainedModel) -> str | None:
@@ -57,6 +71,36 @@ def passes_context(model: PreTrainedModel, attention_mask: torch.Tensor, budget:
         budget: tokens.
     """
     return not rotary(model) and int(attention_mask.sum(dim=1).max()) + budget > context_size(model)
+
+
+def why_not_inputs(call: Call) -> str | None:
+    """Why a loop of our own cannot serve these inputs of the base; None where it can."""
+    if call.fills_cache:
+        return "past_key_values was given"
+    for name, value in call.model_kwargs.items():
+        if name not in DERIVED and value is not None:
+            return f"{name} was given"
+    mask, positions = call.attention_mask, call.model_kwargs.get("position_ids")
+    mask = torch.ones_like(call.input_ids) if mask is None else mask
+    if positions is not None and not torch.equal(positions * mask, (mask.cumsum(dim=1) - 1) * mask):
+        return "position_ids were given"
+    if passes_context(call.base, mask, call.budget):
+        return "the response may pass the end of the base's context, whose positions are learned"
+    return None
+
+
+def why_not_options(generation_config: GenerationConfig) -> str | None:
+    """Why a loop of our own cannot serve these options, whatever the models; None where it can."""
+    if not generation_config.use_cache:
+        return "use_cache=False was given"
+    if generation_config.guidance_scale not in (None, 1):
+        return "guidance_scale keeps a state of its own from step to step"
+    if generation_config.cache_implementation is not None:
+        return f"cache_implementation={generation_config.cache_implementation!r} was given"
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(generation_config, name):
+            return f"{name}=True was given"
+    return None
 
 
 def _rope_types(parameters: Any) -> set[str]:

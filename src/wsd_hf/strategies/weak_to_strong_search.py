@@ -17,8 +17,8 @@ from transformers import (
 from .. import _compat
 from ..checks import check_kind, check_room, eos_token_ids
 from ..decoding.call import Call
-from ..decoding.fast import STATEFUL, why_not_inputs, why_not_options
 from ..decoding.step_stream import StepStream
+from ..decoding.support import STATEFUL, why_not_inputs, why_not_options
 from ..errors import WSDValueError
 from ..outputs import GuidedStats, SearchGenerateOutput, peak_memory
 from ..search.beam import Beam, BeamSettings, ChunkBeamSearch, Hypothesis, Value

@@ -18,7 +18,7 @@ _lock = threading.Lock()
 
 
 def stop_criterion(tokenizer: PreTrainedTokenizerBase, stop_strings: str | Sequence[str]) -> StopStringCriteria:
-    """transformers' criterion for some stop strings: three seconds for 128k tokens, then kept until the vocabulary grows.
+    """transformers' criterion for some stop strings: slow to make for a large vocabulary, then kept until that grows.
 
     transformers has a cache of its own, but asks it for the tokens in an order that is another one every time.
     """
