@@ -30,7 +30,7 @@ def answer_all(
     store: Store,
     progress: Callable[[Sequence[Task]], Iterable[Task]],
 ) -> None:
-    """Answers one task after the other, greedily; each answer is kept before the next is begun.
+    """Answers one task after the other, the same in every run; each answer is kept before the next is begun.
 
     Args:
         tasks: see `missing`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from statistics import fmean
 from typing import Any
@@ -81,7 +81,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 """What is shown of a row, under which heading, and how."""
 
 
-def table_rows(answers: Iterable[Answer], strategies: Sequence[str]) -> list[Row]:
+def table_rows(answers: Collection[Answer], strategies: Sequence[str]) -> list[Row]:
     """A row for each of the methods, of which "base" must be one."""
     of = {name: [answer for answer in answers if answer.strategy == name] for name in strategies}
     base_seconds = sum(answer.seconds for answer in of["base"])
