@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -36,3 +37,13 @@ def own_base() -> PreTrainedModel:
 def own_pilot() -> PreTrainedModel:
     """A pilot that the test may change."""
     return copy.deepcopy(tiny_pilot("llama"))
+
+
+@pytest.fixture
+def tried(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Counts what a test tries, for the table of docs/reliability.md: a kind, and how many of it (one)."""
+
+    def count(kind: str, number: int = 1) -> None:
+        record_property("tried", (kind, number))
+
+    return count

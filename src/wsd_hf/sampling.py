@@ -6,6 +6,7 @@ import torch
 from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
+    LogitNormalization,
     LogitsProcessorList,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -28,6 +29,18 @@ SAMPLING_WARPERS = (
     EtaLogitsWarper,
 )
 """They look at the scores of one position, and at no token before it."""
+
+
+def split(processors: LogitsProcessorList) -> tuple[LogitsProcessorList, LogitsProcessorList]:
+    """All processors in their order: up to the last that is no sampling warper, and the warpers after it.
+
+    Warpers look at one position's scores only, and what they leave out is unlikely, not forbidden. Renormalizing forbids
+    nothing either.
+    """
+    warpers = (*SAMPLING_WARPERS, LogitNormalization)
+    others = [place for place, processor in enumerate(processors) if not isinstance(processor, warpers)]
+    end = 1 + max(others, default=-1)
+    return LogitsProcessorList(processors[:end]), LogitsProcessorList(processors[end:])
 
 
 def draw(probabilities: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from transformers import LogitNormalization, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from ..checks import check_usable, closing_token_id, eos_token_ids, unusable, vocabulary_size
 from ..outputs import WSDStats
-from ..sampling import SAMPLING_WARPERS, draw
+from ..sampling import draw, split
 from ..setup import PilotSetup
 from ..text.bridge import Bridge
 from ..text.pieces import PieceEncoder
@@ -56,7 +56,7 @@ class Nudging:
         closing_token_id: int | None,
     ) -> None:
         self.base, self.words, self.rows = base, words, rows
-        self._processors, self._warpers = _split(processors)
+        self._processors, self._warpers = split(processors)
         self._do_sample = do_sample
         self._threshold = threshold
         self._closing_token_id = closing_token_id
@@ -127,18 +127,6 @@ class Nudging:
                 self.rows.append(tokens, growing)
         for row in unfinished:
             del self._by_pilot[row][len(self.rows.responses[row]) :]
-
-
-def _split(processors: LogitsProcessorList) -> tuple[LogitsProcessorList, LogitsProcessorList]:
-    """All processors in their order: up to the last that is no sampling warper, and the warpers behind it.
-
-    Warpers look at one position's scores only, and what they leave out is unlikely, not forbidden: an EOS of the pilot may be.
-    Renormalizing comes behind them, and forbids nothing either.
-    """
-    warpers = (*SAMPLING_WARPERS, LogitNormalization)
-    others = [place for place, processor in enumerate(processors) if not isinstance(processor, warpers)]
-    end = 1 + max(others, default=-1)
-    return LogitsProcessorList(processors[:end]), LogitsProcessorList(processors[end:])
 
 
 def decode(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import takewhile, zip_longest
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from ..checks import check_usable, unusable
 from ..config import check_positive_integer
 from ..decoding.step_stream import StepStream
 from ..errors import WSDValueError
+from ..sampling import split
 from ..text.pieces import INCOMPLETE
 
 
@@ -141,7 +142,8 @@ class ChunkBeamSearch:
 
     Args:
         stream: of the base, one row for each prompt.
-        processors: shape the base's choice, warpers included.
+        processors: shape the base's choice, warpers included; made for `copies` rows of each prompt.
+        copies: rows of the call for each prompt.
         criteria: end a response.
         text: what some tokens say.
         value: what responses are worth.
@@ -154,6 +156,7 @@ class ChunkBeamSearch:
         self,
         stream: StepStream,
         processors: LogitsProcessorList,
+        copies: int,
         criteria: StoppingCriteriaList,
         text: Callable[[list[int]], str],
         value: Value,
@@ -162,21 +165,26 @@ class ChunkBeamSearch:
         pad_token_id: int,
     ) -> None:
         self.beams = [Beam(settings) for _ in stream.input_ids]
-        self._stream, self._processors, self._criteria = stream, processors, criteria
+        self._stream, self._copies, self._criteria = stream, copies, criteria
+        self._processors, self._warpers = split(processors)
         self._text, self._value, self._settings = text, value, settings
         self._eos_token_ids, self._pad_token_id = eos_token_ids, pad_token_id
         self._prompt = stream.input_ids.shape[1]
+        samples = settings.beam_width * settings.successors
+        self._source = torch.arange(len(self.beams)).repeat_interleave(samples)  # row that each row of a chunk goes on from
 
-    def run(self) -> Iterator[None]:
-        """Searches to the end; pauses after every selection."""
-        logits: torch.Tensor | None = self._stream.next_logits()  # each prompt once
-        source = torch.arange(len(self.beams)).repeat_interleave(self._settings.beam_width * self._settings.successors)
-        while len(source):
-            self._stream.select(source)
-            lengths = self._write_chunk(None if logits is None else logits[source.to(logits.device)])
-            logits = None
-            source = self._select(lengths)
-            yield
+    @property
+    def ended(self) -> bool:
+        """Whether every response has finished."""
+        return not len(self._source)
+
+    def advance(self) -> None:
+        """Writes one chunk and selects; no generator, in which a `StopIteration` of a model would become another error."""
+        logits = None
+        if not self._stream.forwards:
+            logits = self._stream.next_logits()[self._source]  # each prompt once
+        self._stream.select(self._source)
+        self._source = self._select(self._write_chunk(logits))
 
     def _write_chunk(self, logits: torch.Tensor | None) -> list[tuple[int, bool]]:
         """Writes a chunk; returns how many tokens each row has then, and whether it has finished.
@@ -192,7 +200,7 @@ class ChunkBeamSearch:
         while written < limit and not finished.all():
             logits = stream.next_logits() if logits is None else logits
             check_usable("base", unusable(logits).cpu() & ~finished, [written] * len(logits))
-            probabilities = self._processors(stream.input_ids, logits).softmax(dim=-1)
+            probabilities = self._warpers(stream.input_ids, self._process(logits)).softmax(dim=-1)
             tokens = torch.multinomial(probabilities, num_samples=1).squeeze(1)
             stream.append(torch.where(finished.to(tokens.device), self._pad_token_id, tokens))
             lengths += ~finished
@@ -200,9 +208,32 @@ class ChunkBeamSearch:
             written, logits = written + 1, None
         return list(zip(lengths.tolist(), finished.tolist(), strict=True))
 
+    def _prompts(self) -> list[int]:
+        """The number of each row's prompt."""
+        return [index for index, beam in enumerate(self.beams) for _ in beam.parents]
+
+    def _process(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the processors make of the base's logits, [rows, vocabulary].
+
+        They may hold something of each row of the call, the width of its padding for example. So each time they get one sample
+        of every prompt, in the rows that the call has for it.
+        """
+        if not self._processors:
+            return logits
+        of = self._prompts()
+        samples = [[row for row, owner in enumerate(of) if owner == index] for index in range(len(self.beams))]
+        scores = torch.empty_like(logits)
+        for rows in zip_longest(*samples):
+            shown = torch.tensor([row or 0 for row in rows], device=logits.device).repeat_interleave(self._copies)
+            processed = self._processors(self._stream.input_ids[shown], logits[shown])[:: self._copies]
+            for row, prompt in zip(rows, processed, strict=True):
+                if row is not None:
+                    scores[row] = prompt
+        return scores
+
     def _select(self, rows: list[tuple[int, bool]]) -> torch.Tensor:
         """Has every beam keep its best; returns which row each row of the next chunk goes on from, LongTensor[rows]."""
-        of = [index for index, beam in enumerate(self.beams) for _ in beam.parents]
+        of = self._prompts()
         parents = [parent for beam in self.beams for parent in beam.parents]
         responses = [
             row[self._prompt : self._prompt + length].tolist()

@@ -86,7 +86,7 @@ class ImplicitValue:
             raise WSDValueError(f"of contains {min(outside)}, and the prompts are counted from 0 to {self._prompts - 1}")
         if not len(texts):
             return torch.empty(0)
-        tuned, untuned = (side.log_probs(texts, ended, of) for side in self._sides)
+        tuned, untuned = [side.log_probs(texts, ended, of) for side in self._sides]
         return torch.tensor([torch.tensor(a).sum() - torch.tensor(b).sum() for a, b in zip(tuned, untuned, strict=True)])
 
 

@@ -103,7 +103,7 @@ class _Emulated(LogitsProcessor):
         if self.taken:
             self.tuned.append(input_ids[:, -1])
             self.untuned.append(input_ids[:, -1])
-        tuned, untuned = (stream.next_logits().to(scores.device) for stream in (self.tuned, self.untuned))
+        tuned, untuned = [stream.next_logits().to(scores.device) for stream in (self.tuned, self.untuned)]
         shared = min(scores.shape[-1], tuned.shape[-1], untuned.shape[-1])
         moved = scores.clone()
         moved[:, :shared] += self._beta * _difference(tuned[:, :shared], untuned[:, :shared])

@@ -117,6 +117,7 @@ def _search(call: Call, settings: BeamSettings, value: Value, tokenizer: PreTrai
     search = ChunkBeamSearch(
         stream,
         call.processors,
+        call.copies,
         call.criteria,
         PieceEncoder(tokenizer).decode,
         value,
@@ -125,7 +126,8 @@ def _search(call: Call, settings: BeamSettings, value: Value, tokenizer: PreTrai
         call.pad_token_id,
     )
     streamed = 0
-    for _ in search.run():
+    while not search.ended:
+        search.advance()
         streamed = _stream_settled(call, search.beams, streamed)
     if call.streamer is not None:
         call.streamer.end()

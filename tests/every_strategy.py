@@ -1,0 +1,153 @@
+"""Every strategy on every engine, with one vocabulary and with two: what a test that concerns all of them is parametrised over.
+
+A new strategy is a line in `WAYS`; the attacks of `test_attacks.py` then include it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import wsd_hf
+from families import EOS, tiny_model, tiny_pilot
+from oracle import ones, random_prompt
+from test_two_vocabularies import a_prompt, noise
+from tokenizers_for_tests import LETTERS, letter_tokenizer
+
+WSD = {"strategy": "wsd", "wsd_window_size": 2}
+SEARCH = {"strategy": "weak_to_strong_search", "beam_width": 2, "successors": 2, "chunk_length": 3}
+
+WAYS: dict[str, dict[str, Any]] = {
+    "wsd fast": {**WSD, "wsd_engine": "fast", "wsd_chunk": 3},
+    "wsd step": {**WSD, "wsd_engine": "step"},
+    "nudging": {"strategy": "nudging", "nudging_threshold": 0.3},
+    "emulated fine-tuning": {"strategy": "emulated_fine_tuning"},
+    "search": SEARCH,
+}
+"""Keywords of `generate` for each strategy and engine."""
+
+WITH_A_REFERENCE = ("emulated fine-tuning", "search")
+ONE_VOCABULARY = ("emulated fine-tuning",)
+
+THRESHOLDS = {"one": 0.15, "two": 1e-3}
+"""Thresholds at which the models of each world switch in the middle of a short response."""
+
+
+class World(NamedTuple):
+    """Models in float64, and their tokenizers; no test changes them."""
+
+    base: PreTrainedModel
+    pilot: PreTrainedModel
+    reference: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    assistant_tokenizer: PreTrainedTokenizerBase
+
+
+@functools.cache
+def world(vocabularies: str) -> World:
+    """Random models: three that share a vocabulary of letters and a space, or a base and two small models with another."""
+    if vocabularies == "one":
+        tokenizer = letter_tokenizer(64, start=LETTERS[:2] + " ")  # a space that the models often write
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(EOS)
+        base = wsd_hf.enable_wsd(copy.deepcopy(tiny_model("llama")).double())
+        small = [copy.deepcopy(tiny_pilot("llama", noise=amount)).double() for amount in (0.15, 0.3)]
+        return World(base, *small, tokenizer, tokenizer)
+    pair = noise("gpt2", "llama3")
+    reference = copy.deepcopy(pair.pilot)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight += 0.2 * weight.std() * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+    return World(pair.base, pair.pilot, reference, pair.tokenizer, pair.assistant_tokenizer)
+
+
+class Case(NamedTuple):
+    """A strategy on an engine, with one vocabulary or with two."""
+
+    vocabularies: str
+    way: str
+
+    @property
+    def world(self) -> World:
+        return world(self.vocabularies)
+
+    @property
+    def models(self) -> dict[str, PreTrainedModel]:
+        """All models that take part, by the names of their arguments."""
+        models = {"base": self.world.base, "assistant_model": self.world.pilot}
+        return {**models, "reference_model": self.world.reference} if self.way in WITH_A_REFERENCE else models
+
+    @property
+    def samples(self) -> bool:
+        """Whether the strategy always samples."""
+        return self.way == "search"
+
+    def prompt(self, seed: int, length: int = 6) -> torch.Tensor:
+        """A prompt of the base, LongTensor[1, about `length`]."""
+        if self.vocabularies == "one":
+            return random_prompt(seed, length)
+        return a_prompt(random.Random(seed), self.world.tokenizer, 5 * length)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keywords of `generate` that select the strategy, its small models and tokenizers."""
+        threshold = {"wsd_threshold": THRESHOLDS[self.vocabularies]} if self.way.startswith("wsd") else {}
+        small = {name: model for name, model in self.models.items() if name != "base"}
+        tokenizers = {"tokenizer": self.world.tokenizer, "assistant_tokenizer": self.world.assistant_tokenizer}
+        return {**WAYS[self.way], **threshold, **small, **tokenizers}
+
+    def generate(self, ids: torch.Tensor, **kwargs: Any) -> Any:
+        """One call; ten new tokens and a whole output unless `kwargs` differ."""
+        defaults = {"attention_mask": ones(ids), "max_new_tokens": 10, "return_dict_in_generate": True}
+        return self.world.base.generate(ids, **{**defaults, **self.settings, **kwargs})
+
+    def seeded(self, ids: torch.Tensor, seed: int = 7, **kwargs: Any) -> torch.Tensor:
+        """The sequences of one call after `torch.manual_seed(seed)`."""
+        torch.manual_seed(seed)
+        sequences: torch.Tensor = self.generate(ids, **kwargs).sequences
+        return sequences
+
+    def repeatable(self, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """The sequences of a call that depends on no random number: greedy, or drawn from one token."""
+        choice = {"top_k": 1} if self.samples else {"do_sample": False}
+        sequences: torch.Tensor = self.generate(ids, **{**choice, **kwargs}).sequences
+        return sequences
+
+
+CASES = [
+    Case(vocabularies, way) for vocabularies in THRESHOLDS for way in WAYS if vocabularies == "one" or way not in ONE_VOCABULARY
+]
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.way}, {case.vocabularies}")
+every_model = pytest.mark.parametrize(
+    ("case", "role"),
+    [
+        pytest.param(case, role, id=f"{case.way}, {case.vocabularies}, {role}")
+        for case in CASES
+        for role in ("base", "assistant_model", *(["reference_model"] if case.way in WITH_A_REFERENCE else []))
+    ],
+)
+
+
+def some(few: int, many: int) -> list[Any]:
+    """Numbers from 0: the first few for every run of the tests, all of them for the sweep."""
+    return [*range(few), *(pytest.param(number, marks=pytest.mark.sweep) for number in range(few, many))]
+
+
+@contextmanager
+def counting(model: PreTrainedModel) -> Iterator[list[int]]:
+    """The forwards that a model runs, as a list that grows."""
+    forwards: list[int] = []
+    hook = model.register_forward_pre_hook(lambda *_: forwards.append(len(forwards) + 1))
+    try:
+        yield forwards
+    finally:
+        hook.remove()

@@ -1,0 +1,340 @@
+"""What must hold for every strategy, engine and number of vocabularies when models fail, calls overlap, and rows differ."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, TextIteratorStreamer
+from transformers.generation import BaseStreamer
+
+import wsd_hf
+from every_strategy import CASES, Case, counting, every_case, every_model, some
+from oracle import left_padded
+from test_concurrency import HANG, together
+from test_fast_path import live_tensors
+from test_faults import failing, state
+
+
+class Broke(Exception):
+    """Not an exception that anybody else raises."""
+
+
+ERRORS: list[Callable[[], BaseException]] = [
+    Broke,
+    KeyboardInterrupt,
+    lambda: torch.OutOfMemoryError("injected"),
+    lambda: RuntimeError("injected"),
+    StopIteration,
+    lambda: SystemExit(3),
+]
+
+
+def forwards(case: Case, role: str, ids: torch.Tensor) -> int:
+    """How many forwards of one model an undisturbed call takes."""
+    with counting(case.models[role]) as run:
+        case.seeded(ids)
+    return len(run)
+
+
+@contextmanager
+def poisoned(model: PreTrainedModel, at: int, value: float) -> Iterator[None]:
+    """One logit of every position of the `at`-th forward is `value`; all of them if that is -inf."""
+    count = itertools.count(1)
+
+    def poison(module: Any, arguments: Any, output: Any) -> None:
+        if next(count) == at:
+            output.logits[..., slice(None) if value == -torch.inf else 7] = value
+
+    hook = model.register_forward_hook(poison)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+# Faults
+
+
+@every_case
+def test_all_models_of_a_call_take_part_in_it(case: Case) -> None:
+    """Else the faults below would strike nothing."""
+    for role in case.models:
+        assert forwards(case, role, case.prompt(1)) >= 2, role
+
+
+@every_model
+@pytest.mark.parametrize("shift", some(1, len(ERRORS)))
+def test_an_error_at_any_forward_comes_through_and_leaves_nothing_changed(
+    case: Case, role: str, shift: int, tried: Any
+) -> None:
+    ids = case.prompt(1)
+    want, count = case.seeded(ids), forwards(case, role, ids)
+    before = {name: state(model) for name, model in case.models.items()}
+    for at in range(1, count + 1):
+        error = ERRORS[(at + shift) % len(ERRORS)]()
+        with failing(case.models[role], at, error), pytest.raises(type(error)) as caught:
+            case.seeded(ids)
+        assert caught.value is error
+        assert {name: state(model) for name, model in case.models.items()} == before
+        assert torch.is_grad_enabled()
+        assert torch.equal(case.seeded(ids), want)
+    tried("errors raised in a forward", count)
+
+
+@every_model
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_no_numbers_raise_wherever_they_are_read(case: Case, role: str, value: float, tried: Any) -> None:
+    ids = case.prompt(1)
+    want, count, raised = case.seeded(ids), forwards(case, role, ids), 0
+    for at in range(1, count + 1):
+        with poisoned(case.models[role], at, value):
+            try:
+                tokens = case.seeded(ids)
+            except wsd_hf.WSDLogitsError:
+                raised += 1
+            else:  # nothing of this forward's last position was read
+                assert torch.equal(tokens, want), f"forward {at}: other tokens"
+        assert torch.equal(case.seeded(ids), want)
+    assert raised >= 1
+    tried("forwards with NaN or infinite logits", count)
+
+
+@pytest.mark.parametrize("role", ["assistant_model", "reference_model"])
+def test_a_value_that_serves_many_searches_forgets_what_a_fault_interrupted(role: str, tried: Any) -> None:
+    case = Case("one", "search")
+    ids, world = case.prompt(1), case.world
+    prompts = [ids[0].tolist()]
+    fresh = wsd_hf.ImplicitValue(world.pilot, world.reference, world.tokenizer, prompts)
+    want = fresh(["bcd", "bce"], [False, True])
+    model = case.models[role]
+    with counting(model) as run:
+        wsd_hf.ImplicitValue(world.pilot, world.reference, world.tokenizer, prompts)(["bcd", "bce"], [False, True])
+    for at in range(1, len(run) + 1):
+        value = wsd_hf.ImplicitValue(world.pilot, world.reference, world.tokenizer, prompts)
+        with failing(model, at, Broke()), pytest.raises(Broke):
+            value(["bcd", "bce"], [False, True])
+        assert torch.allclose(value(["bcd", "bce"], [False, True]), want, atol=1e-9)
+        with failing(model, 1, Broke()), pytest.raises(Broke):
+            value(["bcdfg", "bcefgh"], [False, True])
+        assert torch.allclose(value(["bcd", "bce"], [False, True]), want, atol=1e-9)
+        tried("errors raised in a forward", 2)
+
+
+# Streams
+
+
+class Concatenates(BaseStreamer):
+    """Keeps what it is given; raises at the `fails_at`-th token, counted from 0, which is the prompt."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.tokens: list[int] = []
+        self.ends = 0
+        self._fails_at = fails_at
+        self._count = itertools.count()
+
+    def put(self, value: torch.Tensor) -> None:
+        if next(self._count) == self._fails_at:
+            raise Broke("put")
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ends += 1
+
+
+@every_case
+@pytest.mark.parametrize("seed", some(3, 20))
+def test_a_stream_is_the_sequence_and_changes_nothing(case: Case, seed: int, tried: Any) -> None:
+    ids = case.prompt(100 + seed, 3 + seed % 7)
+    for do_sample in (True,) if case.samples else (False, True):
+        streamer, settings = Concatenates(), {"do_sample": do_sample, "max_new_tokens": 1 + 2 * seed}
+        streamed = case.seeded(ids, seed, streamer=streamer, **settings)
+        assert streamer.tokens == streamed[0].tolist()
+        assert streamer.ends == 1
+        assert torch.equal(case.seeded(ids, seed, **settings), streamed)
+        tried("responses streamed")
+
+
+@every_model
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_reader_is_released_when_a_model_fails(case: Case, role: str, at: int, tried: Any) -> None:
+    ids = case.prompt(1)
+    if at > forwards(case, role, ids):
+        return
+    streamer, raised = TextIteratorStreamer(case.world.tokenizer, timeout=HANG), []
+
+    def write() -> None:
+        with failing(case.models[role], at, Broke()), pytest.raises(Broke) as caught:
+            case.seeded(ids, streamer=streamer)
+        raised.append(caught.value)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    list(streamer)
+    thread.join(HANG)
+    assert raised
+    tried("readers of a call that fails")
+
+
+REFUSED = {"prompt_lookup_num_tokens": 3, "synced_gpus": True, "assistant_model": "a path", "token_healing": True, "unheard_of": 1}
+
+
+@every_case
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_reader_is_released_when_a_call_is_refused(case: Case, name: str, tried: Any) -> None:
+    streamer = TextIteratorStreamer(case.world.tokenizer, timeout=HANG)
+    with pytest.raises(ValueError, match=f"{name}|decodes greedily"):
+        case.generate(case.prompt(1), streamer=streamer, **{name: REFUSED[name]})
+    list(streamer)
+    tried("readers of a call that is refused")
+
+
+@every_case
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_an_error_of_a_streamer_comes_through(case: Case, at: int, tried: Any) -> None:
+    with pytest.raises(Broke, match="put"):
+        case.seeded(case.prompt(1), streamer=Concatenates(fails_at=at))
+    tried("streamers that fail")
+
+
+# Rows, budgets, seeds
+
+
+@every_case
+@pytest.mark.parametrize("seed", some(4, 30))
+def test_every_row_of_a_batch_is_what_it_is_alone(case: Case, seed: int, tried: Any) -> None:
+    rng = random.Random(seed)
+    rows = [case.prompt(1000 * seed + row, rng.randint(1, 14)) for row in range(rng.randint(2, 5))]
+    settings: dict[str, Any] = {"max_new_tokens": rng.randint(1, 16), "pad_token_id": 0}
+    if rng.random() < 0.3:
+        settings["repetition_penalty"] = 1.3
+    if rng.random() < 0.3:
+        settings["no_repeat_ngram_size"] = 2
+    if rng.random() < 0.5:
+        settings["eos_token_id"] = rng.sample(range(3, 60), 5)
+    if rng.random() < 0.3:
+        settings["stop_strings"] = ["e", "bc", " t"]
+    ids, mask = left_padded(rows, 0)
+    together = case.repeatable(ids, attention_mask=mask, **settings)[:, ids.shape[1] :].tolist()
+    for row, prompt in enumerate(rows):
+        alone = case.repeatable(prompt, **settings)[0, prompt.shape[1] :].tolist()
+        assert together[row] == alone + [0] * (len(together[row]) - len(alone)), (row, settings)
+    tried("rows of a batch, against each alone", len(rows))
+
+
+@every_case
+def test_a_budget_cuts_the_response_and_changes_no_token_before(case: Case, tried: Any) -> None:
+    ids = case.prompt(3)
+    longest = case.repeatable(ids, max_new_tokens=24)[0].tolist()
+    for budget in range(1, 25):
+        assert case.repeatable(ids, max_new_tokens=budget)[0].tolist() == longest[: ids.shape[1] + budget]
+    tried("budgets", 24)
+
+
+@every_case
+@pytest.mark.parametrize("seed", some(2, 10))
+def test_a_seed_repeats_a_response_and_greedy_calls_draw_nothing(case: Case, seed: int, tried: Any) -> None:
+    ids = case.prompt(200 + seed)
+    first, after = case.seeded(ids, seed, do_sample=True), torch.random.get_rng_state()
+    assert torch.equal(case.seeded(ids, seed, do_sample=True), first)
+    assert torch.equal(torch.random.get_rng_state(), after)
+    if not case.samples:
+        greedy = case.repeatable(ids)
+        assert all(torch.equal(case.repeatable(ids), greedy) for _ in range(3))
+        assert torch.equal(torch.random.get_rng_state(), after)
+    tried("calls repeated", 1 if case.samples else 5)
+
+
+# Ids outside of a vocabulary
+
+
+@every_case
+@pytest.mark.parametrize("argument", ["input_ids", "assistant_input_ids", "reference_input_ids"])
+def test_a_prompt_with_an_id_that_its_model_lacks_is_refused_before_any_forward(case: Case, argument: str, tried: Any) -> None:
+    role = {"input_ids": "base"}.get(argument, argument.replace("input_ids", "model"))
+    if role not in case.models:
+        return
+    size = case.models[role].config.vocab_size
+    for token, place in itertools.product((size, 10**6, -1), (0, 2)):
+        prompts = {"input_ids": case.prompt(1, 4)}
+        bad = torch.full((1, 4), 5)
+        bad[0, place] = token
+        prompts |= {argument: bad}
+        with ExitStack() as stack:
+            runs = [stack.enter_context(counting(model)) for model in case.models.values()]
+            with pytest.raises(wsd_hf.WSDValueError, match=f"{argument} .*{token}"):
+                case.generate(prompts.pop("input_ids"), **prompts)
+            assert not any(runs)
+        tried("prompts with an id outside the vocabulary")
+
+
+@every_case
+def test_a_pilot_with_a_wider_vocabulary_writes_no_id_that_the_base_lacks(case: Case, tried: Any) -> None:
+    pilot = copy.deepcopy(case.world.pilot)
+    size = pilot.config.vocab_size
+    pilot.resize_token_embeddings(size + 8)
+    with torch.no_grad():
+        pilot.lm_head.weight[size:] = 0.0
+        pilot.lm_head.weight[size + 3] = 50 * pilot.lm_head.weight[:size].mean(dim=0)
+        output = pilot(case.prompt(1) % size).logits[0, -1]
+        if output.argmax() != size + 3:
+            pilot.lm_head.weight[size + 3] *= -1
+    known = case.world.base.config.vocab_size
+    for seed in range(4):
+        with suppress(wsd_hf.WSDValueError):
+            assert int(case.seeded(case.prompt(seed), assistant_model=pilot).max()) < known
+        tried("pilots with ids that the base lacks")
+
+
+# Calls at the same time, and many after each other
+
+
+@pytest.mark.parametrize("vocabularies", ["one", "two"])
+@pytest.mark.parametrize("seed", some(2, 12))
+def test_eight_threads_with_mixed_strategies_equal_serial_calls(vocabularies: str, seed: int, tried: Any) -> None:
+    rng = random.Random(seed)
+    cases = [case for case in CASES if case.vocabularies == vocabularies]
+
+    def a_call(index: int) -> Callable[[], list[list[int]]]:
+        case = cases[(index + seed) % len(cases)]
+        ids = case.prompt(50 * seed + index, 2 + rng.randint(1, 10))
+        settings: dict[str, Any] = {"max_new_tokens": rng.randint(3, 12)}
+        if rng.random() < 0.3:
+            settings["repetition_penalty"] = 1.2
+        if rng.random() < 0.3:
+            settings["stop_strings"] = ["b", "t "]
+        return lambda: case.repeatable(ids, **settings).tolist()
+
+    calls = [a_call(index) for index in range(8)]
+    assert together(calls) == [call() for call in calls]
+    tried("calls in eight threads", 8)
+
+
+@every_case
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.sweep)])
+def test_many_calls_leave_nothing_in_memory(case: Case, count: int, tried: Any) -> None:
+    ids, models = case.prompt(1), itertools.cycle(case.models.values())
+
+    def call(index: int) -> None:
+        if index % 10:
+            case.seeded(ids, max_new_tokens=3)
+        else:
+            with failing(next(models), 1, Broke()), pytest.raises(Broke):
+                case.seeded(ids, max_new_tokens=3)
+
+    for index in range(20):
+        call(index)
+    before = live_tensors()
+    for index in range(count):
+        call(index)
+    gc.collect()
+    assert all(now <= then for now, then in zip(live_tensors(), before, strict=True))
+    tried("calls after each other", count)
