@@ -1,13 +1,16 @@
 PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2
 
-.PHONY: demo test bench lint types test-lowest check clean
+.PHONY: demo test sweep bench lint types test-lowest check clean
 
 demo: .venv/ready
 	.venv/bin/wsd-hf demo
 
 test: .venv/ready
 	.venv/bin/pytest $(PYTEST_OPTIONS)
+
+sweep: .venv/ready
+	.venv/bin/pytest $(PYTEST_OPTIONS) -m sweep
 
 bench: .venv/ready
 	.venv/bin/python benchmarks/decode.py
@@ -22,7 +25,7 @@ types: .venv/ready
 test-lowest: .venv-lowest/ready
 	.venv-lowest/bin/pytest $(PYTEST_OPTIONS)
 
-check: lint types test test-lowest
+check: lint types test test-lowest sweep
 
 .venv/ready: constraints.txt
 .venv-lowest/ready: constraints-lowest.txt
