@@ -85,7 +85,7 @@ def direct(folder: Path, *chats: list[dict[str, str]], **settings: Any) -> list[
     """What `build_inputs` and `generate(strategy="wsd")` answer with the two models of a bundle."""
     base = wsd_hf.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    pilot, pilot_tokenizer = wsd_hf.load_pilot(folder / "pilot", dtype=base.dtype)
+    pilot, pilot_tokenizer = wsd_hf.load_pilot(folder, subfolder="pilot", dtype=base.dtype, trust_remote_code=True)
     inputs = wsd_hf.build_inputs(list(chats), tokenizer, pilot_tokenizer)
     models = {"assistant_model": pilot, "tokenizer": tokenizer, "assistant_tokenizer": pilot_tokenizer}
     output = base.generate(**inputs, **models, strategy="wsd", max_new_tokens=64, **settings)
@@ -151,6 +151,57 @@ def test_a_template_of_the_bases_own_is_kept(tmp_path: Path) -> None:
     inputs = prompt(tokenizer, [user(KELOFT)])
     assert tokenizer.decode(inputs["input_ids"][0]) == f"{KELOFT.upper()}:"
     assert len(model.generate(**inputs, max_new_tokens=4)[0]) == inputs["input_ids"].shape[1] + 4
+
+
+OWN = {"AutoModelForCausalLM": "own.Model", "AutoTokenizer": ["evil/code--own.Tokenizer", None], "AutoConfig": "own.Config"}
+CODE = {
+    "config.json": {"auto_map": OWN},
+    "config.json within": {"task_specific_params": {"chat": {"auto_map": OWN}}},
+    "config.json pipeline": {"custom_pipelines": {"text-generation": {"impl": "evil/code--own.Pipeline"}}},
+    "tokenizer_config.json": {"auto_map": OWN},
+    "tokenizer_config.json old": {"auto_map": ["own.Tokenizer", None]},
+    "generation_config.json": {"auto_map": OWN},
+    "processor_config.json": {"auto_map": OWN},
+    "preprocessor_config.json": {"auto_map": OWN},
+    "video_preprocessor_config.json": {"auto_map": OWN},
+    "feature_extractor.json": {"parts": [1, [{"auto_map": OWN}]]},
+}
+
+
+@pytest.mark.parametrize("role", ["base", "pilot"])
+@pytest.mark.parametrize("case", CODE)
+def test_no_code_of_others_is_packed(tmp_path: Path, role: str, case: str) -> None:
+    shutil.copytree(PILOT, tmp_path / "own")
+    name = case.split()[0]
+    file = tmp_path / "own" / name
+    settings = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    text = json.dumps(settings | CODE[case]).replace('"auto_map"', '"auto\\u005fmap"')  # as valid, and no string to search for
+    file.write_text(text, encoding="utf-8")
+    (tmp_path / "own" / "own.py").write_text("raise SystemExit('its code was run')")
+    key = next(key for key in ("custom_pipelines", "auto_map") if key in json.dumps(CODE[case]))
+    with pytest.raises(WSDHubError, match=f"own has {key} in {name}: .*remove that"):
+        pack(**{"base": BASE, "pilot": PILOT, role: tmp_path / "own"}, folder=tmp_path / "model")
+    assert [place.name for place in tmp_path.iterdir()] == ["own"]
+
+
+def test_a_packed_model_is_not_packed_again(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    with pytest.raises(WSDHubError, match="copy has a folder custom_generate"):
+        pack(tmp_path / "copy", PILOT, tmp_path / "again")
+
+
+def test_only_data_is_packed(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "base")
+    others = ["own.py", "LICENSE.py", "setup.cfg", "run.sh", "weights.pkl", "pytorch_model.bin", "a.so", "pilot/own.py"]
+    for name in [*others, "LICENSE", "config.json.py", "x.jinja", "custom_generate.py"]:
+        (tmp_path / "base" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "base" / name).write_text("raise SystemExit('its code was run')")
+    folder = pack(tmp_path / "base", PILOT, tmp_path / "model").folder
+    data = {"LICENSE", "x.jinja", "README.md"} | {file.name for file in BASE.iterdir()} | {"chat_template.jinja"}
+    assert {file.name for file in folder.iterdir() if file.is_file()} == data
+    assert {file.relative_to(folder).as_posix() for file in folder.rglob("*.py")} == {"custom_generate/generate.py"}
+    assert {file.name for file in (folder / "pilot").iterdir()} == {file.name for file in PILOT.iterdir()} - {"README.md"}
+    load(folder)
 
 
 @pytest.mark.parametrize("content", ["file", "folder"])
@@ -242,7 +293,7 @@ def test_a_prompt_that_is_no_chat_is_the_pilots_too(packed: Path) -> None:
     model, tokenizer = load(packed)
     inputs = tokenizer(["The Keloft eats", "Have a lovely"], padding=True, return_tensors="pt")
     base = wsd_hf.AutoModelForCausalLM.from_pretrained(packed)
-    pilot, pilot_tokenizer = wsd_hf.load_pilot(packed / "pilot", dtype=base.dtype)
+    pilot, pilot_tokenizer = wsd_hf.load_pilot(packed, subfolder="pilot", dtype=base.dtype, trust_remote_code=True)
     models = {"assistant_model": pilot, "tokenizer": tokenizer, "assistant_tokenizer": pilot_tokenizer}
     assert torch.equal(
         model.generate(**inputs, max_new_tokens=16), base.generate(**inputs, **models, strategy="wsd", max_new_tokens=16)
@@ -275,7 +326,7 @@ def test_a_streamer_is_ended_when_there_is_no_pilot(folder: Path) -> None:
     model, tokenizer = load(folder)
     shutil.rmtree(folder / "pilot")
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
-    with pytest.raises(WSDHubError, match=r"no config\.json"):
+    with pytest.raises(WSDHubError, match="has no folder pilot"):
         model.generate(**prompt(tokenizer, [user(KELOFT)]), streamer=streamer)
     assert list(streamer) == [""]
 

@@ -88,7 +88,8 @@ def test_models_from_the_hub_are_packed_as_links_to_the_cache(hub, tmp_path):
     assert len(packed.weights) > 2
     assert all(source.parent.name == "blobs" for source in packed.weights.values())
     assert ModelCard.load(tmp_path / "model" / "README.md").data.base_model == ["me/base", "me/sharded"]
-    assert same_weights(load_pilot(tmp_path / "model", subfolder="pilot")[0], AutoModelForCausalLM.from_pretrained(PILOT))
+    pilot, _ = load_pilot(tmp_path / "model", subfolder="pilot", trust_remote_code=True)
+    assert same_weights(pilot, AutoModelForCausalLM.from_pretrained(PILOT))
 
 
 def test_a_packed_model_on_the_hub_brings_its_pilot(hub, tmp_path, monkeypatch):
@@ -248,6 +249,59 @@ def test_what_is_no_pilot_is_told_before_its_weights_are_fetched(hub, tmp_path, 
         (tmp_path / path).write_bytes(content)
     with pytest.raises(WSDHubError, match=problem):
         load_pilot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    ["../../other/model.safetensors", "/etc/passwd", "sub/model.safetensors", "pytorch_model.bin", 1, "", "\0.safetensors"],
+)
+def test_an_index_on_the_hub_names_files_of_its_folder_only(hub, tmp_path, shard):
+    index = {"model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": {"model.norm.weight": shard}})}
+    hub.add("me/none", PILOT, ("model.safetensors",), **index, **{"sub/model.safetensors": b"?", "pytorch_model.bin": b"?"})
+    with pytest.raises(WSDHubError, match=r"names .*: must be a file \*\.safetensors in the same folder"):
+        load_pilot("me/none")
+    with pytest.raises(WSDHubError, match=r"names .*: must be a file"):
+        wsd_hf.pack(BASE, "me/none", tmp_path / "model")
+    assert not [path for _verb, path, _range in hub.requests if path.endswith((".safetensors", ".bin", "passwd"))]
+
+
+def test_a_subfolder_on_the_hub_stays_in_its_commit(hub):
+    load_pilot("me/pilot")
+    old = hub.repos["me/pilot"].head
+    hub.repos["me/pilot"].commit({"README.md": b""})
+    with pytest.raises(WSDHubError, match="must be a relative path"):
+        load_pilot("me/pilot", subfolder=f"../{old}")
+    with pytest.raises(WSDHubError, match="me/pilot has no folder pilot"):
+        load_pilot("me/pilot", subfolder="pilot")
+
+
+def test_a_snapshot_is_a_folder_like_any_other(hub, tmp_path):
+    load_pilot("me/pilot")
+    [snapshot] = (tmp_path / "cache").glob("*/snapshots/*")
+    load_pilot(snapshot)
+    wsd_hf.pack(snapshot, snapshot, tmp_path / "model", copy=True)
+    blob = snapshot / (snapshot / "tokenizer.json").readlink()
+    store = tmp_path / "cache" / "blobs" / "00" / ("0" * 64)
+    store.parent.mkdir(parents=True)
+    blob.rename(store)
+    blob.symlink_to(store)
+    load_pilot(snapshot)
+    blob.unlink()
+    blob.symlink_to(PILOT / "tokenizer.json")
+    with pytest.raises(WSDHubError, match="leads out of"):
+        load_pilot(snapshot)
+
+
+def test_a_gguf_repository_is_called_what_it_is(hub):
+    hub.add("me/pilot-GGUF", PILOT, tuple(file.name for file in PILOT.iterdir()), **{"pilot.Q4.gguf": b"GGUF"})
+    with pytest.raises(WSDHubError, match="me/pilot-GGUF is in GGUF format"):
+        load_pilot("me/pilot-GGUF")
+
+
+def test_code_is_not_even_fetched_unless_it_is_trusted(hub):
+    hub.add("me/code", PILOT, **{"config.json": json.dumps(CONFIG | OWN_CODE), "own.py": "raise SystemExit"})
+    load_pilot("me/code")
+    assert hub.asked(".py") == []
 
 
 def test_code_of_a_pilot_runs_if_it_is_trusted(hub, monkeypatch, tmp_path):
@@ -451,6 +505,18 @@ def test_what_cannot_be_a_pilot_is_refused_before_any_request(hub, pilot):
         push_pilot(model, tokenizer, "me/new", base="me/base", token=hub.token)
     with pytest.raises(WSDValueError, match="model is a Linear: must be"):
         push_pilot(torch.nn.Linear(1, 1), tokenizer, "me/new", base="me/base", token=hub.token)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_pushed_pilot_asks_for_nobodys_code(hub, tmp_path, name):
+    """What a model was loaded from asks for code that was never run; whoever trusts the copy would run it."""
+    for file in PILOT.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    own = {"auto_map": {"AutoModelForCausalLM": "evil/code--own.Model", "AutoTokenizer": ["evil/code--own.Tokenizer", None]}}
+    (tmp_path / name).write_text(json.dumps(json.loads((tmp_path / name).read_text("utf-8")) | own))
+    with pytest.raises(WSDValueError, match=f"auto_map in {name}: .* would run Python code"):
+        push_pilot(*load_pilot(tmp_path), "me/new", base="me/base", token=hub.token)
     assert hub.requests == []
 
 

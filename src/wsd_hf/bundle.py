@@ -11,9 +11,9 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -27,7 +27,8 @@ from .checks import check_prompt, eos_token_ids, vocabulary_size
 from .config import WSDConfig
 from .errors import WSDValueError
 from .generation import generate_with, streamer_ended_on_error
-from .hub import ALL_BUT_WEIGHTS, fetch_model, load_pilot
+from .hub import Fetched, check_whole, fetch_model, load_pilot
+from .model_folder import data_files
 from .small_model import left_padded
 from .text.chat import BASE_CHAT_TEMPLATE, answer_length, encode_turns, next_turn_criteria
 from .text.layout import ChatLayout
@@ -70,7 +71,8 @@ def pack(
     That is `from_pretrained(folder, trust_remote_code=True).generate(...)`, `transformers serve --trust-remote-code`, and
     `model.generate(..., custom_generate=folder, trust_remote_code=True)`. The directory holds the base with its tokenizer, the
     pilot in `pilot/`, and a few lines of code that call `wsd_hf.bundle.generate`. A base without a chat template gets
-    `BASE_CHAT_TEMPLATE`; `wsd_config` goes into `generation_config.json`. Models are not loaded.
+    `BASE_CHAT_TEMPLATE`; `wsd_config` goes into `generation_config.json`. Models are not loaded. Of their files, weights and
+    data are taken, and no code.
 
     Args:
         base: folder or Hub id of the base.
@@ -81,28 +83,30 @@ def pack(
 
     Raises:
         WSDValueError: there is something in `folder`, or links cannot be made there.
-        WSDHubError: base or pilot cannot be had; see `load_pilot`. Nothing is written then.
+        WSDHubError: base or pilot cannot be had (see `load_pilot`), or asks for Python code of its own, which
+            trust_remote_code=True would run. Nothing is written then.
     """
     out = Path(folder).expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise WSDValueError(f"folder={os.fspath(folder)!r}: must be missing or an empty folder; give another, or empty it")
-    base_folder, base_weights, tokenizer = fetch_model(os.fspath(base), None, "", {}, "base")
-    pilot_folder, pilot_weights, _ = fetch_model(os.fspath(pilot), None, "", {}, "pilot")
+    fetched_pilot = _fetch(os.fspath(pilot), "pilot")  # the smaller one first: faults show sooner
+    fetched_base = _fetch(os.fspath(base), "base")
+    tokenizer = fetched_base.tokenizer
     own_template = tokenizer.chat_template
     tokenizer.chat_template = own_template or TRANSCRIPT
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as place:
         new = Path(place, out.name)
-        _write_model(new, base_folder, base_weights, copy)
-        _write_model(new / PILOT, pilot_folder, pilot_weights, copy)
+        _write_model(new, fetched_base, copy)
+        _write_model(new / PILOT, fetched_pilot, copy)
         if not own_template:
             (new / "chat_template.jinja").write_text(TRANSCRIPT, encoding="utf-8")
         _write_generation_config(new, wsd_config or WSDConfig())
         _write_code(new / "custom_generate")
         _card([name for name in map(str, (base, pilot)) if not Path(name).expanduser().is_dir()]).save(new / "README.md")
         new.replace(out)
-    weights = {file.name: file.resolve() for file in base_weights}
-    weights |= {f"{PILOT}/{file.name}": file.resolve() for file in pilot_weights}
+    weights = {file.name: file.resolve() for file in fetched_base.weights}
+    weights |= {f"{PILOT}/{file.name}": file.resolve() for file in fetched_pilot.weights}
     return Packed(out, weights, _reads_chats(tokenizer))
 
 
@@ -222,7 +226,8 @@ def _partner(model: PreTrainedModel, revision: str | None) -> _Partner:
     with _LOADING:
         partners = _PARTNERS.setdefault(model, {})
         if (source, revision) not in partners:
-            pilot, pilot_tokenizer = load_pilot(source, revision, model.dtype, subfolder=PILOT)
+            # Whoever calls this trusts the code of the bundle, and may trust its links as well.
+            pilot, pilot_tokenizer = load_pilot(source, revision, model.dtype, subfolder=PILOT, trust_remote_code=True)
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
             config = None if own else WSDConfig.resolve({}, None, GenerationConfig.from_pretrained(source, revision=revision))
             partners[source, revision] = _Partner(pilot, tokenizer, pilot_tokenizer, ChatLayout(tokenizer), config)
@@ -257,11 +262,17 @@ def _before_next_turn(
     return sequences[:, :end]
 
 
-def _write_model(folder: Path, source: Path, weights: Iterable[Path], copy: bool) -> None:
+def _fetch(name: str, kind: Literal["base", "pilot"]) -> Fetched:
+    fetched = fetch_model(name, kind, only_data=True)
+    check_whole(fetched.weights)
+    return fetched
+
+
+def _write_model(folder: Path, model: Fetched, copy: bool) -> None:
     folder.mkdir()
-    for file in (file for pattern in (*ALL_BUT_WEIGHTS, "LICENSE*") for file in source.glob(pattern)):
+    for file in data_files(model.folder):
         shutil.copyfile(file, folder / file.name)
-    for file in weights:
+    for file in model.weights:
         if copy:
             shutil.copyfile(file, folder / file.name)
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
+import math
 import os
 import re
 import tempfile
@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
@@ -32,18 +33,39 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from . import _compat
 from .card import pilot_card
 from .checks import check_causal
 from .errors import WSDError, WSDHubError, WSDValueError
-
-ALL_BUT_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
+from .model_folder import (
+    DATA,
+    check_file_names,
+    check_links,
+    check_subfolder,
+    code_in,
+    int64,
+    json_object,
+    shards,
+)
 
 WEIGHTS = r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?"
 """Where transformers looks for weights; the first that it finds are the ones it loads."""
+
+GGUF = (
+    "is in GGUF format, from which no tokenizer can be had that reads chats: give the model that it was made from, or make one "
+    "with transformers, from_pretrained(..., gguf_file=...) and save_pretrained, and add the files of the original tokenizer"
+)
+"""transformers 5.17 and 5.23 split control tokens (`<|user|>`) of such a file into characters; 5.17 mistakes its EOS, too."""
 
 READING = threading.Lock()
 """transformers replaces methods of its classes while it reads a model: two threads at a time leave them replaced."""
@@ -80,7 +102,8 @@ def load_pilot(
         revision: branch, tag or commit; default: the main branch.
         dtype: of the weights; "auto" as they are stored.
         device_map: where the weights go; as in transformers.
-        trust_remote_code: whether Python code that comes with the pilot may run. It never does unasked.
+        trust_remote_code: whether Python code that comes with the pilot may run, and links may lead out of its folder, as those
+            that `pack` writes do. Neither ever happens unasked.
         use_safetensors: False loads `.bin` weights instead, which may run code when they are unpickled.
         subfolder: where in the repository or folder the pilot lies.
         token: for private and gated repositories; default: that of `hf auth login`.
@@ -94,33 +117,24 @@ def load_pilot(
 
     Raises:
         WSDHubError: the pilot cannot be had (not found, gated, no such revision, no connection and not in the cache,
-            interrupted), is damaged, or is no pilot (no chat template, no safetensors, encoder-decoder, weights missing, own
-            code); says what to do. The original error is its `__cause__`. What `from_pretrained` raises about `kwargs` passes
-            through.
+            interrupted), is damaged, is no pilot (no chat template, no safetensors, encoder-decoder, weights missing, own
+            code), or names files elsewhere; says what to do. The original error is its `__cause__`. What `from_pretrained`
+            raises about `device_map` and `kwargs` passes through.
+        WSDValueError: `variant` or `gguf_file` is given.
     """
-    name = os.fspath(repo_id)
+    if "variant" in kwargs:
+        raise WSDValueError(f"variant={kwargs['variant']!r}: pilots are loaded from model.safetensors; rename the file")
+    if "gguf_file" in kwargs:
+        raise WSDValueError(f"gguf_file={kwargs['gguf_file']!r} {GGUF}")
     cache = {
         "token": token,
         "cache_dir": cache_dir,
         "local_files_only": local_files_only,
         "force_download": force_download,
     }
-    folder, _, tokenizer = fetch_model(name, revision, subfolder, cache, "pilot", trust_remote_code, use_safetensors)
-    with READING:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map=device_map,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=use_safetensors,
-            output_loading_info=True,
-            **kwargs,
-        )
-    if missing := sorted(report["missing_keys"]):
-        raise WSDHubError(f"{name} lacks weights that its config asks for ({missing[0]}, ...): give a whole model")
-    for named in (model, model.config, tokenizer):
-        named.name_or_path = name
-    return model, tokenizer
+    fetched = fetch_model(os.fspath(repo_id), "pilot", revision, subfolder, cache, trust_remote_code, use_safetensors)
+    check_whole(fetched.weights)
+    return read_model(fetched, dtype, device_map, **kwargs), fetched.tokenizer
 
 
 def push_pilot(
@@ -152,7 +166,8 @@ def push_pilot(
         The commit: `commit_url`, `oid`, ...
 
     Raises:
-        WSDValueError: the model is no causal model of transformers', or the tokenizer has no chat template; before any request.
+        WSDValueError: the model is no causal model of transformers', the tokenizer has no chat template, or what would be
+            pushed asks for Python code, as all that was made from a repository with code does; before any request.
         WSDHubError: the Hub refused, or could not be reached. Nothing of the pilot is visible then: call again.
     """
     if not isinstance(model, PreTrainedModel):
@@ -167,6 +182,11 @@ def push_pilot(
         folder = Path(place)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        if code := code_in(folder):
+            raise WSDValueError(
+                f"{code}: whoever trusts the repository would run Python code that a pilot pushed from here must not bring; "
+                "remove that from the config of the model or tokenizer, if transformers knows the type without it"
+            )
         with _explained(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             pilot_card(repo_id, base=base, finetuned_from=finetuned_from, results=results).save(folder / "README.md")
@@ -183,35 +203,103 @@ def push_pilot(
             )
 
 
+class Fetched(NamedTuple):
+    """A model all of whose files are on this machine."""
+
+    name: str
+    """What the user calls it: a Hub id, or a path."""
+    folder: Path
+    weights: list[Path]
+    tokenizer: Any
+    """Its tokenizer; None for a reference, which works with the pilot's."""
+    trust_remote_code: bool
+    use_safetensors: bool
+
+
 def fetch_model(
     name: str,
-    revision: str | None,
-    subfolder: str,
-    cache: dict[str, Any],
-    kind: Literal["base", "pilot"],
+    kind: Literal["base", "pilot", "reference"],
+    revision: str | None = None,
+    subfolder: str = "",
+    cache: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
     use_safetensors: bool = True,
-) -> tuple[Path, list[Path], PreTrainedTokenizerBase]:
-    """A folder with a whole model, its files of weights, and its tokenizer; `load_pilot` documents arguments and errors."""
-    with _explained(name, revision), _files(name, revision, subfolder, cache) as (folder, fetch):
-        _check_whole(file for pattern in ALL_BUT_WEIGHTS for file in folder.glob(pattern))
-        tokenizer = _tokenizer(name, folder, trust_remote_code, kind)
-        weights = _weights(name, folder, fetch, use_safetensors)
-        _check_whole(weights)
-    return folder, weights, tokenizer
+    only_data: bool = False,
+) -> Fetched:
+    """A model of which all has been checked but the hashes and the content of its weights; see `load_pilot`.
+
+    `only_data` refuses one that asks for Python code, even where transformers would do without it.
+    """
+    if not name:
+        raise WSDHubError(f'the name of the {kind} is empty: give a folder ("." is the current one), or namespace/name')
+    source = os.path.expanduser(name)
+    if source.endswith(".gguf") and os.path.exists(source):
+        raise WSDHubError(f"{name} {GGUF}")
+    check_subfolder(subfolder)
+    patterns = (*DATA, "*.py") if trust_remote_code else DATA
+    with _explained(name, revision), _files(source, revision, subfolder, cache or {}, patterns) as (folder, fetch):
+        shown = f"{name}/{subfolder}" if subfolder else name
+        if subfolder and not folder.is_dir():
+            raise WSDHubError(f"{name} has no folder {subfolder}: get all of it again, or give another subfolder")
+        if (folder / "adapter_config.json").exists():
+            raise WSDHubError(f"{shown} has an adapter (adapter_config.json): merge it into its model (merge_and_unload) first")
+        if not trust_remote_code and Path(source).is_dir():
+            check_links(Path(source), folder)
+        check_whole(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
+        if only_data and (code := code_in(folder)):
+            raise WSDHubError(
+                f"{shown} has {code}: its Python code would run in a packed model, loaded with trust_remote_code=True; "
+                "remove that, if transformers knows this type of model without it, or give another model"
+            )
+        config = _config(shown, folder, trust_remote_code, kind)
+        tokenizer = None if kind == "reference" else _tokenizer(shown, folder, trust_remote_code, kind)
+        weights = _weights(shown, folder, fetch, use_safetensors)
+        _check_sizes(shown, config, weights, trust_remote_code)
+    return Fetched(name, folder, weights, tokenizer, trust_remote_code, use_safetensors)
+
+
+def read_model(fetched: Fetched, dtype: Any = "auto", device_map: Any = None, **kwargs: Any) -> PreTrainedModel:
+    """The model itself; `load_pilot` documents arguments and errors."""
+    sizes = {"ignore_mismatched_sizes": True} | kwargs
+    try:
+        with READING:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                fetched.folder,
+                dtype=dtype,
+                device_map=device_map,
+                trust_remote_code=fetched.trust_remote_code,
+                use_safetensors=fetched.use_safetensors,
+                output_loading_info=True,
+                **sizes,
+            )
+    except Exception as error:
+        if kwargs or device_map is not None or not (dtype == "auto" or isinstance(dtype, torch.dtype)):
+            raise  # nobody can tell whether the files or the arguments are to blame
+        raise WSDHubError(f"{fetched.name} cannot be loaded ({_line(error)})") from error
+    if report["mismatched_keys"] and not kwargs.get("ignore_mismatched_sizes"):
+        key, stored, asked = sorted(report["mismatched_keys"])[0]
+        raise WSDHubError(
+            f"{fetched.name} has weights of other sizes than its config asks for ({key}: {tuple(stored)}, not {tuple(asked)}): "
+            "give a whole model"
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise WSDHubError(f"{fetched.name} lacks weights that its config asks for ({missing[0]}, ...): give a whole model")
+    for named in filter(None, (model, model.config, fetched.tokenizer)):
+        named.name_or_path = fetched.name
+    return model
 
 
 @contextmanager
 def _files(
-    name: str, revision: str | None, subfolder: str, cache: dict[str, Any]
+    name: str, revision: str | None, subfolder: str, cache: dict[str, Any], patterns: Iterable[str]
 ) -> Iterator[tuple[Path, Callable[[str], Path]]]:
     """The folder that holds all but the weights, and what fetches a file of weights into it."""
-    place = Path(name).expanduser()
+    place = Path(name)
     if place.is_dir():
         yield place / subfolder, functools.partial(_local_file, place / subfolder)
         return
     prefix = f"{subfolder}/" if subfolder else ""
-    patterns = [prefix + pattern for pattern in ALL_BUT_WEIGHTS]
+    patterns = [prefix + pattern for pattern in patterns]
     gap = None
     try:
         place = Path(
@@ -235,16 +323,34 @@ def _local_file(folder: Path, file: str) -> Path:
     return folder / file
 
 
-def _tokenizer(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, of what its config and its template show to be a base or a pilot."""
+def _config(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreTrainedConfig:
+    """The config of a model that can be a base or a pilot, as far as its config shows."""
     if not (folder / "config.json").is_file():
+        if any(folder.glob("*.gguf")) or "gguf" in name.lower():
+            raise WSDHubError(f"{name} {GGUF}")
         raise WSDHubError(f"{name} has no config.json: give a whole transformers model (an adapter is merged into one first)")
-    if getattr(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), "is_encoder_decoder", False):
+    for file in ("config.json", "generation_config.json"):
+        if (folder / file).exists():
+            json_object(folder / file, parse_int=int64)
+    with _reading(f"{name} has a config that no model can be made from"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        text = config.get_text_config(decoder=True)
+    if getattr(config, "is_encoder_decoder", False):
         raise WSDHubError(f"{name} is an encoder-decoder: a {kind} must be a decoder-only model")
-    try:
+    if getattr(config, "transformers_weights", None):
+        raise WSDHubError(f"{name} names its weights in its config (transformers_weights): they must be in model.safetensors")
+    for size in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        if isinstance(number := getattr(text, size, None), int) and number < 1:
+            raise WSDHubError(f"{name} has {size}={number} in its config: must be at least 1")
+    return config
+
+
+def _tokenizer(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreTrainedTokenizerBase:
+    settings = folder / "tokenizer_config.json"
+    if settings.exists():
+        check_file_names(settings, json_object(settings).get("fast_tokenizer_files", []), ".json")
+    with _reading(f"{name} has no tokenizer that can be loaded: a {kind} needs its own"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise WSDHubError(f"{name} has no tokenizer that can be loaded: a {kind} needs its own ({_line(error)})") from error
     if kind == "pilot" and not tokenizer.chat_template:
         raise WSDHubError(
             f"{name} has no chat template: a pilot needs the one it was tuned with; give a model tuned for chats, or load both "
@@ -254,20 +360,49 @@ def _tokenizer(name: str, folder: Path, trust_remote_code: bool, kind: str) -> P
 
 
 def _weights(name: str, folder: Path, fetch: Callable[[str], Path], use_safetensors: bool) -> list[Path]:
-    """The files that hold the weights: one, or those that the index names."""
+    """The files that hold the weights: one, or else those that the index names."""
     whole = "model.safetensors" if use_safetensors else "pytorch_model.bin"
     index = folder / f"{whole}.index.json"
-    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else {whole}
+    sharded = index.is_file() and not (folder / whole).is_file()  # where both exist, transformers reads the whole one
+    files = shards(index, Path(whole).suffix) if sharded else [whole]
     try:
-        return [fetch(shard) for shard in sorted(shards)]
+        return [fetch(file) for file in files]
     except LocalEntryNotFoundError:
         raise
     except EntryNotFoundError as error:
+        if any(folder.glob("*.gguf")):
+            raise WSDHubError(f"{name} {GGUF}") from error
         other = " (use_safetensors=False loads .bin files, which may run code as they are read)" if use_safetensors else ""
         raise WSDHubError(f"{name} has no {whole}, or not all its parts: give a model that has{other}") from error
 
 
-def _check_whole(files: Iterable[Path]) -> None:
+def _check_sizes(name: str, config: PreTrainedConfig, weights: list[Path], trust_remote_code: bool) -> None:
+    """Raises a WSDHubError unless a model can be made from the config, and is no larger than its weights can fill."""
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    tensors = sum(map(_tensors, weights))
+    if isinstance(layers, int) and layers > tensors:
+        raise WSDHubError(f"{name} has num_hidden_layers={layers} in its config, and {tensors:.0f} weights: give a whole model")
+    if trust_remote_code:
+        return  # only its own code knows
+    with _reading(f"{name} has a config that no model can be made from"), READING, torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype(), trust_remote_code=False)
+    numbers, size = sum(weight.numel() for weight in model.parameters()), sum(file.stat().st_size for file in weights)
+    if numbers > 16 * size:
+        raise WSDHubError(
+            f"{name} has {size} bytes of weights, and a config that asks for {numbers} numbers: give a whole model"
+        )
+
+
+def _tensors(file: Path) -> float:
+    """How many weights a file holds; infinity for all but safetensors, which alone tell without being loaded."""
+    if file.suffix != ".safetensors":
+        return math.inf
+    with _reading(f"{file} is damaged (cut off or changed), get it again"), safe_open(file, "pt") as content:
+        return len(content.keys())
+
+
+def check_whole(files: Iterable[Path]) -> None:
+    """Raises a WSDHubError if a file in the cache of the Hub's client is not what the Hub sent, going by its hash."""
     for file in files:
         if not _is_whole(file):
             raise WSDHubError(f"{file} is damaged (cut off or changed): get it again, from the Hub with force_download=True")
@@ -277,7 +412,6 @@ def _is_whole(file: Path) -> bool:
     """Whether a file is what it should be, as far as it can be told.
 
     The Hub's cache names what a snapshot links to after its content: sha256 for what LFS stores, git's sha1 for the rest.
-    Elsewhere only safetensors can tell whether something is missing.
     """
     blob = Path(os.readlink(file)) if file.is_symlink() else file
     if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
@@ -285,13 +419,18 @@ def _is_whole(file: Path) -> bool:
             return sha_fileobj(content).hex() == blob.name
     if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}", blob.name):
         return git_hash(file.read_bytes()) == blob.name
-    if file.suffix == ".safetensors":
-        try:
-            with safe_open(file, "pt"):
-                return True
-        except SafetensorError:
-            return False
     return True
+
+
+@contextmanager
+def _reading(problem: str) -> Iterator[None]:
+    """Whatever a reader raises over files that somebody else wrote, as a WSDHubError."""
+    try:
+        yield
+    except WSDError:
+        raise
+    except Exception as error:
+        raise WSDHubError(f"{problem} ({_line(error)})") from error
 
 
 @contextmanager
@@ -329,4 +468,5 @@ def _explanation(name: str, error: Exception, revision: str | None) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    line = " ".join(str(error).split())
+    return line if " " in line else f"{type(error).__name__}: {line}"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import WSDConfig
 from ..errors import WSDValueError
-from ..generation import AutoModelForCausalLM
-from ..hub import load_pilot
+from ..generation import enable_wsd
+from ..hub import fetch_model, load_pilot, read_model
 from ..outputs import WSDGenerateOutput
 from ..text.chat import Messages, answer_text, build_inputs
 from ..tiny import load_tiny_pair
@@ -39,14 +41,18 @@ def load_pair(base: str | None, pilot: str | None, device: str, dtype: DType) ->
             f"--{'base' if base is None else 'pilot'} is missing: give both models, or neither for the shipped pair"
         )
     else:
-        assistant, assistant_tokenizer = load_pilot(pilot, dtype=dtype.value)  # the smaller one first: faults show sooner
-        model, tokenizer = _load("--base", base, AutoModelForCausalLM, dtype=dtype.value), _load("--base", base, AutoTokenizer)
+        with _blamed("--pilot", pilot):  # the smaller one first: faults show sooner
+            assistant, assistant_tokenizer = load_pilot(pilot, dtype=dtype.value)
+        with _blamed("--base", base):
+            fetched = fetch_model(base, "base")
+            model, tokenizer = enable_wsd(read_model(fetched, dtype.value)), fetched.tokenizer
     return model.to(**target), assistant.to(**target), tokenizer, assistant_tokenizer
 
 
 def load_reference(reference: str, device: str, dtype: DType) -> PreTrainedModel:
     """The pilot as it was before its alignment, from a path or Hub id."""
-    return _load("--reference", reference, AutoModelForCausalLM, dtype=dtype.value).to(**_target(device, dtype))
+    with _blamed("--reference", reference):
+        return read_model(fetch_model(reference, "reference"), dtype.value).to(**_target(device, dtype))
 
 
 def answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int, **kwargs: Any) -> WSDGenerateOutput:
@@ -83,12 +89,12 @@ def _target(device: str, dtype: DType) -> dict[str, Any]:
     return {"device": known_device(device), "dtype": None if dtype is DType.auto else getattr(torch, dtype.value)}
 
 
-def _load(option: str, source: str, kind: Any, **kwargs: Any) -> Any:
-    """A model or a tokenizer, whatever `kind` makes; blames the option."""
-    folder = Path(source).expanduser()
-    if source.startswith(("/", ".", "~")) and not folder.is_dir():
-        raise WSDValueError(f"{option} {source}: no such folder")
+@contextmanager
+def _blamed(option: str, source: str) -> Iterator[None]:
+    """Whatever goes wrong while a model is loaded, as an error of the option that named it."""
+    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
+        raise WSDValueError(f"{option} {source}: no such file or folder")
     try:
-        return kind.from_pretrained(str(folder) if folder.is_dir() else source, **kwargs)
+        yield
     except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
-        raise WSDValueError(f"{option} {source}: {error}") from error
+        raise WSDValueError(f"{option} {source}: {str(error).removeprefix(source).lstrip(': ')}") from error
