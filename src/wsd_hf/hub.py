@@ -49,9 +49,9 @@ from .checks import check_causal
 from .errors import WSDError, WSDHubError, WSDValueError
 from .model_folder import (
     DATA,
-    check_file_names,
     check_links,
     check_subfolder,
+    check_tokenizer_files,
     code_in,
     int64,
     json_object,
@@ -346,9 +346,7 @@ def _config(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreT
 
 
 def _tokenizer(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreTrainedTokenizerBase:
-    settings = folder / "tokenizer_config.json"
-    if settings.exists():
-        check_file_names(settings, json_object(settings).get("fast_tokenizer_files", []), ".json")
+    check_tokenizer_files(folder)
     with _reading(f"{name} has no tokenizer that can be loaded: a {kind} needs its own"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if kind == "pilot" and not tokenizer.chat_template:

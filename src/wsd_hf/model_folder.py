@@ -86,6 +86,25 @@ def check_file_names(where: Path, names: object, ending: str) -> None:
             raise WSDHubError(f"{where} names {name!r:.200}: must be a file *{ending} in the same folder, without a path")
 
 
+def check_tokenizer_files(folder: Path) -> None:
+    """Raises a WSDHubError if settings of a tokenizer name files that are not directly in its folder.
+
+    transformers hands these settings to the tokenizer's class as arguments, of which some are paths that it opens.
+    """
+    file = folder / "tokenizer_config.json"
+    if file.exists():
+        settings = json_object(file)
+        check_file_names(file, settings.get("fast_tokenizer_files", []), ".json")
+        for key in ("vocab", "merges", "init_inputs"):
+            if isinstance(settings.get(key), str) or (key == "init_inputs" and settings.get(key)):
+                raise WSDHubError(f"{file} has {key}={settings[key]!r:.200}, which names a file: remove it")
+    file = folder / "special_tokens_map.json"
+    if file.exists():
+        for key in json_object(file):
+            if not key.endswith(("_token", "_tokens")):
+                raise WSDHubError(f"{file} has {key!r:.200}, which is no special token: remove it")
+
+
 def code_in(folder: Path) -> str | None:
     """Where the files of a folder ask for Python code ("auto_map in config.json"); None if they don't.
 

@@ -22,13 +22,12 @@ from inspect_ai.model import (
     modelapi,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
-from transformers import AutoTokenizer
 
 from ..checks import eos_token_ids
 from ..config import WSDConfig
 from ..errors import WSDValueError
-from ..generation import AutoModelForCausalLM
-from ..hub import load_pilot
+from ..generation import enable_wsd
+from ..hub import fetch_model, load_pilot, read_model
 from ..outputs import WSDGenerateOutput
 from ..text.chat import Messages, before_next_turn, build_inputs
 
@@ -108,8 +107,8 @@ class WSDModelAPI(ModelAPI):
             raise WSDValueError(f"the model wsd/{model_name} lacks its pilot: add -M pilot=PATH_OR_ID, or model_args")
         self._config = WSDConfig(threshold=threshold, window_size=window)
         self._pilot, self._pilot_tokenizer = load_pilot(pilot, dtype=dtype, device_map=device)  # the smaller one first
-        self._base = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, device_map=device)
-        self._tokenizer = AutoTokenizer.from_pretrained(model_name)
+        base = fetch_model(model_name, "base")
+        self._base, self._tokenizer = enable_wsd(read_model(base, dtype, device)), base.tokenizer
         for tokenizer in (self._tokenizer, self._pilot_tokenizer):
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         self._waiting: list[_Request] = []
