@@ -1,6 +1,6 @@
 """Prints the table of docs/reliability.md: runs all tests, the sweep included, and adds up what they count with `tried`.
 
-    python tests/reliability.py [options of pytest]
+python tests/reliability.py [options of pytest]
 """
 
 from __future__ import annotations

@@ -184,7 +184,13 @@ def test_a_reader_is_released_when_a_model_fails(case: Case, role: str, at: int,
     tried("readers of a call that fails")
 
 
-REFUSED = {"prompt_lookup_num_tokens": 3, "synced_gpus": True, "assistant_model": "a path", "token_healing": True, "unheard_of": 1}
+REFUSED = {
+    "prompt_lookup_num_tokens": 3,
+    "synced_gpus": True,
+    "assistant_model": "a path",
+    "token_healing": True,
+    "unheard_of": 1,
+}
 
 
 @every_case

@@ -63,7 +63,7 @@ def test_settings_reach_the_decoding(run):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("--base", "/no/such/base", "--pilot", FOLDER / "pilot", "Hi"), "--base /no/such/base: no such file or folder"),
+        (("--base", "/no/such/base", "--pilot", FOLDER / "pilot", "Hi"), "--base /no/such/base: no such folder"),
         (("--base", FOLDER / "base", "Hi"), "--pilot is missing"),
         ((), "either a question or --messages"),
         (("--messages", "chat.json", "Hi"), "either a question or --messages"),

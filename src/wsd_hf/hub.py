@@ -185,7 +185,7 @@ def push_pilot(
         if code := code_in(folder):
             raise WSDValueError(
                 f"{code}: whoever trusts the repository would run Python code that a pilot pushed from here must not bring; "
-                "remove that from the config of the model or tokenizer, if transformers knows the type without it"
+                "remove that from its config, if transformers knows the type without it, or use transformers' push_to_hub"
             )
         with _explained(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -274,7 +274,7 @@ def read_model(fetched: Fetched, dtype: Any = "auto", device_map: Any = None, **
             )
     except Exception as error:
         if kwargs or device_map is not None or not (dtype == "auto" or isinstance(dtype, torch.dtype)):
-            raise  # nobody can tell whether the files or the arguments are to blame
+            raise  # the arguments may be to blame
         raise WSDHubError(f"{fetched.name} cannot be loaded ({_line(error)})") from error
     if report["mismatched_keys"] and not kwargs.get("ignore_mismatched_sizes"):
         key, stored, asked = sorted(report["mismatched_keys"])[0]
@@ -284,8 +284,9 @@ def read_model(fetched: Fetched, dtype: Any = "auto", device_map: Any = None, **
         )
     if missing := sorted(report["missing_keys"]):
         raise WSDHubError(f"{fetched.name} lacks weights that its config asks for ({missing[0]}, ...): give a whole model")
-    for named in filter(None, (model, model.config, fetched.tokenizer)):
-        named.name_or_path = fetched.name
+    for named in (model, model.config, fetched.tokenizer):
+        if named is not None:
+            named.name_or_path = fetched.name
     return model
 
 
@@ -381,7 +382,7 @@ def _check_sizes(name: str, config: PreTrainedConfig, weights: list[Path], trust
     if isinstance(layers, int) and layers > tensors:
         raise WSDHubError(f"{name} has num_hidden_layers={layers} in its config, and {tensors:.0f} weights: give a whole model")
     if trust_remote_code:
-        return  # only its own code knows
+        return  # a model with code of its own may need more than its config
     with _reading(f"{name} has a config that no model can be made from"), READING, torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype(), trust_remote_code=False)
     numbers, size = sum(weight.numel() for weight in model.parameters()), sum(file.stat().st_size for file in weights)
@@ -392,7 +393,7 @@ def _check_sizes(name: str, config: PreTrainedConfig, weights: list[Path], trust
 
 
 def _tensors(file: Path) -> float:
-    """How many weights a file holds; infinity for all but safetensors, which alone tell without being loaded."""
+    """Number of weights in a file; infinity if it isn't a safetensors file, since others must be loaded to be counted."""
     if file.suffix != ".safetensors":
         return math.inf
     with _reading(f"{file} is damaged (cut off or changed), get it again"), safe_open(file, "pt") as content:

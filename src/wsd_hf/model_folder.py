@@ -52,10 +52,7 @@ def check_subfolder(subfolder: str) -> None:
 
 def json_object(file: Path, parse_int: Callable[[str], int] = int) -> dict[str, Any]:
     """The object that a JSON file holds; a WSDHubError if it holds anything else."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"), parse_int=parse_int)
-    except (OSError, ValueError, RecursionError) as error:
-        raise WSDHubError(f"{file} is not a valid JSON file ({' '.join(str(error).split())}): get it again") from error
+    value = _json(file, parse_int)
     if not isinstance(value, dict):
         raise WSDHubError(f"{file} must hold a JSON object, and holds a {type(value).__name__}: get it again")
     return value
@@ -95,9 +92,10 @@ def check_tokenizer_files(folder: Path) -> None:
     if file.exists():
         settings = json_object(file)
         check_file_names(file, settings.get("fast_tokenizer_files", []), ".json")
-        for key in ("vocab", "merges", "init_inputs"):
-            if isinstance(settings.get(key), str) or (key == "init_inputs" and settings.get(key)):
-                raise WSDHubError(f"{file} has {key}={settings[key]!r:.200}, which names a file: remove it")
+        paths = {key: settings[key] for key in ("vocab", "merges") if isinstance(settings.get(key), str)}
+        for key, value in (paths | {"init_inputs": settings.get("init_inputs")}).items():
+            if value:
+                raise WSDHubError(f"{file} has {key}={value!r:.200}, which may name a file elsewhere: remove it")
     file = folder / "special_tokens_map.json"
     if file.exists():
         for key in json_object(file):
@@ -108,21 +106,25 @@ def check_tokenizer_files(folder: Path) -> None:
 def code_in(folder: Path) -> str | None:
     """Where the files of a folder ask for Python code ("auto_map in config.json"); None if they don't.
 
-    Which keys count is not known for every file, so each object in each JSON file is searched.
+    transformers looks for these keys in many files and in parts of them, so each object in each JSON file is searched.
     """
     if (folder / "custom_generate").exists():
         return "a folder custom_generate"
     for file in data_files(folder):
         if file.suffix.lower() != ".json":
             continue
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            found = [key for value in _objects(content) for key in CODE_KEYS if value.get(key)]
-        except (OSError, ValueError, RecursionError) as error:
-            raise WSDHubError(f"{file} is not a valid JSON file ({' '.join(str(error).split())}): get it again") from error
-        if found:
-            return f"{found[0]} in {file.name}"
+        for value in _objects(_json(file)):
+            for key in CODE_KEYS:
+                if value.get(key):
+                    return f"{key} in {file.name}"
     return None
+
+
+def _json(file: Path, parse_int: Callable[[str], int] = int) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"), parse_int=parse_int)
+    except (OSError, ValueError, RecursionError) as error:
+        raise WSDHubError(f"{file} is not a valid JSON file ({' '.join(str(error).split())}): get it again") from error
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

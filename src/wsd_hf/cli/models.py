@@ -93,8 +93,9 @@ def _target(device: str, dtype: DType) -> dict[str, Any]:
 def _blamed(option: str, source: str) -> Iterator[None]:
     """Whatever goes wrong while a model is loaded, as an error of the option that named it."""
     if source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
-        raise WSDValueError(f"{option} {source}: no such file or folder")
+        raise WSDValueError(f"{option} {source}: no such folder")
     try:
         yield
     except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
-        raise WSDValueError(f"{option} {source}: {str(error).removeprefix(source).lstrip(': ')}") from error
+        reason = str(error).removeprefix(f"{source}: ").removeprefix(f"{source} ")
+        raise WSDValueError(f"{option} {source}: {reason}") from error
