@@ -213,7 +213,7 @@ class Fetched(NamedTuple):
     tokenizer: Any
     """Its tokenizer; None for a reference, which works with the pilot's."""
     trust_remote_code: bool
-    use_safetensors: bool
+    use_safetensors: bool | None
 
 
 def fetch_model(
@@ -223,12 +223,13 @@ def fetch_model(
     subfolder: str = "",
     cache: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
-    use_safetensors: bool = True,
+    use_safetensors: bool | None = True,
     only_data: bool = False,
 ) -> Fetched:
     """A model of which all has been checked but the hashes and the content of its weights; see `load_pilot`.
 
-    `only_data` refuses one that asks for Python code, even where transformers would do without it.
+    `use_safetensors=None` takes `.bin` weights where there are no others. `only_data` refuses a model that asks for Python
+    code, even where transformers would do without it.
     """
     if not name:
         raise WSDHubError(f'the name of the {kind} is empty: give a folder ("." is the current one), or namespace/name')
@@ -358,21 +359,25 @@ def _tokenizer(name: str, folder: Path, trust_remote_code: bool, kind: str) -> P
     return tokenizer
 
 
-def _weights(name: str, folder: Path, fetch: Callable[[str], Path], use_safetensors: bool) -> list[Path]:
-    """The files that hold the weights: one, or else those that the index names."""
-    whole = "model.safetensors" if use_safetensors else "pytorch_model.bin"
-    index = folder / f"{whole}.index.json"
-    sharded = index.is_file() and not (folder / whole).is_file()  # where both exist, transformers reads the whole one
-    files = shards(index, Path(whole).suffix) if sharded else [whole]
-    try:
-        return [fetch(file) for file in files]
-    except LocalEntryNotFoundError:
-        raise
-    except EntryNotFoundError as error:
-        if any(folder.glob("*.gguf")):
-            raise WSDHubError(f"{name} {GGUF}") from error
-        other = " (use_safetensors=False loads .bin files, which may run code as they are read)" if use_safetensors else ""
-        raise WSDHubError(f"{name} has no {whole}, or not all its parts: give a model that has{other}") from error
+def _weights(name: str, folder: Path, fetch: Callable[[str], Path], use_safetensors: bool | None) -> list[Path]:
+    """The files that hold the weights: one, or else those that the index names; of both formats if the caller has no wish."""
+    missing, wanted = None, ["model.safetensors", "pytorch_model.bin"]
+    if use_safetensors is not None:
+        wanted = [wanted[0 if use_safetensors else 1]]
+    for whole in wanted:
+        index = folder / f"{whole}.index.json"
+        sharded = index.is_file() and not (folder / whole).is_file()  # where both exist, transformers reads the whole one
+        files = shards(index, Path(whole).suffix) if sharded else [whole]
+        try:
+            return [fetch(file) for file in files]
+        except EntryNotFoundError as error:
+            missing = missing or error
+    if isinstance(missing, LocalEntryNotFoundError):
+        raise missing
+    if any(folder.glob("*.gguf")):
+        raise WSDHubError(f"{name} {GGUF}") from missing
+    other = " (use_safetensors=False loads .bin files, which may run code as they are read)" if use_safetensors else ""
+    raise WSDHubError(f"{name} has no {' or '.join(wanted)}, or not all its parts: give a model that has{other}") from missing
 
 
 def _check_sizes(name: str, config: PreTrainedConfig, weights: list[Path], trust_remote_code: bool) -> None:

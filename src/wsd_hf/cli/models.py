@@ -44,7 +44,7 @@ def load_pair(base: str | None, pilot: str | None, device: str, dtype: DType) ->
         with _blamed("--pilot", pilot):  # the smaller one first: faults show sooner
             assistant, assistant_tokenizer = load_pilot(pilot, dtype=dtype.value)
         with _blamed("--base", base):
-            fetched = fetch_model(base, "base")
+            fetched = fetch_model(base, "base", use_safetensors=None)
             model, tokenizer = enable_wsd(read_model(fetched, dtype.value)), fetched.tokenizer
     return model.to(**target), assistant.to(**target), tokenizer, assistant_tokenizer
 
@@ -52,7 +52,7 @@ def load_pair(base: str | None, pilot: str | None, device: str, dtype: DType) ->
 def load_reference(reference: str, device: str, dtype: DType) -> PreTrainedModel:
     """The pilot as it was before its alignment, from a path or Hub id."""
     with _blamed("--reference", reference):
-        return read_model(fetch_model(reference, "reference"), dtype.value).to(**_target(device, dtype))
+        return read_model(fetch_model(reference, "reference", use_safetensors=None), dtype.value).to(**_target(device, dtype))
 
 
 def answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int, **kwargs: Any) -> WSDGenerateOutput:

@@ -107,7 +107,7 @@ class WSDModelAPI(ModelAPI):
             raise WSDValueError(f"the model wsd/{model_name} lacks its pilot: add -M pilot=PATH_OR_ID, or model_args")
         self._config = WSDConfig(threshold=threshold, window_size=window)
         self._pilot, self._pilot_tokenizer = load_pilot(pilot, dtype=dtype, device_map=device)  # the smaller one first
-        base = fetch_model(model_name, "base")
+        base = fetch_model(model_name, "base", use_safetensors=None)
         self._base, self._tokenizer = enable_wsd(read_model(base, dtype, device)), base.tokenizer
         for tokenizer in (self._tokenizer, self._pilot_tokenizer):
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
