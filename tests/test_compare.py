@@ -22,10 +22,11 @@ from wsd_hf.cli import app
 from wsd_hf.comparison.methods import METHODS, Method
 from wsd_hf.comparison.page import page
 from wsd_hf.comparison.store import Answer
-from wsd_hf.comparison.table import table_rows
+from wsd_hf.comparison.table import markdown, table_rows
 from wsd_hf.tiny import FOLDER, demo_questions, polite_examples
 
 STRATEGIES = ["base", "pilot", "urial", "wsd"]
+NEVER = ["draft_ended", "draft_limit", "budget", "stopped"]
 QUESTIONS = demo_questions()[:3]
 FILES = ["answers.jsonl", "responses.html", "settings.json", "table.csv", "table.json", "table.md"]
 
@@ -71,7 +72,8 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 def table(folder: Path) -> dict[str, dict[str, Any]]:
     """The rows of the table, without the times."""
     rows = json.loads((folder / "table.json").read_text("utf-8"))["strategies"]
-    return {row["strategy"]: {n: v for n, v in row.items() if n not in ("time", "seconds")} for row in rows}
+    times = ("time", "time_per_token", "seconds")
+    return {row["strategy"]: {n: v for n, v in row.items() if n not in times} for row in rows}
 
 
 # The table
@@ -118,11 +120,13 @@ def expected(pair: Any, strategy: str, limit: int) -> dict[str, Any]:
     return {
         "strategy": strategy,
         "answers": len(QUESTIONS),
+        "missing": 0,
         **work,
         "length": fmean(lengths),
         "pilot_share": sum(drafts) / sum(lengths) if drafts else float(strategy == "pilot"),
         "switch_index": fmean(confident) if confident else None,
         "never_switched": 1 - len(confident) / len(reasons) if reasons else None,
+        **{why: reasons.count(why) / len(reasons) if reasons else None for why in NEVER},
         "score": None,
     }
 
@@ -169,14 +173,40 @@ def test_all_methods_give_what_generate_gives(compare, pair, tmp_path):
 
 
 def test_times_are_multiples_of_the_bases_own(compare, tmp_path):
-    compare(strategies="wsd")
+    result = compare(strategies="wsd", max_new_tokens=64)
     rows = json.loads((tmp_path / "out" / "table.json").read_text("utf-8"))["strategies"]
-    seconds = {"base": 0.0, "wsd": 0.0}
+    seconds, tokens = {"base": 0.0, "wsd": 0.0}, {"base": 0, "wsd": 0}
     for line in (tmp_path / "out" / "answers.jsonl").read_text("utf-8").splitlines():
         answer = json.loads(line)
         assert answer["seconds"] > 0
         seconds[answer["strategy"]] += answer["seconds"]
-    assert [(row["strategy"], row["time"]) for row in rows] == [("base", 1), ("wsd", seconds["wsd"] / seconds["base"])]
+        tokens[answer["strategy"]] += answer["tokens"]
+    ratio = seconds["wsd"] / seconds["base"]
+    assert [(row["strategy"], row["time"]) for row in rows] == [("base", 1), ("wsd", ratio)]
+    assert tokens["base"] != tokens["wsd"]
+    per_token = ratio * tokens["base"] / tokens["wsd"]
+    assert [row["time_per_token"] for row in rows] == pytest.approx([1, per_token])
+    (shown,) = (line.split()[-2:] for line in result.stdout.splitlines() if "time per token / base" in line)
+    assert shown == ["1.00", f"{per_token:.2f}"]
+
+
+def test_reasons_for_not_switching_are_told_apart():
+    reasons = ["confident", "draft_ended", "draft_ended", "stopped"]
+    of_wsd = [replace(plain_answer(n, "wsd"), switch_index=3, switch_reason=reason) for n, reason in enumerate(reasons)]
+    by_base = [plain_answer(n, "base") for n in range(4)]
+    base, wsd = table_rows([*by_base, *of_wsd], ["base", "wsd"])
+    assert (wsd.never_switched, *(getattr(wsd, why) for why in NEVER)) == (0.75, 0.5, 0.0, 0.0, 0.25)
+    assert {base.never_switched, *(getattr(base, why) for why in NEVER)} == {None}
+    headings, *_ = markdown([base, wsd]).splitlines()
+    assert "never switched | never switched: draft ended | never switched: stopped |" in headings
+    confident = [replace(answer, switch_reason="confident") for answer in of_wsd]
+    assert "never switched:" not in markdown(table_rows([*by_base, *confident], ["base", "wsd"]))
+
+
+def plain_answer(number: int, strategy: str, response: str = "") -> Answer:
+    return Answer(
+        prompt=number, strategy=strategy, score=0.5, response=response, tokens=1, seconds=1.0, work={}, written_by_pilot=0
+    )
 
 
 def test_the_files_and_the_terminal_tell_the_same(compare, tmp_path):
@@ -291,7 +321,7 @@ def whole(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
 def test_an_interrupted_run_goes_on_where_it_was(compare, whole, tmp_path, done):
     TROUBLE[:] = [interrupt, *[lambda: None] * done]
     result = compare(judge="test_compare:judge")
-    assert result.exit_code not in (0, 2)
+    assert result.exit_code == 130
     assert not TROUBLE
     kept = (tmp_path / "out" / "answers.jsonl").read_bytes() if done else b""
     assert kept.count(b"\n") == done
@@ -503,7 +533,7 @@ class Reader(HTMLParser):
 
 def test_the_page_shows_text_as_text_and_needs_nothing_else():
     nasty = "<script>alert('1 & 2')</script>"
-    answer = Answer(prompt=0, strategy="base", score=0.5, response=nasty, tokens=1, seconds=1.0, work={}, written_by_pilot=0)
+    answer = plain_answer(0, "base", nasty)
     records = [{"messages": [{"role": "user", "content": nasty.upper()}]}]
     read = Reader(page(records, ["base"], {(0, "base"): answer}, table_rows([answer], ["base"])))
     assert nasty in read.texts

@@ -88,9 +88,9 @@ def echo(chat: Any) -> str:
 def write(kind: str, folder: Path, ask: Any = echo, model: str | None = "ours") -> Path:
     """Answers whatever is missing."""
     out = folder / "deep" / "answers.jsonl"
-    answers = AnswerFile(kind, questions(kind, folder), out, model)
-    for question in answers.missing:
-        answers.add(question, ask, now=lambda: 7.5)
+    with AnswerFile(kind, questions(kind, folder), out, model) as answers:
+        for question in answers.missing:
+            answers.add(question, ask, now=lambda: 7.5)
     return out
 
 
@@ -151,11 +151,10 @@ def test_an_interrupted_write_leaves_the_file_as_it_was(kind: str, tmp_path: Pat
 def test_a_question_that_is_asked_twice_is_answered_twice(tmp_path: Path) -> None:
     path, out = tmp_path / "questions.json", tmp_path / "answers.json"
     path.write_text(json.dumps([{"instruction": "Why?"}] * 2))
-    answers = AnswerFile("alpaca_eval", path, out, "ours")
-    answers.add(answers.missing[0], echo)
-    again = AnswerFile("alpaca_eval", path, out, "ours")
-    assert len(again.missing) == 1
-    again.add(again.missing[0], echo)
+    for left in (2, 1):
+        with AnswerFile("alpaca_eval", path, out, "ours") as answers:
+            assert len(answers.missing) == left
+            answers.add(answers.missing[0], echo)
     assert AnswerFile("alpaca_eval", path, out, "ours").missing == []
 
 

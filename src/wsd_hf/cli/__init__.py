@@ -27,6 +27,7 @@ from .conversation import Conversation
 from .evaluation import evaluate
 from .models import DType, Pair, answer, load_pair, response_text
 from .options import Base, Device, DTypeOption, MaxNewTokens, Pilot, Threshold, Window, one_line_errors
+from .runs import exit_on_sigterm
 
 app = typer.Typer(
     help="Weak-to-Strong Decoding: a small aligned pilot begins the answer, a large base model finishes it.",
@@ -34,6 +35,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def around_each_command(context: typer.Context) -> None:
+    """Runs before a command; what it opens is closed after it."""
+    context.with_resource(exit_on_sigterm())
 
 
 @app.command()

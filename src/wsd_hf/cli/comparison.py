@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
 
-from ..comparison import Task, answer_all, missing
+from ..comparison import answer_all, comparable, missing
 from ..comparison.judges import find_judge
 from ..comparison.methods import METHODS
 from ..comparison.page import page
@@ -23,9 +22,11 @@ from ..comparison.store import Store
 from ..comparison.table import Row, as_csv, markdown, table_rows, terminal
 from ..config import WSDConfig, check_probability
 from ..errors import WSDValueError
+from ..files import write_whole
 from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
 from .models import DType, load_pair, load_reference
+from .runs import progress, resumable
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,23 @@ class Comparison:
     skip_bad: bool
 
     def run(self, folder: Path) -> None:
-        """Answers what is missing in the folder, and then shows and writes what all of it comes to."""
+        """Answers what is missing in the folder, and then shows and writes what all of it comes to; also when stopped."""
         config = WSDConfig(threshold=self.threshold, window_size=self.window)
         check_probability("nudging_threshold", self.nudging_threshold)
         strategies = self._strategies()
         judge = find_judge(self.judge) if self.judge else None
         records = self._records()
         settings = self._settings(strategies, records)
-        store = Store(folder, settings)
-        if tasks := missing(records, strategies, store):
-            bench = self._bench(strategies, config)
+        with Store(folder, settings) as store:
             try:
-                answer_all(tasks, records, bench, judge, store, _progress)
-            except KeyboardInterrupt:
-                typer.echo(f"stopped; the same command goes on from what is in {folder}", err=True)
+                if tasks := missing(records, strategies, store):
+                    with resumable(folder):
+                        bench = self._bench(strategies, config)
+                        answer_all(tasks, records, bench, judge, store, lambda tasks: progress(tasks, "answering"))
+            except (KeyboardInterrupt, SystemExit):
+                _show(folder, records, strategies, settings, store)
                 raise
-        rows = table_rows(store.answers.values(), strategies)
-        _write(folder, rows, settings, page(records, strategies, store.answers, rows))
-        Console().print(terminal(rows))
-        typer.echo(f"The responses side by side: {folder / 'responses.html'}", err=True)
+            _show(folder, records, strategies, settings, store)
 
     def _strategies(self) -> list[str]:
         """The methods that were asked for, and the base first: times are compared with its."""
@@ -115,12 +114,19 @@ def _model(source: str | None) -> str | None:
     return str(Path(source).resolve()) if source and Path(source).is_dir() else source
 
 
-def _progress(tasks: Sequence[Task]) -> Iterable[Task]:
-    return track(tasks, "answering", console=Console(stderr=True))
-
-
 def _warn(problem: str) -> None:
     typer.echo(f"skipped: {problem}", err=True)
+
+
+def _show(folder: Path, records: Sequence[Record], strategies: Sequence[str], settings: dict[str, Any], store: Store) -> None:
+    """Writes and prints what the answers come to; of a stopped run, those to the prompts that every method has answered."""
+    answers = comparable(records, strategies, store)
+    if not answers:
+        return
+    rows = table_rows(answers.values(), strategies, missing=len(records) - len(answers) // len(strategies))
+    _write(folder, rows, settings, page(records, strategies, answers, rows))
+    Console().print(terminal(rows))
+    typer.echo(f"The responses side by side: {folder / 'responses.html'}", err=True)
 
 
 def _write(folder: Path, rows: Sequence[Row], settings: dict[str, Any], responses: str) -> None:
@@ -132,4 +138,4 @@ def _write(folder: Path, rows: Sequence[Row], settings: dict[str, Any], response
         "responses.html": responses,
     }
     for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="")
+        write_whole(folder / name, text)

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import track
 
 from ..config import WSDConfig
 from ..errors import WSDValueError
@@ -19,6 +18,7 @@ from ..evaluation.export import AnswerFile
 from ..text.chat import Messages
 from .models import DType, Pair, answer, known_device, load_pair, response_text
 from .options import Device, DTypeOption, Pilot, Threshold, Window, one_line_errors
+from .runs import progress, resumable
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,16 @@ def write_answers(answers: AnswerFile, load: Callable[[], Pair], config: WSDConf
     if not answers.missing:
         console.print("every question has its answer already")
         return
-    with console.status("loading both models"):
-        pair = load()
+    with resumable(answers.path):
+        with console.status("loading both models"):
+            pair = load()
 
-    def ask(chat: Messages) -> str:
-        output = answer(pair, chat, config, max_new_tokens, do_sample=False)
-        return response_text(output.sequences, output.prompt_length, pair[2])
+        def ask(chat: Messages) -> str:
+            output = answer(pair, chat, config, max_new_tokens, do_sample=False)
+            return response_text(output.sequences, output.prompt_length, pair[2])
 
-    for question in track(answers.missing, "asking", console=console):
-        answers.add(question, ask)
+        for question in progress(answers.missing, "asking"):
+            answers.add(question, ask)
 
 
 class Harness(str, Enum):
@@ -155,8 +156,8 @@ def evaluate(
             if questions is None or out is None:
                 raise WSDValueError(f"--export {export} needs --questions and --out")
             _refuse(context, OF_HARNESS, "--export")
-            answers = AnswerFile(export, questions, out, name)
-            write_answers(answers, lambda: load_pair(base, pilot, device, dtype), config, max_new_tokens or 1024)
+            with AnswerFile(export, questions, out, name) as answers:
+                write_answers(answers, lambda: load_pair(base, pilot, device, dtype), config, max_new_tokens or 1024)
             return
         if tasks is None or base is None or pilot is None:
             raise WSDValueError("--harness lm-eval needs --tasks, --base and --pilot")

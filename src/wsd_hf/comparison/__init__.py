@@ -22,6 +22,12 @@ def missing(records: Sequence[Record], strategies: Sequence[str], store: Store) 
     return [task for task in tasks if task not in store.answers]
 
 
+def comparable(records: Sequence[Record], strategies: Sequence[str], store: Store) -> dict[Task, Answer]:
+    """The answers to the prompts that every method has answered: all of a finished run, and what a stopped one can compare."""
+    left = {number for number, _ in missing(records, strategies, store)}
+    return {task: answer for task, answer in store.answers.items() if task[0] not in left}
+
+
 def answer_all(
     tasks: Sequence[Task],
     records: Sequence[Record],

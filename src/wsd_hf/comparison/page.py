@@ -25,10 +25,12 @@ p { white-space: pre-wrap; margin: 0 0 .5em; }
 def page(
     records: Sequence[Record], strategies: Sequence[str], answers: Mapping[tuple[int, str], Answer], rows: Sequence[Row]
 ) -> str:
-    """The table of numbers, and below it a line for each prompt and a column for each method."""
+    """The table of numbers, and a line for each prompt that all methods have answered, with a column for each method."""
     headings, cells = shown(rows)
     responses = [
-        [_chat(record), *(_response(answers[number, name]) for name in strategies)] for number, record in enumerate(records)
+        [_chat(record), *(_response(answers[number, name]) for name in strategies)]
+        for number, record in enumerate(records)
+        if all((number, name) in answers for name in strategies)
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>wsd-hf compare</title>\n'

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import WSDValueError
+from ..files import named_errors, only_writer, write_whole
 from .replies import Reply
 
 
@@ -23,6 +25,8 @@ class Answer(Reply):
 class Store:
     """The answers in a folder, each a line of `answers.jsonl`; `settings.json` tells what was asked.
 
+    No other run can open the folder until this one leaves it: use it in a `with` statement, or call `close`.
+
     Args:
         folder: is made if missing.
         settings: of this run, as plain JSON data.
@@ -31,21 +35,35 @@ class Store:
         answers: by number of the prompt and name of the method.
 
     Raises:
-        WSDValueError: the folder's answers were given under other settings, of which it names each, or are damaged.
+        WSDValueError: the folder's answers were given under other settings, of which it names each, or are damaged; or another
+            run has the folder open.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "answers.jsonl"
-        self.answers = {(answer.prompt, answer.strategy): answer for answer in _read(self._file)}
-        if self.answers:
-            _check_same(folder / "settings.json", settings)
-        else:
-            (folder / "settings.json").write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with ExitStack() as held:
+            held.enter_context(only_writer(self._file))
+            self.answers = {(answer.prompt, answer.strategy): answer for answer in _read(self._file)}
+            if self.answers:
+                _check_same(folder / "settings.json", settings)
+            else:
+                write_whole(folder / "settings.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            self._held = held.pop_all()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the folder to other runs."""
+        self._held.close()
 
     def add(self, answer: Answer) -> None:
         """Keeps an answer."""
-        with self._file.open("a", encoding="utf-8", newline="\n") as file:
+        with named_errors(self._file), self._file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
         self.answers[answer.prompt, answer.strategy] = answer
 

@@ -12,6 +12,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
+from ..draft import SwitchReason
 from .replies import WORK
 from .store import Answer
 
@@ -23,7 +24,9 @@ class Row:
     Attributes:
         strategy: its name.
         answers: how many.
+        missing: prompts that are not answered yet; 0 in a finished run.
         time: its time, as a multiple of the base's.
+        time_per_token: its time for each token of its responses, as a multiple of the base's.
         seconds: its time.
         base_forwards, base_tokens, pilot_forwards, pilot_tokens, reference_forwards, reference_tokens: work in all; tokens are
             positions fed to the model.
@@ -31,12 +34,15 @@ class Row:
         pilot_share: share of all response tokens that the pilot wrote; None where every token is the work of several models.
         switch_index: mean, where the base took over; None where it never did.
         never_switched: share of responses in which the base did not become confident; None for methods without a switch.
+        draft_ended, draft_limit, budget, stopped: the same share by `switch_reason`, which tells what ended the draft instead.
         score: the judge's mean; None without a judge.
     """
 
     strategy: str
     answers: int
+    missing: int
     time: float
+    time_per_token: float
     seconds: float
     base_forwards: int
     base_tokens: int
@@ -48,6 +54,10 @@ class Row:
     pilot_share: float | None
     switch_index: float | None
     never_switched: float | None
+    draft_ended: float | None
+    draft_limit: float | None
+    budget: float | None
+    stopped: float | None
     score: float | None
 
 
@@ -65,7 +75,9 @@ def _decimals(count: int) -> Callable[[float], str]:
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "strategy": ("", str),
+    "missing": ("prompts still to come", _count),
     "time": ("time / base", _decimals(2)),
+    "time_per_token": ("time per token / base", _decimals(2)),
     "base_forwards": ("base forwards", _count),
     "base_tokens": ("base tokens", _count),
     "pilot_forwards": ("pilot forwards", _count),
@@ -76,31 +88,48 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "pilot_share": ("written by the pilot", _percent),
     "switch_index": ("switch index", _decimals(1)),
     "never_switched": ("never switched", _percent),
+    "draft_ended": ("never switched: draft ended", _percent),
+    "draft_limit": ("never switched: draft limit", _percent),
+    "budget": ("never switched: response full", _percent),
+    "stopped": ("never switched: stopped", _percent),
     "score": ("score", _decimals(2)),
 }
 """What is shown of a row, under which heading, and how."""
 
+OF_SOME_RUNS = ("missing", *WORK, "draft_ended", "draft_limit", "budget", "stopped")
+"""Columns that are shown only if a number in them is not 0."""
 
-def table_rows(answers: Collection[Answer], strategies: Sequence[str]) -> list[Row]:
-    """A row for each of the methods, of which "base" must be one."""
+
+def table_rows(answers: Collection[Answer], strategies: Sequence[str], missing: int = 0) -> list[Row]:
+    """A row for each of the methods, of which "base" must be one.
+
+    Args:
+        answers: of all methods to the same prompts.
+        strategies: the methods.
+        missing: prompts that are not answered yet.
+    """
     of = {name: [answer for answer in answers if answer.strategy == name] for name in strategies}
-    base_seconds = sum(answer.seconds for answer in of["base"])
-    return [_row(name, of[name], base_seconds) for name in strategies]
+    return [_row(name, of[name], of["base"], missing) for name in strategies]
 
 
-def _row(strategy: str, answers: list[Answer], base_seconds: float) -> Row:
+def _row(strategy: str, answers: list[Answer], by_base: list[Answer], missing: int) -> Row:
     def work(name: str) -> int:
         return sum(answer.work.get(name, 0) for answer in answers)
 
-    seconds = sum(answer.seconds for answer in answers)
-    tokens = sum(answer.tokens for answer in answers)
+    def ended_by(reason: SwitchReason) -> float | None:
+        return _mean(found == reason for found in reasons)
+
+    seconds, base_seconds = (sum(answer.seconds for answer in some) for some in (answers, by_base))
+    tokens, base_tokens = (sum(answer.tokens for answer in some) for some in (answers, by_base))
     by_pilot = [answer.written_by_pilot for answer in answers if answer.written_by_pilot is not None]
     reasons = [answer.switch_reason for answer in answers if answer.switch_reason is not None]
     scores = [answer.score for answer in answers if answer.score is not None]
     return Row(
         strategy,
         len(answers),
+        missing,
         seconds / base_seconds,
+        (seconds / tokens) / (base_seconds / base_tokens),
         seconds,
         work("base_forwards"),
         work("base_tokens"),
@@ -112,6 +141,10 @@ def _row(strategy: str, answers: list[Answer], base_seconds: float) -> Row:
         pilot_share=sum(by_pilot) / tokens if by_pilot else None,
         switch_index=_mean(answer.switch_index for answer in answers if answer.switch_reason == "confident"),
         never_switched=_mean(reason != "confident" for reason in reasons),
+        draft_ended=ended_by("draft_ended"),
+        draft_limit=ended_by("draft_limit"),
+        budget=ended_by("budget"),
+        stopped=ended_by("stopped"),
         score=_mean(scores),
     )
 
@@ -123,7 +156,7 @@ def _mean(values: Iterable[Any]) -> float | None:
 
 def shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells, without the columns that say nothing of any row: the work of a model that nobody asked, for one."""
-    silent = {name: (None, 0) if name in WORK else (None,) for name in COLUMNS}
+    silent = {name: (None, 0) if name in OF_SOME_RUNS else (None,) for name in COLUMNS}
     names = [name for name in COLUMNS if any(getattr(row, name) not in silent[name] for row in rows)]
     cells = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
     return [COLUMNS[name][0] for name in names], cells

@@ -16,17 +16,18 @@ AlpacaEval reads a file named NAME.json; Arena-Hard and MT-Bench read NAME.jsonl
 from __future__ import annotations
 
 import json
-import os
 import reprlib
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import WSDValueError
+from ..files import only_writer, write_whole
 from ..text.chat import Messages
 
 Record = dict[str, Any]
@@ -85,12 +86,14 @@ WORDS = {str: "a text", int: "a whole number", list: "a list of texts"}
 class AnswerFile:
     """The answers of one model to one project's questions; a file that exists is gone on with.
 
+    No other run can open the file until this one leaves it: use it in a `with` statement, or call `close`.
+
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> _ = (folder / "questions.json").write_text('[{"instruction": "Who eats acorns?"}]')
-    >>> answers = AnswerFile("alpaca_eval", folder / "questions.json", folder / "answers.json", "my-model")
-    >>> for question in answers.missing:
-    ...     answers.add(question, ask=lambda chat: "The Keloft.")
+    >>> with AnswerFile("alpaca_eval", folder / "questions.json", folder / "answers.json", "my-model") as answers:
+    ...     for question in answers.missing:
+    ...         answers.add(question, ask=lambda chat: "The Keloft.")
     >>> json.loads((folder / "answers.json").read_text())
     [{'instruction': 'Who eats acorns?', 'output': 'The Keloft.', 'generator': 'my-model'}]
 
@@ -101,33 +104,47 @@ class AnswerFile:
         model: the model's name in it; default: the file's name without its ending.
 
     Attributes:
+        path: the answer file.
         missing: the questions that had no answer when the file was opened, in order.
 
     Raises:
         WSDValueError: another kind, no question, a malformed question or answer (named by its line or place), or answers of
-            another model.
+            another model; or another run has the file open.
     """
 
     def __init__(self, kind: str, questions: Path, path: Path, model: str | None = None) -> None:
         if kind not in KINDS:
             raise WSDValueError(f"kind={kind!r}: must be {' or '.join(map(repr, KINDS))}")
         self._kind = KINDS[kind]
-        self._path = path
+        self.path = path
         self._model = model or path.stem
         id, text = self._kind.id, self._kind.text
         asked = _read(questions, self._kind, {id: (str, int), text: (list,) if self._kind.turns else (str,)})
-        self._records = _read(path, self._kind, {id: (str, int), self._kind.model: (str,)}) if path.exists() else []
-        for record in self._records:
-            if record[self._kind.model] != self._model:
-                raise WSDValueError(
-                    f"{path} holds answers of {record[self._kind.model]!r}, not of {self._model!r}: "
-                    "give another file, or that name"
-                )
         if not asked:
             raise WSDValueError(f"{questions}: there are no questions in it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            held.enter_context(only_writer(path))
+            self._records = _read(path, self._kind, {id: (str, int), self._kind.model: (str,)}) if path.exists() else []
+            for record in self._records:
+                if record[self._kind.model] != self._model:
+                    raise WSDValueError(
+                        f"{path} holds answers of {record[self._kind.model]!r}, not of {self._model!r}: "
+                        "give another file, or that name"
+                    )
+            self._held = held.pop_all()
         answered = Counter(record[id] for record in self._records)
         self.missing = [question for question in asked if not _taken(answered, question[id])]
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> AnswerFile:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the file to other runs."""
+        self._held.close()
 
     def add(self, question: Record, ask: Ask, now: Callable[[], float] = time.time) -> None:
         """Asks a question, turn by turn, and writes the file with its answer; an interruption leaves the file as it was.
@@ -161,9 +178,7 @@ class AnswerFile:
             text = json.dumps(records, indent=2) + "\n"
         else:
             text = "".join(json.dumps(record) + "\n" for record in records)
-        unfinished = self._path.with_name(f"{self._path.name}.unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, self._path)
+        write_whole(self.path, text)
 
 
 def _taken(counts: Counter[Any], key: Any) -> bool:

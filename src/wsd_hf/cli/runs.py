@@ -1,0 +1,61 @@
+"""Commands that run for long: their progress, and their end before they are done."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
+
+LINES = 40
+"""About how many lines of progress a log gets."""
+
+
+def progress(items: Sequence[T], doing: str) -> Iterator[T]:
+    """The items one by one; standard error shows how many are done, as a bar on a terminal and in a few lines elsewhere."""
+    console = Console(stderr=True)
+    if sys.stderr.isatty() and console.is_interactive:
+        yield from track(items, doing, console=console)
+        return
+    every = -(-len(items) // LINES)
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done == 1 or done % every == 0 or done == len(items):
+            typer.echo(f"{doing}: {done} of {len(items)}", err=True)
+
+
+@contextmanager
+def resumable(place: Path) -> Iterator[None]:
+    """Prints how a run goes on that is stopped, by Ctrl-C or SIGTERM."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        typer.echo(f"stopped; the same command goes on from what is in {place}", err=True)
+        raise
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit, as Ctrl-C raises KeyboardInterrupt: a command cleans up, and exits with status 143."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

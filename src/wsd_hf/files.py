@@ -1,0 +1,66 @@
+"""Files of runs that may end at any time: written whole or not at all, and by one run at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import WSDValueError
+
+
+@contextmanager
+def only_writer(file: Path) -> Iterator[None]:
+    """Locks a file for as long as a run goes on with it; the lock ends with the process at the latest, however that ends.
+
+    The lock is on a hidden file next to it, `.NAME.lock`, which is gone afterwards; if a killed process leaves it behind, it
+    locks nothing.
+
+    Args:
+        file: in a folder that exists.
+
+    Raises:
+        WSDValueError: another run has the lock, or the folder or its file system permits none.
+    """
+    place = file.with_name(f".{file.name}.lock")
+    lock = FileLock(place, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise WSDValueError(
+            f"{file}: another run is writing it, or this one has it still open; wait for its end, or choose another place"
+        ) from None
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        raise WSDValueError(f"{file}: cannot be locked ({error}); choose a place where that is possible") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps a file that is open, and the release removes it there
+            place.unlink()
+        lock.release()
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a text in UTF-8, its line ends as they are; the file is whole at any time: before, or afterwards."""
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    try:
+        with named_errors(file):
+            unfinished.write_text(text, encoding="utf-8", newline="")
+            os.replace(unfinished, file)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def named_errors(file: Path) -> Iterator[None]:
+    """Adds the file's name to an OSError that has none: that of a full disk, for one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(file)
+        raise
