@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from .draft import SwitchReason
 from .errors import WSDValueError
 from .search.beam import Selection
 from .switch import confidence
+from .text.visible import html_text, visible
 
 PILOT_COLOURS = ("#f4a582", "#f7b799", "#fac8af", "#fcd9c7", "#feeae0")
 """A drafted token, from one that the base found unlikely to one that it would have written too."""
@@ -161,7 +161,9 @@ class TracedToken:
 class Trace:
     """Who wrote which token of one response, and why the base took over. Made by `explain`.
 
-    `print(trace)` gives plain text, `trace.print()` colours on a terminal.
+    `print(trace)` gives plain text, `trace.print()` colours on a terminal. What is printed or exported as a picture or page is
+    well-formed and safe to show, whatever the text: control characters have a visible form there, as ␛. `tokens` and
+    `to_dict()` hold the text as it is.
     """
 
     tokens: tuple[TracedToken, ...]
@@ -175,13 +177,13 @@ class Trace:
         for position, token in enumerate(self.tokens):
             if position == self.switch_index and position:
                 text.append("│", style="bold white")
-            text.append(token.text, style=f"#101010 on {_colour(token)}")
+            text.append(visible(token.text), style=f"#101010 on {_colour(token)}")
         return text + Text(f"\n{self.summary()}", style="dim italic")
 
     def __str__(self) -> str:
         drafted = "".join(token.text for token in self.tokens[: self.switch_index])
         written = "".join(token.text for token in self.tokens[self.switch_index :])
-        return f"{drafted}│{written}\n{self.summary()}"
+        return f"{visible(drafted)}│{visible(written)}\n{self.summary()}"
 
     def summary(self) -> str:
         """One line: the switch and its reason."""
@@ -217,15 +219,15 @@ class Trace:
         """The coloured trace as an SVG picture of a terminal."""
         console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
         console.print(self)
-        return str(console.export_svg(title=title))
+        return str(console.export_svg(title=visible(title)))
 
     def to_html(self) -> str:
         """The trace as one HTML element; hovering over a token shows its writer, probability and confidence."""
         spans = "".join(
-            f'<span title="{html.escape(_tooltip(token))}" style="background:{_colour(token)}">{html.escape(token.text)}</span>'
+            f'<span title="{html_text(_tooltip(token))}" style="background:{_colour(token)}">{html_text(token.text)}</span>'
             for token in self.tokens
         )
-        return f'<p style="white-space:pre-wrap">{spans}<br><small>{html.escape(self.summary())}</small></p>'
+        return f'<p style="white-space:pre-wrap">{spans}<br/><small>{html_text(self.summary())}</small></p>'
 
 
 def explain(

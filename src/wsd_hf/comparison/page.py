@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
+from ..text.visible import html_text
 from .prompts import Record
 from .store import Answer
 from .table import Row, shown
@@ -33,27 +33,27 @@ def page(
         if all((number, name) in answers for name in strategies)
     ]
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>wsd-hf compare</title>\n'
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n<title>wsd-hf compare</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n"
-        + _table("numbers", headings, [[escape(cell) for cell in row] for row in cells])
+        + _table("numbers", headings, [[html_text(cell) for cell in row] for row in cells])
         + _table("responses", ["prompt", *strategies], responses)
         + "</body>\n</html>\n"
     )
 
 
 def _table(kind: str, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    head = "".join(f"<th>{html_text(heading)}</th>" for heading in headings)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in cells)
     return f'<table class="{kind}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n'
 
 
 def _chat(record: Record) -> str:
     return "".join(
-        f'<div class="role">{escape(message["role"])}</div><p>{escape(message["content"])}</p>'
+        f'<div class="role">{html_text(message["role"])}</div><p>{html_text(message["content"])}</p>'
         for message in record["messages"]
     )
 
 
 def _response(answer: Answer) -> str:
     score = "" if answer.score is None else f'<div class="score">score {answer.score:g}</div>'
-    return (answer.html or f"<p>{escape(answer.response)}</p>") + score
+    return (answer.html or f"<p>{html_text(answer.response)}</p>") + score
