@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 from transformers.utils import logging
@@ -34,6 +33,7 @@ from .text.chat import BASE_CHAT_TEMPLATE, answer_length, encode_turns, next_tur
 from .text.layout import ChatLayout
 from .text.pieces import plain_text
 from .text.streaming import AnswerStreamer
+from .text.visible import visible
 from .text.vocabulary import same_vocabulary
 
 logger = logging.get_logger(__name__)
@@ -207,9 +207,9 @@ class _Partner(NamedTuple):
         if chat is None:
             return None
         try:
-            return encode_turns(chat.turns, chat.prefill, self.pilot_tokenizer)
-        except TemplateError as error:
-            logger.warning_once(f"the pilot's chat template refuses a chat ({error}): the pilot gets the text of the base")
+            return encode_turns("the pilot", chat.turns, chat.prefill, self.pilot_tokenizer)
+        except WSDValueError as error:
+            logger.warning_once(visible(f"{error}; the pilot gets the text of the base"))
             return None
 
 
@@ -306,8 +306,8 @@ def _reads_chats(tokenizer: PreTrainedTokenizerBase) -> bool:
     turns = [{"role": "user", "content": "Which one?"}, {"role": "assistant", "content": "This."}]
     turns += [{"role": "user", "content": "Why?"}]
     try:
-        return ChatLayout(tokenizer).read(encode_turns(turns, "", tokenizer)) == (turns, "")
-    except TemplateError:
+        return ChatLayout(tokenizer).read(encode_turns("tokenizer", turns, "", tokenizer)) == (turns, "")
+    except WSDValueError:
         return False
 
 

@@ -15,7 +15,7 @@ from ._compat import Chat
 from .checks import check_causal
 from .errors import WSDValueError
 from .generation import generate_with
-from .text.chat import before_next_turn, chat_prompts, next_turn_criteria
+from .text.chat import before_next_turn, chat_prompts, check_text, next_turn_criteria
 from .text.streaming import AnswerStreamer
 
 logger = logging.get_logger(__name__)
@@ -42,8 +42,8 @@ class WSDTextGenerationPipeline(TextGenerationPipeline):
         assistant_tokenizer: the pilot's; needed for chats, and where transformers asks for it. Comes with a path or Hub id.
 
     Raises:
-        WSDValueError: a strategy without a pilot, chats of another form than `build_inputs` takes, a pilot without a chat
-            template, and whatever `generate(strategy=...)` refuses.
+        WSDValueError: a strategy without a pilot, chats of another form than `build_inputs` takes, a prompt that is no text, a
+            pilot without a chat template, and whatever `generate(strategy=...)` refuses.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -70,9 +70,10 @@ class WSDTextGenerationPipeline(TextGenerationPipeline):
             return super().preprocess(prompt_text, **kwargs)
         if isinstance(prompt_text, Chat):
             return self._preprocess_chat(prompt_text.messages, **kwargs)
+        text, special = kwargs.get("prefix", "") + prompt_text, kwargs.get("add_special_tokens", True)
+        check_text("the prompt", text)
         inputs = super().preprocess(prompt_text, **kwargs)
         if self.pilot_tokenizer is not None:
-            text, special = kwargs.get("prefix", "") + prompt_text, kwargs.get("add_special_tokens", True)
             encoded = self.pilot_tokenizer(text, add_special_tokens=special, return_tensors="pt")
             inputs["assistant_input_ids"] = encoded["input_ids"]
             inputs["assistant_attention_mask"] = encoded["attention_mask"]

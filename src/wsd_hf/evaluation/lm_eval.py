@@ -18,7 +18,7 @@ from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..generation import enable_wsd
 from ..hub import load_pilot
-from ..text.chat import before_next_turn, build_inputs
+from ..text.chat import before_next_turn, build_inputs, check_text
 
 WITHOUT_EFFECT = ("chat_template_args", "enable_thinking", "think_end_token", "truncation", "mixed_precision_dtype")
 """Arguments of `HFLM` that nothing here would heed."""
@@ -131,6 +131,8 @@ class WSDHFLM(HFLM):
     def _inputs(self, prompts: list[str]) -> BatchEncoding:
         if isinstance(prompts[0], Chat):
             return build_inputs([json.loads(prompt) for prompt in prompts], self.tokenizer, self.pilot_tokenizer)
+        for prompt in prompts:
+            check_text("a prompt", prompt)
         ids, mask = self.tok_batch_encode(prompts)
         return BatchEncoding({"input_ids": ids, "attention_mask": mask})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -152,7 +153,21 @@ def check_turns(name: str, messages: Messages) -> None:
     for position, message in enumerate(messages):
         known = isinstance(message, Mapping) and message.get("role") in ROLES
         if not known or not isinstance(message.get("content"), str):
-            raise WSDValueError(f"{name}[{position}]={message!r}: must have a role ({', '.join(ROLES)}) and a text as content")
+            shown = reprlib.repr(message)  # whole, it may fill the screen, or be nested too deep for repr
+            raise WSDValueError(f"{name}[{position}]={shown}: must have a role ({', '.join(ROLES)}) and a text as content")
+        check_text(f"{name}[{position}]", message["content"])
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises unless UTF-8 can hold the text, as tokenizers and files need; blames `name`.
+
+    Python puts half of a surrogate pair where bytes were no text (an argument that isn't UTF-8), and JSON may name one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise WSDValueError(f"{name}: holds half of a surrogate pair ({half}), which is no text; give text in UTF-8") from None
 
 
 def _encode(name: str, tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str | None = None) -> list[int]:
@@ -160,26 +175,46 @@ def _encode(name: str, tokenizer: PreTrainedTokenizerBase, messages: Messages, t
     turns, prefill = messages, ""
     if messages[-1]["role"] == "assistant":
         turns, prefill = messages[:-1], messages[-1]["content"].strip()
-    try:
-        return encode_turns(turns, prefill, tokenizer, template)
-    except TemplateError as error:
-        raise WSDValueError(f"the chat template of {name} refuses these messages: {error}") from error
+    return encode_turns(name, turns, prefill, tokenizer, template)
 
 
-def encode_turns(turns: Messages, prefill: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> list[int]:
+def encode_turns(
+    name: str, turns: Messages, prefill: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None
+) -> list[int]:
     """The prompt that asks for an answer to `turns`, of which `prefill` is the beginning.
 
     Args:
+        name: what errors call the tokenizer.
         turns: what was said so far.
         prefill: may be empty.
         tokenizer: whose chat template is used.
         template: another one instead.
+
+    Raises:
+        WSDValueError: as `render`.
     """
-    prompt = tokenizer.apply_chat_template(list(turns), chat_template=template, add_generation_prompt=True, tokenize=False)
+    prompt = render(name, turns, tokenizer, template)
     if tokenizer.bos_token and not prompt.startswith(tokenizer.bos_token):
         prompt = tokenizer.bos_token + prompt
     ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
     return ids + tokenizer.encode(prefill, add_special_tokens=False) if prefill else ids
+
+
+def render(name: str, turns: Messages, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> str:
+    """Text that the chat template writes for `turns`, with the header of the answer; arguments as for `encode_turns`.
+
+    Raises:
+        WSDValueError: the template refuses the turns, that is, it raises anything; that is the `__cause__`.
+    """
+    try:
+        prompt: str = tokenizer.apply_chat_template(
+            list(turns), chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+        check_text("its output", prompt)
+    except Exception as error:  # a template is a program, and raises what it likes
+        reason = error if isinstance(error, TemplateError | WSDValueError) else f"{type(error).__name__}: {error}"
+        raise WSDValueError(f"the chat template of {name} refuses these messages: {reason}") from error
+    return prompt
 
 
 def _pad(name: str, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> dict[str, torch.Tensor]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from .chat import Messages
+from ..errors import WSDValueError
+from .chat import Messages, render
 
 PROBES = (
     ("user",),
@@ -82,8 +82,8 @@ class ChatLayout:
     def _prompt(self, turns: Messages) -> str | None:
         """What the template writes, as text of tokens; None where it refuses."""
         try:
-            prompt = self._tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
-        except TemplateError:
+            prompt = render("tokenizer", turns, self._tokenizer)
+        except WSDValueError:
             return None
         return self._text(self._tokenizer.encode(prompt, add_special_tokens=False))
 
