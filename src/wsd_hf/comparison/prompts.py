@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
-import json
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import WSDValueError
 from ..text.chat import check_messages
+from ..text.json_data import check_texts, json_lines, parse_json
 
 Record = dict[str, Any]
 """A prompt: its `messages`, and whatever else its line says, for the judge."""
@@ -26,29 +26,29 @@ def read_prompts(file: Path, skipped: Callable[[str], None] | None = None) -> li
         WSDValueError: a malformed line, by its number, or a file without prompts.
     """
     records = []
-    for number, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for place, line in json_lines(file):
         try:
-            records.append(_record(line.decode("utf-8")))
-        except ValueError as error:
-            problem = f"{file}, line {number}: {error}"
+            records.append(_record(line, place))
+        except WSDValueError as error:
             if skipped is None:
-                raise WSDValueError(f"{problem} (--skip-bad leaves such lines out)") from None
-            skipped(problem)
+                raise WSDValueError(f"{error} (--skip-bad leaves such lines out)") from None
+            skipped(str(error))
     if not records:
         raise WSDValueError(f"{file}: there are no prompts in it")
     return records
 
 
-def _record(line: str) -> Record:
-    record = json.loads(line)
+def _record(line: bytes, place: str) -> Record:
+    record = parse_json(line, place)
     if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
-        raise WSDValueError('must be {"prompt": text} or {"messages": [...]}')
-    json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair is no text that a tokenizer takes
+        raise WSDValueError(f'{place}: must be {{"prompt": text}} or {{"messages": [...]}}')
+    check_texts(record, place)
     if "messages" not in record:
         record = {**record, "messages": [{"role": "user", "content": record["prompt"]}]}
     if not isinstance(record["messages"], list):
-        raise WSDValueError(f"messages={record['messages']!r}: must be a list")
-    check_messages(record["messages"])
+        raise WSDValueError(f"{place}: messages={reprlib.repr(record['messages'])}: must be a list")
+    try:
+        check_messages(record["messages"])
+    except WSDValueError as error:
+        raise WSDValueError(f"{place}: {error}") from None
     return record

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import WSDValueError
 from ..files import named_errors, only_writer, write_whole
+from ..text.json_data import check_texts, parse_json
 from .replies import Reply
 
 
@@ -35,11 +36,13 @@ class Store:
         answers: by number of the prompt and name of the method.
 
     Raises:
-        WSDValueError: the folder's answers were given under other settings, of which it names each, or are damaged; or another
-            run has the folder open.
+        WSDValueError: the folder's answers were given under other settings, of which it names each, or are damaged; a setting
+            is no text; or another run has the folder open.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            check_texts(value, name)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "answers.jsonl"
         with ExitStack() as held:
@@ -79,20 +82,22 @@ def _read(file: Path) -> list[Answer]:
             open_file.truncate(len(data) - len(rest))
     answers = []
     for number, line in enumerate(lines, start=1):
+        place = f"{file}, line {number}"
         try:
-            answers.append(Answer(**json.loads(line)))
+            answers.append(Answer(**parse_json(line, place)))
         except (ValueError, TypeError):
-            raise WSDValueError(f"{file}, line {number}: is damaged; without that line it will be answered again") from None
+            raise WSDValueError(f"{place}: is damaged; without that line it will be answered again") from None
     return answers
 
 
 def _check_same(file: Path, settings: dict[str, Any]) -> None:
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    before = None
+    with suppress(OSError, ValueError):
+        before = parse_json(file.read_bytes(), str(file))
+    if not isinstance(before, dict):
         raise WSDValueError(
             f"{file}: is missing or damaged, and nothing else tells how the answers beside it were given; choose another folder"
-        ) from None
+        )
     different = [
         f"{name} was {before.get(name)!r} and is {settings.get(name)!r}"
         for name in {**before, **settings}

@@ -28,7 +28,8 @@ from typing import Any
 
 from ..errors import WSDValueError
 from ..files import only_writer, write_whole
-from ..text.chat import Messages
+from ..text.chat import Messages, check_text
+from ..text.json_data import check_texts, json_lines, parse_json
 
 Record = dict[str, Any]
 Ask = Callable[[Messages], str]
@@ -108,8 +109,8 @@ class AnswerFile:
         missing: the questions that had no answer when the file was opened, in order.
 
     Raises:
-        WSDValueError: another kind, no question, a malformed question or answer (named by its line or place), or answers of
-            another model; or another run has the file open.
+        WSDValueError: another kind, no question, a malformed question or answer (named by its line or place), answers of
+            another model, or a model's name that is no text; or another run has the file open.
     """
 
     def __init__(self, kind: str, questions: Path, path: Path, model: str | None = None) -> None:
@@ -118,6 +119,7 @@ class AnswerFile:
         self._kind = KINDS[kind]
         self.path = path
         self._model = model or path.stem
+        check_text("model", self._model)
         id, text = self._kind.id, self._kind.text
         asked = _read(questions, self._kind, {id: (str, int), text: (list,) if self._kind.turns else (str,)})
         if not asked:
@@ -189,36 +191,24 @@ def _taken(counts: Counter[Any], key: Any) -> bool:
 
 def _read(path: Path, kind: _Kind, wanted: dict[str, tuple[type, ...]]) -> list[Record]:
     """The records of a file, each of which has the wanted keys with values of these types."""
-    content = path.read_bytes()
     if kind.one_list:
-        records = _parse(content, str(path))
+        records = parse_json(path.read_bytes(), str(path))
         if not isinstance(records, list):
             raise WSDValueError(f"{path}: must be one JSON list")
         named = [(f"{path}, item {number}", record) for number, record in enumerate(records, 1)]
     else:
-        lines = [(f"{path}, line {number}", line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
-        named = [(place, _parse(line, place)) for place, line in lines]
+        named = [(place, parse_json(line, place)) for place, line in json_lines(path)]
     for place, record in named:
         _check(record, place, wanted)
     return [record for _, record in named]
 
 
-def _parse(content: bytes, place: str) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise WSDValueError(f"{place}: not JSON in UTF-8 ({error})") from None
-
-
 def _check(record: Any, place: str, wanted: dict[str, tuple[type, ...]]) -> None:
     if not isinstance(record, dict):
         raise WSDValueError(f"{place}: must be a JSON object with {' and '.join(wanted)}")
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise WSDValueError(f"{place}: holds half of a surrogate pair, which is no text") from None
+    check_texts(record, place)
     for key, types in wanted.items():
         value = record.get(key)
         texts = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
         if not isinstance(value, types) or (isinstance(value, list) and not texts):
-            raise WSDValueError(f"{place}: {key}={value!r} must be {' or '.join(WORDS[kind] for kind in types)}")
+            raise WSDValueError(f"{place}: {key}={reprlib.repr(value)} must be {' or '.join(WORDS[kind] for kind in types)}")

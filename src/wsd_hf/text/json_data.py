@@ -1,0 +1,56 @@
+"""JSON that users hand in: one way to read it, whose errors name file and line."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import WSDValueError
+from .chat import check_text
+
+DEEPEST = 64
+"""Most lists and objects within each other; Python's own functions on nested data fail at some hundreds."""
+
+
+def parse_json(content: bytes, place: str) -> Any:
+    """The value of a JSON text in UTF-8, with a byte order mark or without.
+
+    Args:
+        content: the text.
+        place: what errors blame.
+
+    Raises:
+        WSDValueError: it is no such text, or is nested more than `DEEPEST` deep.
+    """
+    deep = WSDValueError(f"{place}: lists and objects are nested more than {DEEPEST} deep")
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+    except RecursionError:
+        raise deep from None
+    except ValueError as error:
+        raise WSDValueError(f"{place}: not JSON in UTF-8 ({error})") from None
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [inner for outer in level if isinstance(outer, list | dict) for inner in _inside(outer)]
+    if level:
+        raise deep
+    return value
+
+
+def json_lines(file: Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file that aren't blank, each with its place for `parse_json`; a byte order mark is left out."""
+    for number, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if line.strip():
+            yield f"{file}, line {number}", line
+
+
+def check_texts(value: Any, place: str) -> None:
+    """Raises unless every text in JSON data can be written in UTF-8."""
+    check_text(place, json.dumps(value, ensure_ascii=False))
+
+
+def _inside(value: list[Any] | dict[str, Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value
