@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,9 @@ from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..outputs import WSDGenerateOutput, explain
 from ..strategies.nudging import THRESHOLD as NUDGING_THRESHOLD
-from ..text.chat import Messages, build_inputs, turn_headers
+from ..text.chat import Messages, build_inputs, check_messages, check_text, turn_headers
+from ..text.json_data import parse_json
+from ..text.visible import visible
 from ..tiny import demo_questions, load_tiny_pair
 from .comparison import Comparison
 from .conversation import Conversation
@@ -28,8 +29,10 @@ from .evaluation import evaluate
 from .models import DType, Pair, answer, load_pair, response_text
 from .options import Base, Device, DTypeOption, MaxNewTokens, Pilot, Threshold, Window, one_line_errors
 from .runs import exit_on_sigterm
+from .terminal import Commands, say, say_json
 
 app = typer.Typer(
+    cls=Commands,
     help="Weak-to-Strong Decoding: a small aligned pilot begins the answer, a large base model finishes it.",
     no_args_is_help=True,
     add_completion=False,
@@ -77,10 +80,14 @@ def generate(
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
 ) -> None:
-    """Answers one question, or goes on with a chat. The answer goes to standard output, all else to standard error."""
+    """Answers one question, or goes on with a chat. The answer goes to standard output, all else to standard error.
+
+    Control characters in an answer are printed as pictures, ␛ for example, into a pipe too; --json has the text itself.
+    """
     with one_line_errors():
         config = WSDConfig(threshold=threshold, window_size=window)
         asked = _messages(question, messages)
+        check_messages(asked)
         status = Console(stderr=True)
         with status.status("loading both models"):
             models = load_pair(base, pilot, device, dtype)
@@ -106,6 +113,7 @@ def chat(
     """
     with one_line_errors():
         config = WSDConfig(threshold=threshold, window_size=window)
+        check_text("--system", system or "")
         with Console(stderr=True).status("loading both models"):
             models = load_pair(base, pilot, device, dtype)
         Conversation(models, config, max_new_tokens, system).run()
@@ -168,9 +176,9 @@ def pack(
         config = WSDConfig(threshold=threshold, window_size=window)
         packed = write_bundle(base, pilot, folder, wsd_config=config, copy=copy)
         for name, source in packed.weights.items():
-            typer.echo(f"{folder / name}: {'copied from' if copy else 'a link to'} {source}")
+            say(f"{folder / name}: {'copied from' if copy else 'a link to'} {source}")
         if not packed.reads_chats:
-            typer.echo("The base's chat template cannot be read back: the pilot will get chats in the base's layout", err=True)
+            say("The base's chat template cannot be read back: the pilot will get chats in the base's layout", err=True)
 
 
 app.command("eval")(evaluate)
@@ -181,10 +189,7 @@ def _messages(question: str | None, file: Path | None) -> Messages:
         raise WSDValueError("give either a question or --messages FILE")
     if file is None:
         return [{"role": "user", "content": question}]
-    try:
-        chat = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WSDValueError(f"--messages {file}: not JSON in UTF-8 ({error})") from None
+    chat = parse_json(file.read_bytes(), f"--messages {file}")
     if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
         raise WSDValueError(f"--messages {file}: must hold a list of {{'role': ..., 'content': ...}} objects")
     return chat
@@ -194,10 +199,10 @@ def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase,
     text = response_text(output.sequences, output.prompt_length, tokenizer)
     trace = explain(output, tokenizer, stop_strings=turn_headers(tokenizer))
     if as_json:
-        typer.echo(json.dumps({"response": text, **trace.to_dict(), "stats": asdict(output.stats)}, ensure_ascii=False))
+        say_json({"response": text, **trace.to_dict(), "stats": asdict(output.stats)})
     else:
-        typer.echo(text)
-        typer.echo(trace.summary(), err=True)
+        say(text)
+        say(trace.summary(), err=True)
 
 
 def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> None:
@@ -213,8 +218,8 @@ def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> No
     draft = pilot.generate(pilot_prompt, attention_mask=inputs["assistant_attention_mask"], max_new_tokens=64)
     both = answer(pair, question["messages"], WSDConfig(), max_new_tokens=64)
     table = Table.grid(padding=(0, 2))
-    table.add_row("base", Text(response_text(alone, prompt.shape[1], tokenizer)))
-    table.add_row("pilot", Text(response_text(draft, pilot_prompt.shape[1], assistant_tokenizer)))
+    table.add_row("base", Text(visible(response_text(alone, prompt.shape[1], tokenizer))))
+    table.add_row("pilot", Text(visible(response_text(draft, pilot_prompt.shape[1], assistant_tokenizer))))
     table.add_row("[bold]both[/bold]", explain(both, tokenizer, stop_strings=turn_headers(tokenizer)))
     expected = f"  (right: {question['answer']})" if question["kind"] == "fact" else "  (to be refused)"
     console.print(Text(question["messages"][-1]["content"], style="bold") + Text(expected, style="not bold dim"))

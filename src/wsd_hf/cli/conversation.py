@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-import typer
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +18,10 @@ from ..errors import WSDValueError
 from ..outputs import BASE_COLOUR, PILOT_COLOURS, explain
 from ..switch import SwitchCriteria
 from ..text.chat import before_next_turn, settled, turn_headers
+from ..text.visible import visible
 from .models import Pair, answer
+from .options import one_line
+from .terminal import say
 
 
 class Conversation:
@@ -68,9 +70,9 @@ class Conversation:
         except KeyboardInterrupt:
             remark = "stopped by Ctrl-C"
         except WSDValueError as error:
-            remark = f"wsd-hf: {' '.join(str(error).split())} (/reset starts anew)"
-        typer.echo()
-        typer.echo(remark, err=True)
+            remark = f"{one_line(error)} (/reset starts anew)"
+        say()
+        say(remark, err=True)
         if streamer.answer:
             self.messages = [*chat, {"role": "assistant", "content": streamer.answer}]
 
@@ -138,7 +140,7 @@ class _Printer:
 
     def __call__(self, piece: str, by_base: bool) -> None:
         console = Console(highlight=False)  # a new one each time: Ctrl-C may leave text in its buffer, to come out again
-        text = Text(piece)
+        text = Text(visible(piece))
         if console.color_system and not console.no_color:
             text.stylize(f"#101010 on {BASE_COLOUR if by_base else PILOT_COLOURS[0]}")
         elif by_base and not self._switched:
@@ -148,17 +150,20 @@ class _Printer:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed or piped in, line by line; Ctrl-C drops a line."""
-    prompt = ""
+    """What is typed or piped in, line by line, without a byte order mark; Ctrl-C drops a line."""
+    prompt, mark = "", "\ufeff"
+    if sys.stdin is None:  # closed
+        return
     if sys.stdin.isatty():
         prompt = "> "
-        typer.echo("Ctrl-C stops an answer, /reset starts anew, /exit or Ctrl-D leaves.", err=True)
+        say("Ctrl-C stops an answer, /reset starts anew, /exit or Ctrl-D leaves.", err=True)
         with suppress(ImportError):
             import readline  # noqa: F401 - its import gives input() a line to edit
     while True:
         try:
-            yield input(prompt).strip()
+            yield input(prompt).removeprefix(mark).strip()
+            mark = ""
         except EOFError:
             return
         except KeyboardInterrupt:
-            typer.echo()
+            say()

@@ -19,6 +19,7 @@ from ..text.chat import Messages
 from .models import DType, Pair, answer, known_device, load_pair, response_text
 from .options import Device, DTypeOption, Pilot, Threshold, Window, one_line_errors
 from .runs import progress, resumable
+from .terminal import say
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def run_lm_eval(asked: Evaluation) -> None:
         gen_kwargs=simple_parse_args_string(asked.gen_kwargs) | length,
         device=asked.device,
     )
-    typer.echo(make_table(results))
+    say(make_table(results))
     if asked.out:
         text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
         asked.out.write_text(text + "\n", encoding="utf-8")

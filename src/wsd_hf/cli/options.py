@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from ..errors import WSDError
+from ..text.visible import visible
 from .models import DType
+from .terminal import say
 
 Base = Annotated[str | None, typer.Option(help="Base model, a path or Hub id. Default: the shipped pair.")]
 Pilot = Annotated[str | None, typer.Option(help="Pilot, a path or Hub id.")]
@@ -22,9 +24,16 @@ DTypeOption = Annotated[DType, typer.Option(help="Data type of both models.")]
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a user can put right is told in one line, with exit status 2."""
+    """What a user can put right is told in one line, with exit status 2; a closed pipe is left to typer, which ends quietly."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, WSDError) as error:
-        typer.echo(f"wsd-hf: {' '.join(str(error).split())}", err=True)
+        say(one_line(error), err=True)
         raise typer.Exit(2) from None
+
+
+def one_line(error: Exception) -> str:
+    """How a command tells of an error."""
+    return f"wsd-hf: {' '.join(visible(str(error)).split())}"
