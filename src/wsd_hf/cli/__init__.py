@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
@@ -212,12 +212,12 @@ def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> No
     alone = base.generate(
         prompt,
         attention_mask=inputs["attention_mask"],
-        stopping_criteria=inputs["stopping_criteria"],
+        stopping_criteria=inputs.get("stopping_criteria"),
         max_new_tokens=64,
     )
     draft = pilot.generate(pilot_prompt, attention_mask=inputs["assistant_attention_mask"], max_new_tokens=64)
     both = answer(pair, question["messages"], WSDConfig(), max_new_tokens=64)
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
     table.add_row("base", Text(visible(response_text(alone, prompt.shape[1], tokenizer))))
     table.add_row("pilot", Text(visible(response_text(draft, pilot_prompt.shape[1], assistant_tokenizer))))
     table.add_row("[bold]both[/bold]", explain(both, tokenizer, stop_strings=turn_headers(tokenizer)))
