@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 
 from ..comparison import answer_all, comparable, missing
@@ -27,6 +26,7 @@ from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
 from .models import DType, load_pair, load_reference
 from .runs import progress, resumable
+from .terminal import say
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _model(source: str | None) -> str | None:
 
 
 def _warn(problem: str) -> None:
-    typer.echo(f"skipped: {problem}", err=True)
+    say(f"skipped: {problem}", err=True)
 
 
 def _show(folder: Path, records: Sequence[Record], strategies: Sequence[str], settings: dict[str, Any], store: Store) -> None:
@@ -126,7 +126,7 @@ def _show(folder: Path, records: Sequence[Record], strategies: Sequence[str], se
     rows = table_rows(answers.values(), strategies, missing=len(records) - len(answers) // len(strategies))
     _write(folder, rows, settings, page(records, strategies, answers, rows))
     Console().print(terminal(rows))
-    typer.echo(f"The responses side by side: {folder / 'responses.html'}", err=True)
+    say(f"The responses side by side: {folder / 'responses.html'}", err=True)
 
 
 def _write(folder: Path, rows: Sequence[Row], settings: dict[str, Any], responses: str) -> None:
