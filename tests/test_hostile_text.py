@@ -160,7 +160,7 @@ def test_demo_and_its_picture(hostile: Any, tmp_path: Path) -> None:
 
 
 def test_compare_and_its_page(hostile: Any, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.jsonl"
+    prompts = tmp_path / f"{ESCAPES}.jsonl"
     prompts.write_text(json.dumps({"prompt": f"{CONTROLS}Hi"}) + '\n{"role": "\\u001b[2J"}\n')
     folder = tmp_path / f"out {ESCAPES}"
     options = ("--strategies", "base,pilot,wsd", "--max-new-tokens", 120, "--prompts", prompts, "--skip-bad")
@@ -448,7 +448,7 @@ def test_json_may_be_nested_as_deep_as_anybody_writes_it() -> None:
 def test_a_byte_order_mark_is_no_matter(hostile: Any, tmp_path: Path) -> None:
     for mark in (b"", b"\xef\xbb\xbf"):
         folder = tmp_path / f"{len(mark)}"
-        for arguments, _ in files(folder, lambda record, mark=mark: mark + json.dumps(record).encode()):
+        for arguments, _ in files(folder, lambda record, mark=mark: mark + b"\n" + json.dumps(record).encode()):
             result = run(*arguments)
             assert result.exit_code == 0, result.stderr
         (folder / "first" / "settings.json").write_bytes(mark + (folder / "first" / "settings.json").read_bytes())

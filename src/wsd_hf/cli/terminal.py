@@ -36,4 +36,4 @@ def say(text: str = "", *, err: bool = False) -> None:
 
 def say_json(data: Any) -> None:
     """Prints a line of JSON that every encoding can hold, and in which every control character is escaped."""
-    print(json.dumps(data).replace("\x7f", "\\u007f"), flush=True)
+    print(json.dumps(data), flush=True)
