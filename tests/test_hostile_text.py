@@ -296,8 +296,13 @@ def test_arguments(hostile: Any, half: str, tmp_path: Path) -> None:
     refused(run("generate", half), "messages[0]: holds half of a surrogate pair")
     refused(run("chat", "--system", half), "--system: holds half of a surrogate pair")
     refused(run(*export, "--name", half), "model: holds half of a surrogate pair")
-    for option in ("--base", "--pilot", "--judge", "--strategies", "--reference", "--device"):
-        refused(run("compare", "--out", tmp_path / "out", *pair, "--prompts", questions, option, half))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Hi"}')
+    for option in ("--base", "--pilot", "--reference", "--device"):
+        result = run("compare", "--out", tmp_path / "out", *pair, "--prompts", prompts, option, half)
+        refused(result, f"{option}: holds half of a surrogate pair")
+    for option in ("--judge", "--strategies"):
+        refused(run("compare", "--out", tmp_path / "out", *pair, "--prompts", prompts, option, half))
     for option in ("--base", "--pilot", "--device", "--messages"):
         refused(run("generate", *pair, option, half, *([] if option == "--messages" else ["Hi"])))
     for option in ("--export", "--questions", "--device", "--base"):
