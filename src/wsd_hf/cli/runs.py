@@ -11,9 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-import typer
 from rich.console import Console
 from rich.progress import track
+
+from .terminal import say
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ def progress(items: Sequence[T], doing: str) -> Iterator[T]:
     for done, item in enumerate(items, start=1):
         yield item
         if done == 1 or done % every == 0 or done == len(items):
-            typer.echo(f"{doing}: {done} of {len(items)}", err=True)
+            say(f"{doing}: {done} of {len(items)}", err=True)
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def resumable(place: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        typer.echo(f"stopped; the same command goes on from what is in {place}", err=True)
+        say(f"stopped; the same command goes on from what is in {place}", err=True)
         raise
 
 
