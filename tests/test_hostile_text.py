@@ -120,7 +120,7 @@ def test_every_character_that_is_not_shown_as_it_is_has_a_visible_form() -> None
         assert (visible(character) != character) is hidden
 
 
-def test_generate_shows_pictures_and_its_json_holds_the_text(hostile: Any) -> None:
+def test_generate_shows_pictures_and_its_json_holds_the_text(hostile: Any, tried: Any) -> None:
     result = run("generate", "Hi\x1b[2J")
     assert result.stdout == f"{SHOWN}\n"
     assert safe(result.stderr)
@@ -129,10 +129,11 @@ def test_generate_shows_pictures_and_its_json_holds_the_text(hostile: Any) -> No
     assert "".join(token["text"] for token in json.loads(result.stdout)["tokens"][:-1]) == ANSWER
     assert result.stdout.isascii()
     assert safe(result.stdout)
+    tried("outputs that show control characters", 2)
 
 
 @pytest.mark.parametrize("env", [{}, {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLORTERM": "truecolor"}])
-def test_chat_shows_pictures(hostile: Any, env: dict[str, str]) -> None:
+def test_chat_shows_pictures(hostile: Any, env: dict[str, str], tried: Any) -> None:
     result = run("chat", stdin=b"Hi \x1b]0;title\x07\nHi\n", **env)
     shown = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)
     pictures = SHOWN.replace("\t", "        ")
@@ -140,16 +141,18 @@ def test_chat_shows_pictures(hostile: Any, env: dict[str, str]) -> None:
         (pictures if env else f"{pictures[:6]}│{pictures[6:]}").replace(" ", "")
     ] * 2
     assert safe(result.stdout)
+    tried("outputs that show control characters", 2)
 
 
-def test_the_history_of_a_chat_holds_the_text(hostile: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_history_of_a_chat_holds_the_text(hostile: Any, capsys: pytest.CaptureFixture[str], tried: Any) -> None:
     conversation = Conversation(hostile, WSDConfig(), max_new_tokens=120)
     conversation.ask("Hi\x1b")
     assert conversation.messages == [{"role": "user", "content": "Hi\x1b"}, {"role": "assistant", "content": ANSWER}]
     assert safe(capsys.readouterr().out)
+    tried("outputs that show control characters")
 
 
-def test_demo_and_its_picture(hostile: Any, tmp_path: Path) -> None:
+def test_demo_and_its_picture(hostile: Any, tmp_path: Path, tried: Any) -> None:
     result = run("demo", "--svg", tmp_path / "demo.svg")
     for shown in (result.stdout, run("demo", COLUMNS="10").stdout):
         assert safe(shown)
@@ -157,9 +160,10 @@ def test_demo_and_its_picture(hostile: Any, tmp_path: Path) -> None:
     picture = (tmp_path / "demo.svg").read_text("utf-8")
     assert "".join(ElementTree.fromstring(picture).itertext()).count("␛") == 9
     assert safe(picture)
+    tried("outputs that show control characters", 3)
 
 
-def test_compare_and_its_page(hostile: Any, tmp_path: Path) -> None:
+def test_compare_and_its_page(hostile: Any, tmp_path: Path, tried: Any) -> None:
     prompts = tmp_path / f"{ESCAPES}.jsonl"
     prompts.write_text(json.dumps({"prompt": f"{CONTROLS}Hi"}) + '\n{"role": "\\u001b[2J"}\n')
     folder = tmp_path / f"out {ESCAPES}"
@@ -175,9 +179,10 @@ def test_compare_and_its_page(hostile: Any, tmp_path: Path) -> None:
     assert text.count("␛") == 4
     assert SHOWN in text
     assert safe(page)
+    tried("outputs that show control characters", 3)
 
 
-def test_traces(pair: Any, tmp_path: Path) -> None:
+def test_traces(pair: Any, tmp_path: Path, tried: Any) -> None:
     traced = trace(pair)
     assert str(traced).startswith(f"{SHOWN[:6]}│{SHOWN[6:]}")
     for colours in (True, False):
@@ -191,6 +196,7 @@ def test_traces(pair: Any, tmp_path: Path) -> None:
         assert safe(exported)
         assert "␛" in "".join(ElementTree.fromstring(exported).itertext())
     assert "".join(token["text"] for token in traced.to_dict()["tokens"][:-1]) == ANSWER
+    tried("outputs that show control characters", 5)
 
 
 @pytest.mark.parametrize(
@@ -203,24 +209,26 @@ def test_traces(pair: Any, tmp_path: Path) -> None:
         ("compare", "--out", "x", "--prompts", f"/no/{ESCAPES}"),
     ],
 )
-def test_errors_that_quote_an_argument_are_safe_to_show(arguments: Any) -> None:
+def test_errors_that_quote_an_argument_are_safe_to_show(arguments: Any, tried: Any) -> None:
     result = run(*arguments)
     refused(result)
     assert SHOWN_ESCAPES in result.stderr or ascii(ESCAPES)[1:-1] in result.stderr
+    tried("outputs that show control characters")
 
 
-def test_usage_errors_are_safe_to_show() -> None:
+def test_usage_errors_are_safe_to_show(tried: Any) -> None:
     for arguments in ([f"--{ESCAPES}"], ["generate", f"--{ESCAPES}"], ["generate", "Hi", ESCAPES], [ESCAPES]):
         result = run(*arguments)
         assert result.exit_code == 2
         assert not (set(CONTROLS) - {"\n"}) & set(result.stderr)
+    tried("outputs that show control characters", 4)
 
 
 # Text that is not text
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_messages_that_are_no_text_are_named(pair: Any, half: str) -> None:
+def test_messages_that_are_no_text_are_named(pair: Any, half: str, tried: Any) -> None:
     _, _, tokenizer, pilot_tokenizer = pair
     chats = {
         "messages[0]": [{"role": "user", "content": half}],
@@ -238,38 +246,42 @@ def test_messages_that_are_no_text_are_named(pair: Any, half: str) -> None:
     examples = [{"role": "user", "content": half}, {"role": "assistant", "content": "Hi"}]
     with pytest.raises(WSDValueError, match=r"^examples\[0\]: holds half of a surrogate pair"):
         urial_messages(QUESTION, examples)
+    tried("prompts and arguments that are no text", 10)
 
 
-def test_what_a_template_makes_of_other_keys_is_checked_too(pair: Any) -> None:
+def test_what_a_template_makes_of_other_keys_is_checked_too(pair: Any, tried: Any) -> None:
     _, _, tokenizer, pilot_tokenizer = pair
     naming = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>")
     naming.chat_template = "{{ messages[0]['name'] }}"
     with pytest.raises(WSDValueError, match="the chat template of tokenizer refuses these messages: its output: holds half"):
         build_inputs([{"role": "user", "content": "Hi", "name": "\ud800"}], naming, pilot_tokenizer)
+    tried("prompts and arguments that are no text")
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_the_pipeline(half: str) -> None:
+def test_the_pipeline(half: str, tried: Any) -> None:
     base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair()
     models = {"model": base, "tokenizer": tokenizer, "assistant_model": pilot, "assistant_tokenizer": pilot_tokenizer}
     ask = pipeline("text-generation", **models, strategy="wsd", max_new_tokens=2)
     for prompt in (half, [half, "Hi"], [{"role": "user", "content": half}], [[{"role": "user", "content": half}], QUESTION]):
         with pytest.raises(WSDValueError, match="holds half of a surrogate pair"):
             ask(prompt)
+    tried("prompts and arguments that are no text", 4)
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_the_harness(pair: Any, half: str) -> None:
+def test_the_harness(pair: Any, half: str, tried: Any) -> None:
     adapter = pytest.importorskip("wsd_hf.evaluation.lm_eval", reason="no harness", exc_type=ImportError)
     model = adapter.WSDHFLM.__new__(adapter.WSDHFLM)  # what is asked is checked before any model is touched
     model.tokenizer, model.pilot_tokenizer = pair[2:]
     for prompt in (half, model.apply_chat_template([{"role": "user", "content": half}])):
         with pytest.raises(WSDValueError, match="holds half of a surrogate pair"):
             model._inputs([prompt])
+    tried("prompts and arguments that are no text", 2)
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_prompts_questions_and_names(half: str, tmp_path: Path) -> None:
+def test_prompts_questions_and_names(half: str, tmp_path: Path, tried: Any) -> None:
     file = tmp_path / "file"
     for record in ({"prompt": half}, {"messages": [{"role": "user", "content": half}]}, {"prompt": "Hi", "other": [half]}):
         file.write_text(f'{{"prompt": "Hi"}}\n\n{json.dumps(record)}')
@@ -284,10 +296,11 @@ def test_prompts_questions_and_names(half: str, tmp_path: Path) -> None:
     file.write_text('[{"instruction": "Hi"}]')
     with pytest.raises(WSDValueError, match="model: holds half of a surrogate pair"):
         AnswerFile("alpaca_eval", file, tmp_path / "out", half)
+    tried("prompts and arguments that are no text", 9)
 
 
 @pytest.mark.parametrize("half", ["a\udcffb"])  # the only kind that an argument can have
-def test_arguments(hostile: Any, half: str, tmp_path: Path) -> None:
+def test_arguments(hostile: Any, half: str, tmp_path: Path, tried: Any) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"question_id": 1, "turns": ["Hi"]}')
     pair = ("--base", FOLDER / "base", "--pilot", FOLDER / "pilot")
@@ -311,9 +324,10 @@ def test_arguments(hostile: Any, half: str, tmp_path: Path) -> None:
         refused(run(*harness, option, half))
     for option in ("--base", "--pilot"):
         refused(run("pack", *pair, option, half, tmp_path / "packed"))
+    tried("prompts and arguments that are no text", 22)
 
 
-def test_a_line_that_is_no_text_costs_a_chat_one_remark(hostile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_is_no_text_costs_a_chat_one_remark(hostile: Any, monkeypatch: pytest.MonkeyPatch, tried: Any) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(
         "wsd_hf.cli.conversation.answer",
@@ -329,6 +343,7 @@ def test_a_line_that_is_no_text_costs_a_chat_one_remark(hostile: Any, monkeypatc
         said = [[message["content"] for message in chat if message["role"] == "user"] for chat in asked]
         assert (said[0], said[-1]) == (["one"], ["one", "two"])
         assert asked[-1][1]["content"] == ANSWER
+    tried("prompts and arguments that are no text", 4)
 
 
 # Chat templates that raise
@@ -357,7 +372,7 @@ def templated(tokenizer: Any, template: str) -> Any:
 
 
 @pytest.mark.parametrize("template", RAISING.values(), ids=RAISING)
-def test_a_chat_template_that_raises_anything_refuses(pair: Any, template: str) -> None:
+def test_a_chat_template_that_raises_anything_refuses(pair: Any, template: str, tried: Any) -> None:
     good = pair[2]
     bad = templated(good, template)
     for name, tokenizers in {"tokenizer": (bad, good), "assistant_tokenizer": (good, bad)}.items():
@@ -366,11 +381,12 @@ def test_a_chat_template_that_raises_anything_refuses(pair: Any, template: str) 
         assert caught.value.__cause__ is not None
     assert ChatLayout(bad).read([3, 4]) is None
     assert not bundle._reads_chats(bad)
+    tried("chat templates that raise", 4)
 
 
 @pytest.mark.parametrize("template", RAISING.values(), ids=RAISING)
 def test_the_pilot_of_a_bundle_gets_text_where_its_template_raises(
-    pair: Any, template: str, monkeypatch: pytest.MonkeyPatch
+    pair: Any, template: str, monkeypatch: pytest.MonkeyPatch, tried: Any
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(bundle, "logger", SimpleNamespace(warning_once=told.append))
@@ -379,15 +395,17 @@ def test_the_pilot_of_a_bundle_gets_text_where_its_template_raises(
     assert partner._chat_prompt([3]) is None
     assert "the chat template of the pilot refuses" in told[0]
     assert safe(told[0])
+    tried("chat templates that raise")
 
 
-def test_commands_tell_of_such_a_template_in_a_line(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_tell_of_such_a_template_in_a_line(pair: Any, monkeypatch: pytest.MonkeyPatch, tried: Any) -> None:
     broken = templated(pair[2], RAISING["itself"])
     monkeypatch.setattr("wsd_hf.cli.models.load_tiny_pair", lambda: (*pair[:3], broken))
     refused(run("generate", "Hi"), "No system␛[2J messages")
     result = run("chat", stdin=b"Hi\nHi\n")
     assert result.exit_code == 0
     assert result.stderr.count("No system␛[2J messages (/reset starts anew)") == 2
+    tried("chat templates that raise", 3)
 
 
 # JSON
@@ -415,7 +433,7 @@ def files(folder: Path, content: Callable[[dict[str, Any]], bytes]) -> Iterator[
 
 
 @pytest.mark.parametrize("text", DEEP.values(), ids=DEEP)
-def test_json_that_is_nested_too_deep_is_named(hostile: Any, text: str, tmp_path: Path) -> None:
+def test_json_that_is_nested_too_deep_is_named(hostile: Any, text: str, tmp_path: Path, tried: Any) -> None:
     for arguments, file in files(tmp_path / "inputs", lambda record: text.encode()):
         result = run(*arguments)
         refused(result, f"{file}")
@@ -428,10 +446,11 @@ def test_json_that_is_nested_too_deep_is_named(hostile: Any, text: str, tmp_path
         question.write_text('[{"instruction": "Hi"}]' if kind == "alpaca_eval" else '{"question_id": 1, "turns": ["Hi"]}')
         result = run("eval", "--export", kind, "--questions", question, "--out", tmp_path / name)
         refused(result, "nested more than 64 deep")
+    tried("malformed JSON files", 7)
 
 
 @pytest.mark.parametrize("text", [*DEEP.values(), "[]", "1", '"a"', "\ufeff", "[1,"])
-def test_files_of_a_comparison_that_are_damaged_are_named(hostile: Any, text: str, tmp_path: Path) -> None:
+def test_files_of_a_comparison_that_are_damaged_are_named(hostile: Any, text: str, tmp_path: Path, tried: Any) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Hi"}')
     command = ("compare", "--strategies", "base", "--max-new-tokens", 2, "--out", tmp_path / "out", "--prompts", prompts)
@@ -443,6 +462,7 @@ def test_files_of_a_comparison_that_are_damaged_are_named(hostile: Any, text: st
         refused(run(*command), problem)
         file.write_bytes(kept)
     assert run(*command).exit_code == 0
+    tried("malformed JSON files", 2)
 
 
 def test_json_may_be_nested_as_deep_as_anybody_writes_it() -> None:
@@ -473,9 +493,10 @@ def test_a_byte_order_mark_is_no_part_of_a_question(hostile: Any, monkeypatch: p
 
 
 @pytest.mark.parametrize("content", ['[{"role": "user", "content": "Hi"}]'.encode("utf-16"), b"\xff", b"", b"\xef\xbb\xbf"])
-def test_files_in_other_encodings_are_named(hostile: Any, content: bytes, tmp_path: Path) -> None:
+def test_files_in_other_encodings_are_named(hostile: Any, content: bytes, tmp_path: Path, tried: Any) -> None:
     for arguments, _ in files(tmp_path / "inputs", lambda record: content):
         refused(run(*arguments))
+    tried("malformed JSON files", 4)
 
 
 # Terminals
@@ -489,7 +510,7 @@ def test_files_in_other_encodings_are_named(hostile: Any, content: bytes, tmp_pa
     ],
 )
 def test_a_command_never_fails_for_what_its_terminal_can_not_show(
-    hostile: Any, charset: str, env: dict[str, str], tmp_path: Path
+    hostile: Any, charset: str, env: dict[str, str], tmp_path: Path, tried: Any
 ) -> None:
     def end(shown: str) -> bool:
         """Whether the answer's end is there, as far as this encoding has it."""
@@ -511,6 +532,7 @@ def test_a_command_never_fails_for_what_its_terminal_can_not_show(
     for command in ("demo", "generate", "chat", "compare", "eval", "pack"):
         checked(command, "--help")
     checked("--help")
+    tried("commands on terminals that can't show everything", 12)
 
 
 @contextmanager
@@ -528,7 +550,7 @@ def unread() -> Iterator[Any]:
 
 @pytest.mark.parametrize("arguments", [["generate", "Hi"], ["generate", "--json", "Hi"], ["demo"], ["chat"], ["--help"]])
 def test_a_closed_pipe_ends_a_command_quietly(
-    hostile: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hostile: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Any
 ) -> None:
     with unread() as output, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", output)
@@ -537,9 +559,10 @@ def test_a_closed_pipe_ends_a_command_quietly(
             app(arguments)
     assert ended.value.code == 1
     assert capsys.readouterr().err == ""
+    tried("commands whose reader is gone")
 
 
-def test_a_closed_pipe_of_a_process() -> None:
+def test_a_closed_pipe_of_a_process(tried: Any) -> None:
     command = [sys.executable, "-c", "from wsd_hf.cli import app; app()"]
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "10"}
     process = subprocess.Popen([*command, "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
@@ -548,6 +571,7 @@ def test_a_closed_pipe_of_a_process() -> None:
     _, told = process.communicate()
     assert process.returncode == 1
     assert [line for line in told.decode().splitlines() if line and "Loading weights" not in line] == []
+    tried("commands whose reader is gone")
 
 
 def test_chat_without_an_input(hostile: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
