@@ -35,5 +35,5 @@ def one_line_errors() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """How a command tells of an error."""
+    """The line that a command prints for an error."""
     return f"wsd-hf: {' '.join(visible(str(error)).split())}"

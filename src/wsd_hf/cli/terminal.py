@@ -13,8 +13,11 @@ from ..text.visible import visible
 
 
 class Commands(TyperGroup):
-    """Commands that don't fail for characters: output shows one that its encoding lacks as an escape, as `\\u2502`; input
-    keeps bytes that are no text as halves of surrogate pairs, which `check_text` refuses."""
+    """Commands that no character can make fail.
+
+    Characters that the encoding of the output lacks are printed as escapes, such as `\\u2502`. Bytes of the input that are no
+    text become halves of surrogate pairs, which `check_text` refuses.
+    """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """As typer's."""
@@ -29,7 +32,7 @@ class Commands(TyperGroup):
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """Prints a line, on a terminal or not, with a visible form of control characters."""
+    """Prints a line, in which control characters have a visible form, on a terminal and elsewhere."""
     # Not typer.echo, which takes ASCII for a mistake and writes UTF-8.
     print(visible(text), file=sys.stderr if err else sys.stdout, flush=True)
 

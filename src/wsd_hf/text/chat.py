@@ -159,9 +159,9 @@ def check_turns(name: str, messages: Messages) -> None:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raises unless UTF-8 can hold the text, as tokenizers and files need; blames `name`.
+    """Raises unless the text can be written in UTF-8, as for tokenizers and files; blames `name`.
 
-    Python puts half of a surrogate pair where bytes were no text (an argument that isn't UTF-8), and JSON may name one.
+    Half of a surrogate pair can't: Python puts one for each byte of an argument that isn't UTF-8, and JSON may spell one.
     """
     try:
         text.encode()
@@ -184,7 +184,7 @@ def encode_turns(
     """The prompt that asks for an answer to `turns`, of which `prefill` is the beginning.
 
     Args:
-        name: what errors call the tokenizer.
+        name: of the tokenizer, for errors.
         turns: what was said so far.
         prefill: may be empty.
         tokenizer: whose chat template is used.
@@ -204,7 +204,7 @@ def render(name: str, turns: Messages, tokenizer: PreTrainedTokenizerBase, templ
     """Text that the chat template writes for `turns`, with the header of the answer; arguments as for `encode_turns`.
 
     Raises:
-        WSDValueError: the template refuses the turns, that is, it raises anything; that is the `__cause__`.
+        WSDValueError: the template refuses the turns, by whatever it raises, which is the `__cause__`.
     """
     try:
         prompt: str = tokenizer.apply_chat_template(

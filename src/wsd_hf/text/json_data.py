@@ -12,7 +12,7 @@ from ..errors import WSDValueError
 from .chat import check_text
 
 DEEPEST = 64
-"""Most lists and objects within each other; Python's own functions on nested data fail at some hundreds."""
+"""Most lists and objects within each other; at some hundreds, Python's repr and deepcopy run out of stack."""
 
 
 def parse_json(content: bytes, place: str) -> Any:
@@ -20,10 +20,10 @@ def parse_json(content: bytes, place: str) -> Any:
 
     Args:
         content: the text.
-        place: what errors blame.
+        place: file and line, for errors.
 
     Raises:
-        WSDValueError: it is no such text, or is nested more than `DEEPEST` deep.
+        WSDValueError: not JSON, not UTF-8, or nested more than `DEEPEST` deep.
     """
     deep = WSDValueError(f"{place}: lists and objects are nested more than {DEEPEST} deep")
     try:
