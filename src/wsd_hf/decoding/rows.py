@@ -8,10 +8,12 @@ import torch
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from ..text.stopping import StopStrings
+
 
 def is_transformers_own(item: object) -> bool:
-    """Whether a processor or criterion is one of transformers', which keep nothing from step to step."""
-    return type(item).__module__.startswith("transformers.")
+    """Whether a processor or criterion is one of transformers', or ours for stop strings: they keep nothing between steps."""
+    return isinstance(item, StopStrings) or type(item).__module__.startswith("transformers.")
 
 
 class Rows:

@@ -18,7 +18,7 @@ from transformers.generation import BaseStreamer, GenerationMode
 from ..checks import check_prompt
 from ..decoding.call import Call
 from ..errors import WSDValueError
-from ..text.stopping import stop_criterion
+from ..text.stopping import StopStrings
 
 
 def decode_within(
@@ -59,7 +59,7 @@ def decode_within(
         if tokenizer is None:
             raise WSDValueError(f"stop_strings={stop_strings!r} are text: pass the base's tokenizer as tokenizer=")
         # transformers drops the tokenizer on the way to a callable custom_generate, so its own criterion can't be built.
-        stopping_criteria.append(stop_criterion(tokenizer, stop_strings))
+        stopping_criteria.append(StopStrings(tokenizer, stop_strings))
         kwargs["stop_strings"] = None
     fills_cache = kwargs.get("past_key_values") is not None
 
