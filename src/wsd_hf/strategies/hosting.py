@@ -16,6 +16,7 @@ from transformers import (
 from transformers.generation import BaseStreamer, GenerationMode
 
 from ..checks import check_prompt
+from ..config import MOST_SAMPLES, check_positive_integer
 from ..decoding.call import Call
 from ..errors import WSDValueError
 from ..text.stopping import StopStrings
@@ -54,6 +55,8 @@ def decode_within(
         raise WSDValueError(f"synced_gpus=True is not supported by strategy={strategy!r}: its models take unequal steps")
     if setting("token_healing", kwargs, *configs):
         raise WSDValueError(f"token_healing=True is not supported by strategy={strategy!r}: heal the prompt before the call")
+    if (copies := setting("num_return_sequences", kwargs, *configs)) is not None:
+        check_positive_integer("num_return_sequences", copies, MOST_SAMPLES)  # before transformers copies the prompt as often
     stopping_criteria = StoppingCriteriaList(stopping_criteria or [])
     if stop_strings := setting("stop_strings", kwargs, *configs):
         if tokenizer is None:
