@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import wsd_hf
 from every_strategy import CASES, WAYS, Case, counting, every_case
-from families import PAD
+from families import PAD, tiny_model
 from oracle import left_padded, ones, random_prompt
 from test_fast_path import EXACT, PROMPT, both, decode, pair
 from test_graphs import Captures, captures  # noqa: F401
 from test_nudging import nudge
+from test_stream import feed_all, streaming
 from wsd_hf import WSDConfig, WSDValueError, bundle
 from wsd_hf.config import MOST_PROPOSALS, MOST_SAMPLES
 from wsd_hf.decoding import graphs
@@ -135,14 +136,18 @@ def test_caches_follow_the_text_whatever_prompt_and_budget_are(length: int, new:
         out = strategy(base, pilot, ids, **limits)
         assert out.sequences.shape[1] == length + new
         assert out.stats.cache_memory <= 2 * slot_bytes(base, pilot) * (length + 2 * (new + first_chunk) + 1)
+        exact = strategy(base, pilot, ids, **{**limits, "max_new_tokens": new})
+        assert exact.sequences.tolist() == out.sequences.tolist()
+        assert exact.stats.cache_memory <= 2 * slot_bytes(base, pilot) * (length + new + first_chunk + 1)
 
 
 def test_what_rows_took_that_have_left_still_counts() -> None:
     base, pilot = pair("llama")
     ids = random_prompt(1, 30).repeat(8, 1)
     criteria = [After(70, *[33] * 7)]
-    out = decode(base, pilot, ids, max_new_tokens=100, eos_token_id=None, pad_token_id=PAD, stopping_criteria=criteria)
+    out = decode(base, pilot, ids, max_new_tokens=100, eos_token_id=None, pad_token_id=5, stopping_criteria=criteria)
     assert out.sequences.shape[1] == 70
+    assert (out.sequences[1:, 33:] == 5).all()
     assert out.stats.cache_memory >= 8 * 30 * slot_bytes(base, pilot)
 
 
@@ -156,7 +161,7 @@ def test_growing_changes_no_token(family: str, monkeypatch: pytest.MonkeyPatch) 
     grow = RaggedCache.grow
 
     def by_one(cache: RaggedCache, slots: int) -> bool:
-        cache._most = 0
+        cache._most = max(slots, cache.layers[0].capacity)
         return grow(cache, slots)
 
     def once(cache: RaggedCache, slots: int) -> bool:
@@ -167,6 +172,19 @@ def test_growing_changes_no_token(family: str, monkeypatch: pytest.MonkeyPatch) 
         out = call()
         assert out.sequences.tolist() == want.sequences.tolist()
         assert (out.stats.base_forwards, out.stats.pilot_tokens) == (want.stats.base_forwards, want.stats.pilot_tokens)
+
+
+def test_a_response_longer_than_was_expected_is_copied_seldom() -> None:
+    """A pilot may need more tokens than the base to say the same."""
+    stream = streaming(tiny_model("llama"), [[5, 6, 7]], 10)
+    response: list[int] = []
+    capacities = set()
+    for token in range(150):
+        response.append(3 + token % 60)
+        feed_all(stream, response)
+        capacities.add(stream.workspace.cache.layers[0].capacity)
+    assert 154 <= max(capacities) <= 2 * 154
+    assert len(capacities) <= 9
 
 
 # Caches that forwards are captured over

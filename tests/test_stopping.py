@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast, StopStringCriteria
 
+from every_strategy import WAYS, Case
 from test_bridge import FRAGMENTS, MAKERS
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf import BASE_STOP_STRINGS, WSDValueError, build_inputs
@@ -195,6 +196,13 @@ def test_only_tokens_that_were_written_are_looked_at_and_each_once(name: str) ->
         for end in range(1, inputs["input_ids"].shape[1] + 1):
             criterion(inputs["input_ids"][:, :end], None)
     assert Counted.looked_at <= len(set(inputs["input_ids"].flatten().tolist()))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_strategy_reads_a_vocabulary_that_both_models_share(way: str) -> None:
+    case = Case("one", way)
+    own = Counted(tokenizer_object=case.world.tokenizer.backend_tokenizer, eos_token=case.world.tokenizer.eos_token)
+    case.generate(case.prompt(1), tokenizer=own, assistant_tokenizer=None, stop_strings=["bcd"])
 
 
 def test_texts_are_looked_up_again_when_the_vocabulary_has_grown() -> None:

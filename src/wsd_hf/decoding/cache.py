@@ -1,4 +1,4 @@
-"""A static KV cache whose rows have lengths of their own, so that rows can be rewound one by one."""
+"""A KV cache whose rows have lengths of their own, so that rows can be rewound one by one."""
 
 from __future__ import annotations
 
@@ -46,14 +46,15 @@ class RaggedCache(Cache):
     def grow(self, slots: int) -> bool:
         """Makes room for so many slots; returns whether there was too little.
 
-        Buffers are made as large as they must be, and then grow by as much again as lies beyond that: what a response of n
-        tokens takes is in proportion to n, as is the time for copying, whatever the prompt and the budget are.
+        Buffers are made as large as they must be, and then grow by as much again as lies beyond that: n tokens after the
+        prompt take room for 2n at most, and log n copies.
         """
         layers = self.layers
         if slots <= layers[0].capacity:
             return False
         if layers[0].is_initialized:
-            slots = max(slots, min(2 * slots - self._first, self._most))
+            grown = 2 * slots - self._first
+            slots = self._most if slots <= self._most < grown else grown
         else:
             self._first = slots
         for layer in layers:

@@ -52,8 +52,8 @@ class BeamSettings:
                 object.__setattr__(self, name, check_positive_integer(name, getattr(self, name)))
         if self.beam_width * self.successors > MOST_SAMPLES:
             raise WSDValueError(
-                f"beam_width={self.beam_width} and successors={self.successors}: their product, the samples of a prompt that are "
-                f"written at a time, must be at most {MOST_SAMPLES:,}"
+                f"beam_width={self.beam_width} and successors={self.successors}: their product, the samples of a prompt that "
+                f"are written at a time, must be at most {MOST_SAMPLES:,}"
             )
         if self.official_ties not in (True, False):
             raise WSDValueError(f"official_ties={self.official_ties!r}: must be True or False")
