@@ -267,8 +267,8 @@ def test_work_without_a_bound_is_refused_before_any_forward(case: Case, name: st
 def test_the_limits_themselves_are_legal() -> None:
     assert WSDConfig(chunk=MOST_PROPOSALS).chunk == MOST_PROPOSALS
     assert BeamSettings(MOST_SAMPLES, 1).beam_width == BeamSettings(1, MOST_SAMPLES).successors == MOST_SAMPLES
-    with pytest.raises(WSDValueError, match=r"beam_width=33 and successors=32: .* at most 1,024"):
-        BeamSettings(33, 32)
+    with pytest.raises(WSDValueError, match=r"beam_width=129 and successors=128: .* at most 16,384"):
+        BeamSettings(129, 128)
     base, pilot = pair("llama")
     assert decode(base, pilot, wsd_chunk=MOST_PROPOSALS).sequences.tolist() == decode(base, pilot).sequences.tolist()
 

@@ -19,7 +19,7 @@ PREFIX = "wsd_"
 MOST_PROPOSALS = 64
 """Most tokens that a pilot may be set to propose at a time: all of them are held, and forwards run, before any is checked."""
 
-MOST_SAMPLES = 1024
+MOST_SAMPLES = 16_384
 """Most responses to one prompt that are written at a time: each takes a row of every tensor before its first token."""
 
 DraftEnd = Literal["continue", "stop"]

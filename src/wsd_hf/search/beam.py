@@ -32,7 +32,7 @@ class BeamSettings:
 
     Args:
         beam_width: hypotheses that are kept of each prompt, W >= 1.
-        successors: samples that each is gone on with, K >= 1; W·K is at most 1,024.
+        successors: samples that each is gone on with, K >= 1; W·K is at most 16,384.
         chunk_length: tokens between two selections, L >= 1; None: one selection, at the end. With W=1 that is best-of-K.
         official_ties: do as the official code does where it is not of this mind: a finished hypothesis that is kept becomes K
             copies, and copies may crowd out others; one that was cut by its length counts as ended; half a character is scored.
