@@ -1,13 +1,10 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, StopStringCriteria
+from transformers import AutoTokenizer
 
 from wsd_hf import BASE_STOP_STRINGS, WSDValueError, build_inputs
-from wsd_hf.text import stopping
-from wsd_hf.tiny import FOLDER
 
 TOKENIZERS = Path(__file__).parent / "data" / "tokenizers"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -103,22 +100,3 @@ def test_tokenizers_and_messages_are_left_as_they_were(base, pilot):
     assert messages == QUESTION
     assert base.chat_template is None
     assert base.padding_side == load("A_base").padding_side
-
-
-def test_stop_strings_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_up: list[list[str]] = []
-
-    class Counted(StopStringCriteria):
-        def __init__(self, tokenizer: Any, stop_strings: list[str]) -> None:
-            looked_up.append(stop_strings)
-            super().__init__(tokenizer, stop_strings)
-
-    monkeypatch.setattr(stopping, "StopStringCriteria", Counted)
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "base")
-    first, second = (stopping.stop_criterion(tokenizer, ["acorns", "\n\n"]) for _ in range(2))
-    assert first is not second
-    stopping.stop_criterion(tokenizer, "acorns")
-    tokenizer.add_tokens(["acorns"])
-    grown = stopping.stop_criterion(tokenizer, "acorns")
-    assert looked_up == [["acorns", "\n\n"], ["acorns"], ["acorns"]]
-    assert grown(torch.tensor([[5, len(tokenizer) - 1]]), None).tolist() == [True]

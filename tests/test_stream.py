@@ -117,7 +117,7 @@ def test_buffers_that_grow_keep_what_they_hold(captures: Captures, monkeypatch: 
     """And forwards that were captured before write to the new ones."""
     monkeypatch.setattr(graphs, "STEP", 16)
     model = tiny_model("llama")
-    with graphs.workspace(model, rows=1, capacity=15, capturing=True) as workspace:
+    with graphs.workspace(model, rows=1, prompt=3, room=12, capturing=True) as workspace:
         stream = Stream(model, [[5, 6, 7]], workspace)
         for response in ([], [8], [8, 9], [8, 9, 10]):
             feed_all(stream, response)

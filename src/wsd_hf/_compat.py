@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StopStringCriteria,
+)
 from transformers.utils.chat_template_utils import Chat as Chat
 
 HTTPError: Any = HfHubHTTPError.__bases__[0]
@@ -84,6 +92,24 @@ def custom_generate_source(model: PreTrainedModel) -> str | None:
                 return source
         frame = frame.f_back
     return None
+
+
+def stop_string_mode(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """How transformers matches stop strings in a vocabulary: None compares characters, any other mode bytes."""
+    mode: str | None = StopStringCriteria._get_stop_string_matching_mode(tokenizer)
+    return mode
+
+
+def stop_string_bytes(token: str, mode: str | None, letters: Mapping[str, int]) -> bytes | None:
+    """The bytes that transformers matches a token by where its spelling gives them; None where it has to be decoded.
+
+    Args:
+        token: as the vocabulary spells it.
+        mode: see `stop_string_mode`.
+        letters: the byte that each letter of a byte-level vocabulary stands for.
+    """
+    spelt: bytes | None = StopStringCriteria._token_to_bytes(token, mode, letters)
+    return spelt
 
 
 def commit(model: PreTrainedModel) -> str | None:

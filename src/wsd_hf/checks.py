@@ -70,7 +70,8 @@ def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tenso
 
 def context_size(model: PreTrainedModel) -> int:
     """Positions that the model knows; `sys.maxsize` without a limit."""
-    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize)
+    stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min(int(stated or sys.maxsize), sys.maxsize)
 
 
 def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,13 @@ from . import _compat
 from .errors import WSDValueError
 
 PREFIX = "wsd_"
+
+MOST_PROPOSALS = 64
+"""Most tokens that a pilot may be set to propose at a time: all of them are held, and forwards run, before any is checked."""
+
+MOST_SAMPLES = 16_384
+"""Most responses to one prompt that are written at a time: each takes a row of every tensor before its first token."""
+
 DraftEnd = Literal["continue", "stop"]
 Engine = Literal["auto", "fast", "step"]
 
@@ -35,7 +42,7 @@ class WSDConfig:
             they must depend on the prefix that they are shown, and not on earlier calls.
         speculate: on the fast path, let the pilot go on proposing after the switch; the base keeps what it would have
             written itself, so responses (when sampling: their distribution) are the same, in fewer forwards.
-        chunk: on the fast path, how many tokens the pilot proposes at a time, >= 1; None adapts to how often it is right.
+        chunk: on the fast path, how many tokens the pilot proposes at a time, 1 to 64; None adapts to how often it is right.
         cuda_graphs: on the fast path, capture forwards as CUDA graphs where models allow it. They and their caches are kept
             for later calls, in at most an eighth of the device's memory.
 
@@ -67,7 +74,7 @@ class WSDConfig:
             if getattr(self, name) not in choices:
                 raise WSDValueError(f"{name}={getattr(self, name)!r}: must be {' or '.join(map(repr, choices))}")
         if self.chunk is not None:
-            object.__setattr__(self, "chunk", check_positive_integer("chunk", self.chunk))
+            object.__setattr__(self, "chunk", check_positive_integer("chunk", self.chunk, MOST_PROPOSALS))
         if self.window_size > self.max_draft_tokens:
             warnings.warn(
                 f"window_size={self.window_size} is larger than max_draft_tokens={self.max_draft_tokens}: "
@@ -121,19 +128,20 @@ def check_probability(name: str, value: Any) -> float:
     """`value` as a float in (0, 1]; anything else raises, naming `name`."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not 0 < number <= 1:
         raise WSDValueError(f"{name}={value!r}: must be a number above 0 and at most 1")
     return number
 
 
-def check_positive_integer(name: str, value: Any) -> int:
-    """`value` as an int of at least 1; anything else, bool included, raises, naming `name`."""
+def check_positive_integer(name: str, value: Any, most: int | None = None) -> int:
+    """`value` as an int of at least 1, and at most `most`; anything else, bool included, raises, naming `name`."""
     try:
         number = operator.index(value)
     except TypeError:
         number = 0
-    if isinstance(value, bool) or number < 1:
-        raise WSDValueError(f"{name}={value!r}: must be an integer of at least 1")
+    if isinstance(value, bool) or number < 1 or (most is not None and number > most):
+        limit = "" if most is None else f" and at most {most:,}"
+        raise WSDValueError(f"{name}={value!r}: must be an integer of at least 1{limit}")
     return number

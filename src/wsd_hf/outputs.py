@@ -36,7 +36,7 @@ class WSDStats:
         base_tokens: token positions fed to the base, all rows; step by step padding counts too.
         pilot_forwards: forwards of the pilot.
         pilot_tokens: token positions fed to the pilot, likewise.
-        cache_memory: bytes of both KV caches; None step by step, where transformers keeps them.
+        cache_memory: most bytes that both KV caches have taken; None step by step, where transformers keeps them.
         peak_memory: most bytes that PyTorch had allocated on the models' CUDA devices since the caller last reset its peak
             statistics; None without CUDA.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,7 +98,7 @@ class PilotArguments:
         """
         side = self.side(base, input_ids, attention_mask, generation_config, processors)
         config = self.wsd_config or WSDConfig.resolve({}, None, generation_config)
-        limits = side.room.clamp(max=config.max_draft_tokens)
+        limits = side.room.clamp(max=min(config.max_draft_tokens, sys.maxsize))
         base_eos = eos_token_ids(generation_config)
         closing = closing_token_id(base_eos, vocabulary_size(base))
         if config.draft_end == "stop" and closing is None:

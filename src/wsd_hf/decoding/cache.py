@@ -1,7 +1,8 @@
-"""A static KV cache whose rows have lengths of their own, so that rows can be rewound one by one."""
+"""A KV cache whose rows have lengths of their own, so that rows can be rewound one by one."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -15,16 +16,18 @@ NO_SLOT = 0
 
 
 class RaggedCache(Cache):
-    """Buffers of `capacity` tokens per row. Rewinding a row is writing over what lies behind its length.
+    """Buffers that grow with their longest row. Rewinding a row is writing over what lies behind its length.
 
     Args:
         config: of the model that fills it.
-        capacity: most tokens that a row will hold.
+        capacity: most tokens that a row is expected to hold; growth stops there where it can.
     """
 
-    def __init__(self, config: PretrainedConfig, capacity: int) -> None:
+    def __init__(self, config: PretrainedConfig, capacity: int = sys.maxsize) -> None:
         text = config.get_text_config(decoder=True)
-        super().__init__(layers=[RaggedLayer(1 + capacity) for _ in range(text.num_hidden_layers)])
+        super().__init__(layers=[RaggedLayer() for _ in range(text.num_hidden_layers)])
+        self._most = 1 + capacity
+        self._first = 0  # slots that the buffers were made with
 
     def place(self, slots: torch.Tensor, width: int) -> None:
         """Where the next forward's keys and values go, LongTensor[batch, q], and how many slots it looks at.
@@ -40,22 +43,27 @@ class RaggedCache(Cache):
             if layer.is_initialized:
                 layer.keys, layer.values = (states[rows.to(states.device)] for states in (layer.keys, layer.values))
 
-    def gather(self, rows: torch.Tensor, capacity: int) -> None:
-        """Copies of some rows, LongTensor[rows], in buffers with room for at least `capacity` tokens each."""
-        self.select(rows)
-        self.grow(1 + capacity)
-
     def grow(self, slots: int) -> bool:
-        """Makes room for so many slots, and as many again as there were; returns whether there was too little."""
-        if slots <= self.layers[0].capacity:
+        """Makes room for so many slots; returns whether there was too little.
+
+        Buffers are made as large as they must be, and then grow by as much again as lies beyond that: n tokens after the
+        prompt take room for 2n at most, and log n copies.
+        """
+        layers = self.layers
+        if slots <= layers[0].capacity:
             return False
-        for layer in self.layers:
-            layer.grow(max(slots, 2 * layer.capacity))
+        if layers[0].is_initialized:
+            grown = 2 * slots - self._first
+            slots = self._most if slots <= self._most < grown else grown
+        else:
+            self._first = slots
+        for layer in layers:
+            layer.grow(slots)
         return True
 
     @property
     def memory(self) -> int:
-        """Bytes of all buffers, as they were made."""
+        """Most bytes that all buffers have taken."""
         return sum(layer.memory for layer in self.layers)
 
 
@@ -64,9 +72,9 @@ class RaggedLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.capacity = slots
+        self.capacity = 0
         self.slots: torch.Tensor = torch.empty(0)
         self.width = 0
         self.memory = 0
@@ -84,7 +92,7 @@ class RaggedLayer(CacheLayerMixin):
         if self.is_initialized:
             room = (0, 0, 0, slots - self.capacity)
             self.keys, self.values = (torch.nn.functional.pad(states, room) for states in (self.keys, self.values))
-            self.memory = self.keys.nbytes + self.values.nbytes
+            self.memory = max(self.memory, self.keys.nbytes + self.values.nbytes)
         self.capacity = slots
 
     def update(

@@ -72,7 +72,7 @@ def stream(model: PreTrainedModel, prompts: list[list[int]], room: int, capturin
         room: most tokens that a row is fed behind its prompt.
         capturing: whether to capture CUDA graphs where the model allows it.
     """
-    with workspace(model, len(prompts), max(map(len, prompts)) + room, capturing) as buffers:
+    with workspace(model, len(prompts), max(map(len, prompts)), room, capturing) as buffers:
         yield Stream(model, prompts, buffers)
 
 

@@ -27,6 +27,9 @@ STEP = 256
 WIDEST = 32
 """Most positions of a forward that is worth capturing; wider ones keep the device busy by themselves."""
 
+AHEAD = 2048
+"""Most tokens beyond its prompt that a pooled cache is made for: growing loses what was captured, so few calls should."""
+
 SHARE = 0.125
 """Most of a device's memory that buffers and graphs may hold on to between calls."""
 
@@ -141,7 +144,7 @@ class Workspace:
         return 2 ** (tokens - 1).bit_length() if self.captures and 1 < tokens <= WIDEST else tokens
 
     def reserve(self, capacity: int) -> None:
-        """Makes room for so many tokens of a row, whatever the buffers were made for; nothing that they hold is lost."""
+        """Makes room for so many tokens of a row; nothing that the buffers hold is lost."""
         if self.cache.grow(self.width(1 + capacity)) and self.captures:
             self.graphs = Graphs()  # those captured before read and write the old buffers
 
@@ -151,21 +154,23 @@ class Workspace:
 
 
 @contextmanager
-def workspace(model: PreTrainedModel, rows: int, capacity: int, capturing: bool) -> Iterator[Workspace]:
+def workspace(model: PreTrainedModel, rows: int, prompt: int, room: int, capturing: bool) -> Iterator[Workspace]:
     """Buffers for one call; one of an earlier call where shapes are captured, to which it returns unless the call fails.
 
     Args:
         model: whose keys and values it is for.
         rows: of the batch.
-        capacity: most tokens that a row will hold.
+        prompt: tokens of the longest prompt.
+        room: most tokens that a row will hold beyond it, as far as that is known.
         capturing: whether to capture CUDA graphs where the model allows it.
     """
     if not (capturing and capturable(model)):
-        yield Workspace(RaggedCache(model.config, capacity), Eager())
+        yield Workspace(RaggedCache(model.config, prompt + room), Eager())
         return
-    capacity = _rounded(1 + capacity) - 1
+    capacity = _rounded(1 + prompt + min(room, AHEAD)) - 1
     shape = (rows, capacity, _fingerprint(model), torch.is_inference_mode_enabled())
-    taken = _SHELF.take(model, shape) or Workspace(RaggedCache(model.config, capacity), Graphs())
+    taken = _SHELF.take(model, shape) or Workspace(RaggedCache(model.config), Graphs())
+    taken.reserve(capacity)
     yield taken
     _SHELF.put(model, shape, taken)
 

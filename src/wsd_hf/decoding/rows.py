@@ -8,10 +8,12 @@ import torch
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from ..text.stopping import StopStrings
+
 
 def is_transformers_own(item: object) -> bool:
-    """Whether a processor or criterion is one of transformers', which keep nothing from step to step."""
-    return type(item).__module__.startswith("transformers.")
+    """Whether a processor or criterion is one of transformers', or ours for stop strings: they keep nothing between steps."""
+    return isinstance(item, StopStrings) or type(item).__module__.startswith("transformers.")
 
 
 class Rows:
@@ -38,9 +40,9 @@ class Rows:
         self.responses: list[list[int]] = [[] for _ in input_ids]
         self.finished = torch.zeros(len(input_ids), dtype=torch.bool)
         # On the host, where the decision is made. transformers' own criteria follow their input there without waiting.
-        self._tokens = torch.full((len(input_ids), max_length), pad_token_id)
+        self._tokens = input_ids.to("cpu", torch.long, copy=True)
+        self._max_length, self._pad_token_id = max_length, pad_token_id
         self._criteria_device = torch.device("cpu") if all(map(is_transformers_own, criteria)) else input_ids.device
-        self._tokens[:, : self.prompt_width] = input_ids
         self._criteria = criteria
         self._streamer = streamer
         self._streamed = 0
@@ -53,12 +55,12 @@ class Rows:
     @property
     def left(self) -> list[int]:
         """Tokens that each response still has room for."""
-        return [self._tokens.shape[1] - self.prompt_width - length for length in self.lengths]
+        return [self._max_length - self.prompt_width - length for length in self.lengths]
 
     @property
     def full(self) -> torch.Tensor:
         """Rows that have no room left, BoolTensor[batch]."""
-        return torch.tensor(self.left) <= 0
+        return torch.tensor([left <= 0 for left in self.left])
 
     @property
     def sequences(self) -> torch.Tensor:
@@ -83,6 +85,9 @@ class Rows:
         """Appends a token to the growing rows, LongTensor[batch] and BoolTensor[batch]; ends those whose criteria are met."""
         rows = growing.nonzero().flatten().tolist()
         columns = [self.prompt_width + len(self.responses[row]) for row in rows]
+        width = self._tokens.shape[1]
+        if max(columns, default=0) >= width:  # as much again, so that the time for copying is in proportion to the text
+            self._tokens = torch.nn.functional.pad(self._tokens, (0, width), value=self._pad_token_id)
         self._tokens[rows, columns] = tokens[rows]
         for row in rows:
             self.responses[row].append(int(tokens[row]))

@@ -34,7 +34,7 @@ class StepStream:
             model: on any device.
             input_ids: its prompt, [rows, prompt].
             attention_mask: 1 for real tokens, [rows, prompt]; padding on the left.
-            max_new_tokens: room to prepare the cache for.
+            max_new_tokens: most tokens that it is fed beyond its prompt; any integer.
         """
         self.input_ids = input_ids.to(model.device)
         self.forwards = 0
@@ -53,6 +53,7 @@ class StepStream:
             num_beams=1,
             num_return_sequences=1,
             use_cache=True,
+            cache_implementation=None,  # of a fixed size it would take the memory of all tokens that may be written
             stop_strings=None,
             token_healing=False,
             pad_token_id=0 if pad_token_id is None else pad_token_id,

@@ -40,7 +40,7 @@ class Stream:
     Args:
         model: any that `support.why_not_model` has nothing against.
         prompts: token ids of each row's prompt.
-        workspace: buffers for each row's prompt and all that is ever fed beyond it.
+        workspace: buffers for each row's prompt and all that is fed beyond it.
 
     Attributes:
         live: rows that tensors have a row for, in their order.
@@ -121,6 +121,7 @@ class Stream:
             self.lengths[row] += count
             self.tokens += count
         self.forwards += 1
+        self.workspace.reserve(max(self.lengths))
         width = self.workspace.width(1 + max(self.lengths))
 
         def forward(tokens: torch.Tensor, slots: torch.Tensor) -> Any:
@@ -138,9 +139,9 @@ class Stream:
             self.workspace.cache.select(torch.tensor([self.live.index(row) for row in live]))
             self.live = live
 
-    def gather(self, rows: list[int], capacity: int) -> None:
-        """Goes on with copies of some rows, which are all its rows from then on, with room for `capacity` tokens each."""
-        self.workspace.cache.gather(torch.tensor(rows), capacity)
+    def gather(self, rows: list[int]) -> None:
+        """Goes on with copies of some rows, which are all its rows from then on."""
+        self.workspace.cache.select(torch.tensor(rows))
         self.prompts, self.lengths = [self.prompts[row] for row in rows], [self.lengths[row] for row in rows]
         self.live = list(range(len(rows)))
 

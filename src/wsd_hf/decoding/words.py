@@ -108,7 +108,6 @@ class Words:
         if not asked:
             return
         stream = self.stream
-        stream.workspace.reserve(max(len(stream.prompts[row]) + len(self._text[row]) for row in asked))
         block = stream.block(
             [stream.resume(row, self._fed[row], self._text[row]) if row in asked else None for row in stream.live]
         )

@@ -12,7 +12,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..checks import check_usable, unusable
-from ..config import check_positive_integer
+from ..config import MOST_SAMPLES, check_positive_integer
 from ..decoding.step_stream import StepStream
 from ..errors import WSDValueError
 from ..sampling import split
@@ -32,7 +32,7 @@ class BeamSettings:
 
     Args:
         beam_width: hypotheses that are kept of each prompt, W >= 1.
-        successors: samples that each is gone on with, K >= 1.
+        successors: samples that each is gone on with, K >= 1; W·K is at most 16,384.
         chunk_length: tokens between two selections, L >= 1; None: one selection, at the end. With W=1 that is best-of-K.
         official_ties: do as the official code does where it is not of this mind: a finished hypothesis that is kept becomes K
             copies, and copies may crowd out others; one that was cut by its length counts as ended; half a character is scored.
@@ -50,6 +50,11 @@ class BeamSettings:
         for name in ("beam_width", "successors", "chunk_length"):
             if name != "chunk_length" or self.chunk_length is not None:
                 object.__setattr__(self, name, check_positive_integer(name, getattr(self, name)))
+        if self.beam_width * self.successors > MOST_SAMPLES:
+            raise WSDValueError(
+                f"beam_width={self.beam_width} and successors={self.successors}: their product, the samples of a prompt that "
+                f"are written at a time, must be at most {MOST_SAMPLES:,}"
+            )
         if self.official_ties not in (True, False):
             raise WSDValueError(f"official_ties={self.official_ties!r}: must be True or False")
 

@@ -75,7 +75,7 @@ class Reader:
         self._texts: list[list[int]] = [[]]
         self._prompts = [0]
         self._log_probs: list[list[float]] = [[]]  # of every token but the first; NaN where nobody asked
-        self._stream = Stream(self.model, [[]], Workspace(RaggedCache(self.model.config, 0), Eager()))
+        self._stream = Stream(self.model, [[]], Workspace(RaggedCache(self.model.config), Eager()))
 
     def _share(self, texts: Sequence[list[int]], prompts: Sequence[int]) -> None:
         """Each text's row becomes a copy of the one that holds most of it, as far as it does."""
@@ -85,7 +85,7 @@ class Reader:
         ]
         shared = [max(lengths) for lengths in common]
         rows = [lengths.index(most) for lengths, most in zip(common, shared, strict=True)]
-        self._stream.gather(rows, capacity=max(map(len, texts)))
+        self._stream.gather(rows)
         # The last token that is shared is read again, where it was read: it is what the first new one follows.
         before = [max(0, most - 1) for most in shared]
         for row, length in enumerate(before):

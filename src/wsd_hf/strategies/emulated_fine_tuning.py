@@ -5,7 +5,7 @@ Emulated fine-tuning (arXiv 2310.12962), also known as proxy tuning (arXiv 2401.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -120,7 +120,7 @@ def _difference(tuned: torch.Tensor, untuned: torch.Tensor) -> torch.Tensor:
 
 
 def _weight(beta: Any) -> float:
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not math.isfinite(beta):
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not abs(beta) <= sys.float_info.max:
         raise WSDValueError(f"beta={beta!r}: must be a finite number")
     return float(beta)
 

@@ -16,9 +16,10 @@ from transformers import (
 from transformers.generation import BaseStreamer, GenerationMode
 
 from ..checks import check_prompt
+from ..config import MOST_SAMPLES, check_positive_integer
 from ..decoding.call import Call
 from ..errors import WSDValueError
-from ..text.stopping import stop_criterion
+from ..text.stopping import StopStrings
 
 
 def decode_within(
@@ -54,12 +55,14 @@ def decode_within(
         raise WSDValueError(f"synced_gpus=True is not supported by strategy={strategy!r}: its models take unequal steps")
     if setting("token_healing", kwargs, *configs):
         raise WSDValueError(f"token_healing=True is not supported by strategy={strategy!r}: heal the prompt before the call")
+    if (copies := setting("num_return_sequences", kwargs, *configs)) is not None:
+        check_positive_integer("num_return_sequences", copies, MOST_SAMPLES)  # before transformers copies the prompt as often
     stopping_criteria = StoppingCriteriaList(stopping_criteria or [])
     if stop_strings := setting("stop_strings", kwargs, *configs):
         if tokenizer is None:
             raise WSDValueError(f"stop_strings={stop_strings!r} are text: pass the base's tokenizer as tokenizer=")
         # transformers drops the tokenizer on the way to a callable custom_generate, so its own criterion can't be built.
-        stopping_criteria.append(stop_criterion(tokenizer, stop_strings))
+        stopping_criteria.append(StopStrings(tokenizer, stop_strings))
         kwargs["stop_strings"] = None
     fills_cache = kwargs.get("past_key_values") is not None
 

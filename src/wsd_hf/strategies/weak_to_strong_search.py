@@ -71,7 +71,7 @@ def weak_to_strong_search(
         reference_attention_mask: of that prompt.
         tokenizer: the base's; needed.
         beam_width: hypotheses that are kept of each prompt. `num_return_sequences` of them, the best, are returned.
-        successors: samples that each is gone on with.
+        successors: samples that each is gone on with; `beam_width` times `successors` is at most 16,384.
         chunk_length: tokens between two selections; None: one at the end; then `beam_width=1` is best-of-`successors`.
         official_ties: follow the official code where a finished hypothesis is concerned; see `BeamSettings`.
         value: takes the place of the small models: any function of (texts, ended, of) to one number for each.

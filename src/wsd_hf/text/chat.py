@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from ..errors import WSDValueError
-from .stopping import stop_criterion
+from .stopping import StopStrings
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -85,7 +85,7 @@ def pilot_prompts(chats: Sequence[Messages], assistant_tokenizer: PreTrainedToke
 
 def next_turn_criteria(tokenizer: PreTrainedTokenizerBase) -> StoppingCriteriaList:
     """Ends a response where a base that writes a transcript begins somebody's next turn."""
-    return StoppingCriteriaList([stop_criterion(tokenizer, BASE_STOP_STRINGS)])
+    return StoppingCriteriaList([StopStrings(tokenizer, BASE_STOP_STRINGS)])
 
 
 def before_next_turn(text: str) -> str:

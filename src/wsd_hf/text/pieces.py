@@ -7,7 +7,7 @@ import threading
 import unicodedata
 import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
@@ -47,23 +47,14 @@ class TokenTexts:
     Attributes:
         longest: bytes of the longest token.
         marks_spaces: whether the tokens write a space as `SPACE_MARK`.
-        adds_space: whether the tokenizer puts a space in front of any text.
         eats_spaces: whether some added token takes the white space in front of it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        anchor = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[-1:]
-        skip = len(tokenizer.convert_tokens_to_string(anchor))
-
-        def text(token: str) -> str:
-            said: str = tokenizer.convert_tokens_to_string([*anchor, token])[skip:]
-            return token if said == f" {token}" else said  # a decoder that joins words, not a token that begins with a space
-
+        text = _token_text(tokenizer)
         self._texts = {_token_bytes(token, text(token)) for token in tokenizer.get_vocab()}
         self.marks_spaces = text(SPACE_MARK) == " "
-        first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[:1]
-        self.adds_space = bool(first) and text(first[0]).startswith(" ")
-        if self.adds_space:  # behind special tokens too
+        if adds_space(tokenizer):  # behind special tokens too
             self._texts |= {text[1:] for text in self._texts if text.startswith(b" ")}
         self._sorted = sorted(self._texts)
         self.longest = max(map(len, self._sorted))
@@ -131,9 +122,13 @@ class PieceEncoder:
     def _texts(self) -> TokenTexts:
         return token_texts(self.tokenizer)
 
+    @cached_property
+    def _adds_space(self) -> bool:
+        return adds_space(self.tokenizer)
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens and without a space that the tokenizer would put in front."""
-        if self._texts.adds_space and text:
+        if self._adds_space and text:
             for anchor in ANCHORS:
                 head, ids = self._encode(anchor), self._encode(anchor + text)
                 if head and ids[: len(head)] == head:
@@ -252,6 +247,24 @@ def common_prefix(left: list[int], right: list[int]) -> list[int]:
         else:
             different = middle
     return left[:same]
+
+
+def adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer puts a space in front of any text."""
+    first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[:1]
+    return bool(first) and _token_text(tokenizer)(first[0]).startswith(" ")
+
+
+def _token_text(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
+    """A function from a token to its text."""
+    anchor = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[-1:]
+    skip = len(tokenizer.convert_tokens_to_string(anchor))
+
+    def text(token: str) -> str:
+        said: str = tokenizer.convert_tokens_to_string([*anchor, token])[skip:]
+        return token if said == f" {token}" else said  # a decoder that joins words, not a token that begins with a space
+
+    return text
 
 
 def _token_bytes(token: str, text: str) -> bytes:
