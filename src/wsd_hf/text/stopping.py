@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from .. import _compat
 from ..errors import WSDValueError
-from .pieces import BYTES
+from .pieces import BYTES, Kept
 
 PREFIX = "abcdef"
 """Text before a token while it is decoded, so that the decoder takes no space from it; the one that transformers uses."""
@@ -107,15 +105,4 @@ class _Texts:
         return said if self.mode is None else said.encode()
 
 
-_kept: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, _Texts]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
-def _texts(tokenizer: PreTrainedTokenizerBase) -> _Texts:
-    """The texts of a tokenizer's tokens, kept until its vocabulary grows."""
-    with _lock:
-        size, texts = _kept.get(tokenizer, (None, None))
-        if texts is None or size != len(tokenizer):
-            texts = _Texts(tokenizer)
-            _kept[tokenizer] = len(tokenizer), texts
-        return texts
+_texts = Kept(_Texts)
