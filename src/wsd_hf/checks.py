@@ -16,7 +16,7 @@ def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> 
     eos = getattr(holder, "eos_token_id", None)
     if eos is None:
         return set()
-    return {int(token) for token in torch.as_tensor(eos).flatten()}
+    return {int(token) for token in torch.as_tensor(eos, device="cpu").flatten()}
 
 
 def closing_token_id(eos: set[int], vocabulary: int) -> int | None:

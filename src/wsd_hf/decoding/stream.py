@@ -87,7 +87,7 @@ class Stream:
             proposals: LongTensor[rows, chunk]; default: none.
             counts: how many of them each row gets.
         """
-        proposals = torch.empty(len(self.live), 0, dtype=torch.long) if proposals is None else proposals
+        proposals = torch.empty(len(self.live), 0, dtype=torch.long, device="cpu") if proposals is None else proposals
         counts = counts or [0] * len(self.live)
         chunk = proposals.shape[1]
         width = self.workspace.padded(max(1, *(len(new or ()) for new in missing)))
@@ -100,7 +100,7 @@ class Stream:
             padding = [NO_SLOT] * (width - len(known))
             values.append([0] * len(padding) + known + padding + [*slots] + [NO_SLOT] * (len(known) + chunk - len(slots)))
         device = self.model.device
-        uploaded = torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        uploaded = torch.tensor(values, device="cpu", pin_memory=device.type == "cuda").to(device, non_blocking=True)
         return Block(torch.cat([uploaded[:, :width], proposals.to(device)], dim=1), uploaded[:, width:], fed)
 
     def logits(self, block: Block, keep: int) -> torch.Tensor:
@@ -136,12 +136,12 @@ class Stream:
     def select(self, live: list[int]) -> None:
         """Goes on with some of the live rows only."""
         if live != self.live:
-            self.workspace.cache.select(torch.tensor([self.live.index(row) for row in live]))
+            self.workspace.cache.select(torch.tensor([self.live.index(row) for row in live], device="cpu"))
             self.live = live
 
     def gather(self, rows: list[int]) -> None:
         """Goes on with copies of some rows, which are all its rows from then on."""
-        self.workspace.cache.select(torch.tensor(rows))
+        self.workspace.cache.select(torch.tensor(rows, device="cpu"))
         self.prompts, self.lengths = [self.prompts[row] for row in rows], [self.lengths[row] for row in rows]
         self.live = list(range(len(rows)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -85,9 +86,13 @@ class ImplicitValue:
         if outside := set(of) - set(range(self._prompts)):
             raise WSDValueError(f"of contains {min(outside)}, and the prompts are counted from 0 to {self._prompts - 1}")
         if not len(texts):
-            return torch.empty(0)
+            return _on_host([])
         tuned, untuned = [side.log_probs(texts, ended, of) for side in self._sides]
-        return torch.tensor([torch.tensor(a).sum() - torch.tensor(b).sum() for a, b in zip(tuned, untuned, strict=True)])
+        return _on_host([_on_host(a).sum() - _on_host(b).sum() for a, b in zip(tuned, untuned, strict=True)])
+
+
+def _on_host(values: Sequence[Any]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
 
 
 class _Encoder:

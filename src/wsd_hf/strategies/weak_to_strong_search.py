@@ -137,7 +137,7 @@ def _search(call: Call, settings: BeamSettings, value: Value, tokenizer: PreTrai
         return sequences
     return SearchGenerateOutput(
         sequences=sequences,
-        values=torch.tensor([hypothesis.value for hypothesis in found], device=sequences.device),
+        values=sequences.new_tensor([hypothesis.value for hypothesis in found], dtype=torch.float32),
         tree=[beam.selections for beam in search.beams],
         stats=_stats(call, stream, value, before),
         prompt_length=call.input_ids.shape[1],
@@ -190,14 +190,15 @@ def _stream_settled(call: Call, beams: list[Beam], streamed: int) -> int:
         rows += [beam.settled] * call.copies if beam.parents else [one.tokens for one in beam.best(call.copies)]
     end = min((len(beam.settled) for beam in beams if beam.parents), default=max(map(len, rows)))
     for column in range(streamed, end):
-        call.streamer.put(torch.tensor([row[column] if column < len(row) else call.pad_token_id for row in rows]))
+        tokens = [row[column] if column < len(row) else call.pad_token_id for row in rows]
+        call.streamer.put(torch.tensor(tokens, device="cpu"))
     return max(streamed, end)
 
 
 def _sequences(call: Call, found: list[Hypothesis]) -> torch.Tensor:
     width = max(len(hypothesis.tokens) for hypothesis in found)
     rows = [hypothesis.tokens + [call.pad_token_id] * (width - len(hypothesis.tokens)) for hypothesis in found]
-    return torch.cat([call.input_ids, torch.tensor(rows).to(call.input_ids)], dim=1)
+    return torch.cat([call.input_ids, call.input_ids.new_tensor(rows)], dim=1)
 
 
 def _work(value: Value) -> list[int]:

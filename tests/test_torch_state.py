@@ -1,0 +1,94 @@
+"""State that torch keeps for the whole process or thread changes nothing: every strategy gives what it gives undisturbed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from every_strategy import Case, every_case
+from oracle import left_padded
+
+
+@contextmanager
+def setting(change: Callable[[Any], None], value: Any, before: Any) -> Iterator[None]:
+    change(value)
+    try:
+        yield
+    finally:
+        change(before)
+
+
+def default_dtype(dtype: torch.dtype) -> AbstractContextManager[None]:
+    return setting(torch.set_default_dtype, dtype, torch.float32)
+
+
+STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "default dtype bfloat16": functools.partial(default_dtype, torch.bfloat16),
+    "default dtype float16": functools.partial(default_dtype, torch.float16),
+    "default dtype float64": functools.partial(default_dtype, torch.float64),
+    "default device meta": lambda: setting(torch.set_default_device, "meta", None),
+    "within a device": lambda: torch.device("meta"),
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),  # leaves models in float64 alone
+    "deterministic algorithms": lambda: setting(torch.use_deterministic_algorithms, True, False),
+    "gradients": torch.enable_grad,
+}
+
+every_state = pytest.mark.parametrize("state", STATES.values(), ids=STATES.keys())
+
+
+def tensors(value: Any, name: str = "output") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of an output, and where they are in it."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from tensors(entry, f"{name}.{key}")
+    elif isinstance(value, tuple | list):
+        for index, entry in enumerate(value):
+            yield from tensors(entry, f"{name}[{index}]")
+
+
+def assert_equal(got: Any, want: Any) -> None:
+    got, want = dict(tensors(got)), dict(tensors(want))
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        assert (got[name].dtype, got[name].device) == (tensor.dtype, tensor.device), name
+        torch.testing.assert_close(got[name], tensor, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+@functools.cache
+def prompts(case: Case) -> dict[str, torch.Tensor]:
+    """Two prompts of unequal length, made before torch's state changes."""
+    ids, mask = left_padded([case.prompt(1), case.prompt(2, length=9)], pad=0)
+    return {"ids": ids, "attention_mask": mask}
+
+
+def call(case: Case, do_sample: bool) -> Any:
+    """With a processor that reads the prefix, stop strings, and everything that a call can return."""
+    torch.manual_seed(7)
+    choice: dict[str, Any] = {"do_sample": True, "temperature": 1.5} if do_sample else {"top_k": 1} if case.samples else {}
+    if case.way.startswith("wsd") or case.way == "emulated fine-tuning":
+        choice |= {"output_scores": True, "output_logits": True}
+    more = {"pad_token_id": 0, "no_repeat_ngram_size": 2, "max_new_tokens": 6, "stop_strings": ["zzz"]}
+    return case.generate(**prompts(case), **more, **choice)
+
+
+undisturbed = functools.cache(call)
+
+
+@every_case
+@every_state
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
+def test_every_strategy_gives_what_it_gives_undisturbed(
+    case: Case, state: Callable[[], AbstractContextManager[Any]], do_sample: bool
+) -> None:
+    want = undisturbed(case, do_sample)
+    with state():
+        got = call(case, do_sample)
+    assert_equal(got, want)
