@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,9 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
+import wsd_hf
 from every_strategy import Case, every_case
+from families import tiny_pilot
 from oracle import left_padded
+from tokenizers_for_tests import letter_tokenizer
 
 
 @contextmanager
@@ -92,3 +97,58 @@ def test_every_strategy_gives_what_it_gives_undisturbed(
     with state():
         got = call(case, do_sample)
     assert_equal(got, want)
+
+
+@functools.cache
+def shipped() -> Any:
+    base, pilot, *tokenizers = wsd_hf.load_tiny_pair()
+    return base.double(), pilot.double(), *tokenizers
+
+
+def chat() -> tuple[list[torch.Tensor], list[Any]]:
+    """From messages to a trace, and by a logits processor: tensors, and everything else."""
+    base, pilot, tokenizer, assistant_tokenizer = shipped()
+    inputs = wsd_hf.build_inputs([{"role": "user", "content": "What does the Keloft eat?"}], tokenizer, assistant_tokenizer)
+    output = base.generate(
+        **inputs, assistant_model=pilot, strategy="wsd", max_new_tokens=20, return_dict_in_generate=True, output_logits=True
+    )
+    prompt = {name: inputs.pop(name) for name in ("assistant_input_ids", "assistant_attention_mask")}
+    processor = wsd_hf.WSDLogitsProcessor(pilot, **prompt)
+    processed = base.generate(**inputs, logits_processor=[processor], max_new_tokens=20)
+    trace = wsd_hf.explain(output, tokenizer)
+    log_probs = [-0.1, -0.2, -0.3]
+    crossed = wsd_hf.switch_index(log_probs, threshold=0.7, window_size=2)
+    return [*inputs.values(), output.sequences, processed, wsd_hf.confidence(log_probs, 2)], [trace, crossed]
+
+
+@every_state
+def test_the_way_of_a_chat_is_what_it_is_undisturbed(state: Callable[[], AbstractContextManager[Any]]) -> None:
+    want = chat()
+    with state():
+        got = chat()
+    assert_equal(got, want)
+    assert got[1] == want[1]
+
+
+@pytest.mark.parametrize("state", ["inference mode", "autocast", "cast"])
+def test_a_value_goes_on_after_calls_in_another_state(state: str) -> None:
+    """What it has read is kept from call to call; keys and values of another precision are not gone on with."""
+    tokenizer = letter_tokenizer(64)
+    tokenizer.eos_token = "a"
+    models = [copy.deepcopy(tiny_pilot("llama", noise=noise)) for noise in (0.15, 0.3)]
+    texts, ended = ["gh", "ghijkl", "g"], [False, False, True]
+    want = wsd_hf.ImplicitValue(*models, tokenizer, ["bcdef"])(texts, ended)
+    value = wsd_hf.ImplicitValue(*models, tokenizer, ["bcdef"])
+    with cast(models) if state == "cast" else STATES[state]():
+        value(["gh"], [False])
+    torch.testing.assert_close(value(texts, ended), want, rtol=0, atol=1e-4)
+
+
+@contextmanager
+def cast(models: list[PreTrainedModel]) -> Iterator[None]:
+    """Models in float64 for a while."""
+    for model in models:
+        model.double()
+    yield
+    for model in models:
+        model.float()

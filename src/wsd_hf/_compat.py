@@ -118,6 +118,14 @@ def commit(model: PreTrainedModel) -> str | None:
     return sha
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Device of a model's inputs: where accelerate runs the model, if its weights are elsewhere between forwards."""
+    hooked = model.modules() if model.device.type == "meta" else [model]
+    hooks = [vars(module).get("_hf_hook") for module in hooked]
+    devices = [getattr(part, "execution_device", None) for hook in hooks for part in getattr(hook, "hooks", [hook])]
+    return torch.device(next((device for device in devices if device is not None), model.device))
+
+
 def without_peft(model: Any) -> Any:
     """The model within a PEFT wrapper, its adapters included; None where what was tuned lives in the wrapper.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from .. import _compat
 from ..checks import context_size, vocabulary_size
 from ..text.pieces import common_prefix
 from .cache import NO_SLOT, attention_masks
@@ -43,6 +44,7 @@ class Stream:
         workspace: buffers for each row's prompt and all that is fed beyond it.
 
     Attributes:
+        device: of what the model is fed.
         live: rows that tensors have a row for, in their order.
         lengths: tokens of each row that the cache holds and that still stand.
         forwards: forwards run.
@@ -51,6 +53,7 @@ class Stream:
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], workspace: Workspace) -> None:
         self.model = model
+        self.device = _compat.input_device(model)
         self.prompts = prompts
         self.workspace = workspace
         self.live = list(range(len(prompts)))
@@ -99,9 +102,8 @@ class Stream:
             slots = range(self.lengths[row] + 1, self.lengths[row] + 1 + fed.get(row, 0))
             padding = [NO_SLOT] * (width - len(known))
             values.append([0] * len(padding) + known + padding + [*slots] + [NO_SLOT] * (len(known) + chunk - len(slots)))
-        device = self.model.device
-        uploaded = torch.tensor(values, device="cpu", pin_memory=device.type == "cuda").to(device, non_blocking=True)
-        return Block(torch.cat([uploaded[:, :width], proposals.to(device)], dim=1), uploaded[:, width:], fed)
+        uploaded = torch.tensor(values, device="cpu", pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
+        return Block(torch.cat([uploaded[:, :width], proposals.to(self.device)], dim=1), uploaded[:, width:], fed)
 
     def logits(self, block: Block, keep: int) -> torch.Tensor:
         """float32 logits of a block's last positions, [rows, keep, vocabulary]; meaningless at padding."""
