@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from .. import _compat
-from ..checks import check_kind, check_room, eos_token_ids
+from ..checks import check_kind, check_models, check_room, eos_token_ids
 from ..decoding.call import Call
 from ..decoding.step_stream import StepStream
 from ..decoding.support import STATEFUL, why_not_inputs, why_not_options
@@ -91,6 +91,9 @@ def weak_to_strong_search(
     kwargs["do_sample"] = True
     if value is not None and not callable(value):
         raise WSDValueError(f"value={value!r}: must be a function of (texts, ended, of)")
+    if isinstance(value, ImplicitValue):
+        judges = {"value.tuned": value.tuned.model, "value.untuned": value.untuned.model}
+        check_models({"the model": base, **judges})
     check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
     if tokenizer is None:
         raise WSDValueError("tokenizer=None: strategy='weak_to_strong_search' judges text; pass the base's tokenizer")
