@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, StoppingCriteria
+from transformers.generation import BaseStreamer
 
 import wsd_hf
-from every_strategy import Case, every_case
+from every_strategy import CASES, Case, every_case
 from families import tiny_pilot
 from oracle import left_padded
 from tokenizers_for_tests import letter_tokenizer
@@ -75,13 +76,27 @@ def prompts(case: Case) -> dict[str, torch.Tensor]:
 
 
 def call(case: Case, do_sample: bool) -> Any:
-    """With a processor that reads the prefix, stop strings, and everything that a call can return."""
+    """With a processor that reads the prefix, stop strings, a streamer, and everything that a call can return."""
     torch.manual_seed(7)
     choice: dict[str, Any] = {"do_sample": True, "temperature": 1.5} if do_sample else {"top_k": 1} if case.samples else {}
     if case.way.startswith("wsd") or case.way == "emulated fine-tuning":
         choice |= {"output_scores": True, "output_logits": True}
     more = {"pad_token_id": 0, "no_repeat_ngram_size": 2, "max_new_tokens": 6, "stop_strings": ["zzz"]}
-    return case.generate(**prompts(case), **more, **choice)
+    streamer = Columns()
+    return case.generate(**prompts(case), streamer=streamer, **more, **choice), streamer.columns
+
+
+class Columns(BaseStreamer):
+    """Keeps the columns of a batch, on the CPU."""
+
+    def __init__(self) -> None:
+        self.columns: list[torch.Tensor] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.columns.append(value.cpu().clone())
+
+    def end(self) -> None:
+        pass
 
 
 undisturbed = functools.cache(call)
@@ -97,6 +112,51 @@ def test_every_strategy_gives_what_it_gives_undisturbed(
     with state():
         got = call(case, do_sample)
     assert_equal(got, want)
+
+
+class EvenSum(StoppingCriteria):
+    """Hands over where the drafted ids have an even sum, from the fourth on."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> list[bool]:
+        assert bool((scores <= 0).all())
+        return [len(row) > 3 and sum(row) % 2 == 0 for row in input_ids.tolist()]
+
+
+@every_state
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.way.startswith("wsd")], ids=lambda case: f"{case.way}, {case.vocabularies}"
+)
+def test_drafts_end_as_they_do_undisturbed(case: Case, state: Callable[[], AbstractContextManager[Any]]) -> None:
+    """By a criterion of the caller's, by the limit, and by logits that are no numbers."""
+
+    def call(**kwargs: Any) -> Any:
+        output = case.generate(prompts(case)["ids"][-1:], **kwargs)
+        return list(tensors(output)), output.switch_reason
+
+    limited = {"wsd_max_draft_tokens": 2, "wsd_threshold": 1.0, "wsd_draft_end": "stop", "pad_token_id": None}
+    want = call(switch_criteria=EvenSum()), call(**limited)
+    assert [reasons for _, reasons in want] == [["confident"], ["draft_limit"]]
+    with state():
+        got = call(switch_criteria=EvenSum()), call(**limited)
+        with without_numbers(case.world.pilot), pytest.raises(wsd_hf.WSDLogitsError, match="the pilot returned NaN"):
+            call()
+    for (one, reasons), (other, expected) in zip(got, want, strict=True):
+        assert reasons == expected
+        assert_equal(dict(one), dict(other))
+
+
+def _fill(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+    output.logits.fill_(torch.nan)
+
+
+@contextmanager
+def without_numbers(model: PreTrainedModel) -> Iterator[None]:
+    """A model whose logits are NaN."""
+    hook = model.register_forward_hook(_fill)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @functools.cache
