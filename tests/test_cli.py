@@ -71,6 +71,7 @@ def test_settings_reach_the_decoding(run):
         (("--threshold", 1.5, "Hi"), "threshold=1.5: must be"),
         (("--window", 0, "Hi"), "window_size=0: must be"),
         (("--device", "nowhere", "Hi"), "--device nowhere"),
+        (("--device", "meta", "Hi"), "--device meta: holds no data"),
         ((*pair(pilot="base"), "Hi"), "has no chat template"),
     ],
 )
@@ -110,6 +111,7 @@ def test_damaged_weights_are_named(run, tmp_path):
         ),
         (("--threshold", 1.5), "threshold=1.5: must be"),
         (("--device", "nowhere"), "--device nowhere"),
+        (("--device", "meta"), "--device meta: holds no data"),
         ((), 'pip install "wsd_hf[lm-eval]"'),
     ],
 )

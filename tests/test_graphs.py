@@ -207,7 +207,7 @@ def test_a_value_that_the_host_asks_for_would_have_been_found() -> None:
         recorded.capture(lambda tokens: tokens * int(tokens.sum()), (torch.ones(2, 2),))
 
 
-@pytest.mark.parametrize("hooked", ["forward hook", "training", "elsewhere"])
+@pytest.mark.parametrize("hooked", ["forward hook", "training", "compiled", "compiled forward", "compiled layer", "elsewhere"])
 def test_a_model_whose_forward_may_change_is_not_captured(hooked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = copy.deepcopy(tiny_model("llama"))
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
@@ -217,6 +217,12 @@ def test_a_model_whose_forward_may_change_is_not_captured(hooked: str, monkeypat
         model.model.layers[0].register_forward_hook(lambda *args: None)
     elif hooked == "training":
         model.train()
+    elif hooked == "compiled":
+        model.model.layers[0].compile(backend="eager")
+    elif hooked == "compiled forward":
+        model.forward = torch.compile(model.forward, backend="eager")
+    elif hooked == "compiled layer":
+        model.model.layers[0] = torch.compile(model.model.layers[0], backend="eager")
     else:
         monkeypatch.setattr(torch.nn.Module, "parameters", lambda self, recurse=True: iter([torch.nn.Parameter(torch.ones(1))]))
     assert not graphs.capturable(model)

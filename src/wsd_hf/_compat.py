@@ -118,6 +118,47 @@ def commit(model: PreTrainedModel) -> str | None:
     return sha
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Device of a model's inputs: where accelerate runs the model, if its weights are elsewhere between forwards."""
+    hooked = model.modules() if model.device.type == "meta" else [model]
+    hooks = [vars(module).get("_hf_hook") for module in hooked]
+    devices = [getattr(part, "execution_device", None) for hook in hooks for part in getattr(hook, "hooks", [hook])]
+    return torch.device(next((device for device in devices if device is not None), model.device))
+
+
+def lacks_weights(model: PreTrainedModel) -> bool:
+    """Whether weights are on the meta device, and accelerate does not bring them from elsewhere for a forward."""
+    on_meta = any(weight.is_meta for weight in model.parameters())
+    return on_meta and not any("_hf_hook" in vars(module) for module in model.modules())
+
+
+def checkpoints_gradients(model: PreTrainedModel) -> bool:
+    """Whether gradient checkpointing is in effect, under which layers ignore their cache; only in training mode it is."""
+    return any(module.training and vars(module).get("gradient_checkpointing", False) for module in model.modules())
+
+
+def adapter_layers(model: PreTrainedModel) -> set[torch.nn.Module]:
+    """Layers that PEFT put into a model."""
+    return {module for module in model.modules() if type(module).__module__.startswith("peft.")}
+
+
+def compiled(module: torch.nn.Module) -> bool:
+    """Whether `torch.compile` runs the forward of a module."""
+    forward = vars(module).get("forward")
+    return module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable")
+
+
+def uncompiled(model: Any) -> Any:
+    """The model that `torch.compile(model)` wraps; any other object as it is."""
+    return getattr(model, "_modules", {}).get("_orig_mod", model)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model within wrappers of torch.compile and PEFT; None where what was tuned lives in a wrapper."""
+    inner = without_peft(uncompiled(model))
+    return inner if inner is None or inner is model else unwrapped(inner)
+
+
 def without_peft(model: Any) -> Any:
     """The model within a PEFT wrapper, its adapters included; None where what was tuned lives in the wrapper.
 

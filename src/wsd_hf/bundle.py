@@ -232,7 +232,7 @@ def _partner(model: PreTrainedModel, revision: str | None) -> _Partner:
             config = None if own else WSDConfig.resolve({}, None, GenerationConfig.from_pretrained(source, revision=revision))
             partners[source, revision] = _Partner(pilot, tokenizer, pilot_tokenizer, ChatLayout(tokenizer), config)
         partner = partners[source, revision]
-        partner.pilot.to(model.device)
+        partner.pilot.to(_compat.input_device(model))
     return partner
 
 

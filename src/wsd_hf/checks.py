@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from itertools import combinations
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import _compat
 from .errors import WSDLogitsError, WSDValueError
@@ -16,7 +18,7 @@ def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> 
     eos = getattr(holder, "eos_token_id", None)
     if eos is None:
         return set()
-    return {int(token) for token in torch.as_tensor(eos).flatten()}
+    return {int(token) for token in torch.as_tensor(eos, device="cpu").flatten()}
 
 
 def closing_token_id(eos: set[int], vocabulary: int) -> int | None:
@@ -30,20 +32,59 @@ def check_kind(name: str, value: object, *kinds: type) -> None:
         raise WSDValueError(f"{name} is of type {type(value).__name__}: must be a {kinds[0].__name__}")
 
 
-def check_causal(name: str, model: object) -> None:
-    """Raises unless `model` is a loaded decoder-only language model."""
-    if not isinstance(model, torch.nn.Module) or not hasattr(model, "generation_config"):
-        raise WSDValueError(f"{name}={model!r}: must be a causal language model, already loaded with from_pretrained")
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise WSDValueError(f"{name} is an encoder-decoder ({type(model).__name__}): must be a decoder-only model")
+def check_causal(name: str, model: object) -> PreTrainedModel:
+    """The loaded decoder-only language model that an argument is, or that `torch.compile` or PEFT wraps there.
 
-
-def check_adapted(name: str, model: PreTrainedModel) -> PreTrainedModel:
-    """The model itself, within a PEFT wrapper too; raises for tuned prompts, whose place is outside of it."""
-    inner: PreTrainedModel | None = _compat.without_peft(model)
+    Raises:
+        WSDValueError: anything else; tuned prompts, whose place is outside of the model; other wrappers.
+    """
+    rule = "must be a causal language model, already loaded with from_pretrained"
+    if not isinstance(model, torch.nn.Module):
+        raise WSDValueError(f"{name}={model!r}: {rule}")
+    if isinstance(getattr(model, "module", None), torch.nn.Module):
+        raise WSDValueError(f"{name} is wrapped in {type(model).__name__}: pass the model inside, which is its .module")
+    inner: PreTrainedModel | None = _compat.unwrapped(model)
     if inner is None:
         raise WSDValueError(f"{name} has tuned prompts (PEFT), which are no part of the model: use adapters such as LoRA")
+    if not isinstance(inner, GenerationMixin):
+        raise WSDValueError(f"{name} is a {type(inner).__name__}: {rule}")
+    if getattr(inner.config, "is_encoder_decoder", False):
+        raise WSDValueError(f"{name} is an encoder-decoder ({type(inner).__name__}): must be a decoder-only model")
     return inner
+
+
+def check_model(name: str, model: object) -> PreTrainedModel:
+    """As `check_causal`, and raises unless the model can run as it is."""
+    inner = check_causal(name, model)
+    if _compat.lacks_weights(inner):
+        raise WSDValueError(f"{name} has weights on the meta device, which holds no data: load it with from_pretrained")
+    if _compat.checkpoints_gradients(inner):
+        raise WSDValueError(
+            f"{name} is in training mode with gradient checkpointing, under which layers ignore their cache: "
+            "call its eval() or gradient_checkpointing_disable() before it generates"
+        )
+    return inner
+
+
+def check_models(models: Mapping[str, object]) -> dict[str, PreTrainedModel]:
+    """`check_model` of all models of a call, by the names of their arguments; raises if two of them share adapters."""
+    inner = {name: check_model(name, model) for name, model in models.items()}
+    for (name, model), (other, second) in combinations(inner.items(), 2):
+        if _compat.adapter_layers(model) & _compat.adapter_layers(second):
+            raise WSDValueError(
+                f"{name} and {other} share layers that have adapters (PEFT), so each would run with the other's: load the "
+                "weights a second time for one of them, or merge the adapters into a copy (merge_and_unload)"
+            )
+    return inner
+
+
+def check_data(arguments: Mapping[str, object]) -> None:
+    """Raises if an argument is a tensor without data, as `inputs.to(model.device)` makes where accelerate offloads a model."""
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor) and value.is_meta:
+            raise WSDValueError(
+                f"{name} is on the meta device, which holds no data: leave it on the CPU if models are offloaded"
+            )
 
 
 def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: int) -> None:

@@ -33,10 +33,10 @@ class Draft:
 
     def __init__(self, switch_criteria: StoppingCriteria, rows: int, vocabulary: int, closing_token_id: int | None) -> None:
         self.reasons: list[SwitchReason] = ["budget"] * rows
-        self.token_ids = torch.empty(rows, 0, dtype=torch.long)
-        self.log_probs = torch.empty(rows, 0)
-        self.drafting = torch.ones(rows, dtype=torch.bool)
-        self._closing = torch.zeros(rows, dtype=torch.bool)
+        self.token_ids = torch.empty(rows, 0, dtype=torch.long, device="cpu")
+        self.log_probs = torch.empty(rows, 0, dtype=torch.float32, device="cpu")
+        self.drafting = torch.ones(rows, dtype=torch.bool, device="cpu")
+        self._closing = torch.zeros(rows, dtype=torch.bool, device="cpu")
         self._switch_criteria = switch_criteria
         self._vocabulary = vocabulary
         self._closing_token_id = closing_token_id
@@ -102,6 +102,7 @@ class Draft:
         """Rows where the criteria fire at the newest token; they are shown drafts of one length at a time."""
         fired, lengths = torch.zeros_like(offered), self.switch_index
         for length in sorted(set(lengths[offered].tolist())):
-            asked = torch.as_tensor(self._switch_criteria(self.token_ids[:, :length], self.log_probs[:, :length])).cpu()
+            fires = self._switch_criteria(self.token_ids[:, :length], self.log_probs[:, :length])
+            asked = torch.as_tensor(fires, device="cpu")
             fired |= asked & (lengths == length) & offered
         return fired

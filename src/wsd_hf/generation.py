@@ -12,11 +12,15 @@ import transformers
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.generation import BaseStreamer
 
-from .checks import check_adapted, check_causal
+from . import _compat
+from .checks import check_data, check_models
 from .errors import WSDValueError
 from .strategies import STRATEGIES
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+
+SMALL_MODELS = ("assistant_model", "reference_model")
+"""Arguments of `generate` that hold the models beside the base."""
 
 
 class WSDGenerationMixin(GenerationMixin):
@@ -36,7 +40,8 @@ class WSDGenerationMixin(GenerationMixin):
         Args:
             *args: as transformers' `generate` takes them.
             strategy: None (plain transformers) or a name in `wsd_hf.strategies.STRATEGIES`.
-            assistant_model: the pilot, a loaded causal model.
+            assistant_model: the pilot, a loaded causal model. Of `torch.compile(model)` the model inside is used, as of a base
+                in transformers; `model.compile()` compiles the forwards that are run.
             assistant_input_ids: the pilot's prompt, LongTensor[batch, prompt]; default: the base's.
             assistant_attention_mask: its mask, [batch, prompt]; padding on the left. Default: nothing is padded.
             assistant_do_sample: whether the pilot samples; default: as the base does.
@@ -76,24 +81,27 @@ def generate_with(strategy: str, generate: Callable[..., Any], model: PreTrained
     with streamer_ended_on_error(kwargs.get("streamer")):
         if strategy not in STRATEGIES:
             raise WSDValueError(f"strategy={strategy!r}: unknown; known are {', '.join(map(repr, STRATEGIES))}")
-        check_causal("the model", model)
-        check_adapted("the model", model)
+        small = {name: kwargs[name] for name in SMALL_MODELS if kwargs.get(name) is not None}
+        check_models({"the model": model, **small})
+        check_data(kwargs)
         return STRATEGIES[strategy](generate, model, **kwargs)
 
 
 def enable_wsd(model: Model) -> Model:
     """Gives a loaded model `generate(..., strategy=...)`; the same object is returned, its weights untouched.
 
-    Its class becomes a subclass of the same name, so it saves, pickles and copies as before. `disable_wsd` reverts it.
+    Its class becomes a subclass of the same name, so it saves, pickles and copies as before. `disable_wsd` reverts it. Of
+    `torch.compile(model)` it is the model inside that is enabled.
 
     Raises:
         WSDValueError: the model has no `generate` of transformers' to extend (for PEFT, enable the model inside).
     """
-    if isinstance(model, WSDGenerationMixin):
+    inner = _compat.uncompiled(model)
+    if isinstance(inner, WSDGenerationMixin):
         return model
-    if not isinstance(model, GenerationMixin):
-        raise WSDValueError(f"{type(model).__name__} is no generating transformers model: enable one that is")
-    model.__class__ = _enabled_class(model.__class__)
+    if not isinstance(inner, GenerationMixin):
+        raise WSDValueError(f"{type(inner).__name__} is no generating transformers model: enable one that is")
+    inner.__class__ = _enabled_class(inner.__class__)
     return model
 
 
@@ -103,10 +111,11 @@ def disable_wsd(model: Model) -> Model:
     Raises:
         WSDValueError: the model's own class inherits from `WSDGenerationMixin`, or wraps the enabled one.
     """
-    if isinstance(model, WSDGenerationMixin):
-        if _Enabled not in type(model).__bases__:
-            raise WSDValueError(f"{type(model).__name__} is itself written with WSDGenerationMixin: it cannot be disabled")
-        model.__class__ = _plain_class(type(model))
+    inner = _compat.uncompiled(model)
+    if isinstance(inner, WSDGenerationMixin):
+        if _Enabled not in type(inner).__bases__:
+            raise WSDValueError(f"{type(inner).__name__} is itself written with WSDGenerationMixin: it cannot be disabled")
+        inner.__class__ = _plain_class(type(inner))
     return model
 
 

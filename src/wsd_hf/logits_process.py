@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from . import _compat
-from .checks import check_prompt
+from .checks import check_models, check_prompt
 from .config import WSDConfig
 from .decoding.steps import DraftSteps
 from .errors import WSDValueError
@@ -72,6 +72,7 @@ class WSDLogitsProcessor(LogitsProcessor):
         if key not in self._steps:
             mask = loop.attention_mask
             mask = _compat.whole_mask(input_ids, loop.generation_config) if mask is None else mask
+            check_models({"the model": loop.model, "assistant_model": self._arguments.pilot.model})
             check_prompt("input_ids", input_ids, mask, rows=len(input_ids))
             setup = self._arguments.prepare(loop.model, input_ids, mask, loop.generation_config, loop.processors)
             self._steps[key] = DraftSteps(setup)

@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from ._compat import input_device
 from .config import WSDConfig
 from .draft import SwitchReason
 from .errors import WSDValueError
@@ -64,7 +65,7 @@ class GuidedStats(WSDStats):
 
 def peak_memory(*models: PreTrainedModel) -> int | None:
     """Most bytes allocated on the CUDA devices of some models; None if they are elsewhere."""
-    devices = {weight.device for model in models for weight in model.parameters()}
+    devices = {weight.device for model in models for weight in model.parameters()} | {*map(input_device, models)}
     peaks = [torch.cuda.max_memory_allocated(device) for device in devices if device.type == "cuda"]
     return sum(peaks) if peaks else None
 

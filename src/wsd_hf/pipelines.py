@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, TextGenerationPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
+from . import _compat
 from ._compat import Chat
 from .checks import check_causal
 from .errors import WSDValueError
@@ -153,9 +154,10 @@ def _check_pilot(strategy: str, pilot: PreTrainedModel | None, base: PreTrainedM
     if pilot is None:
         raise WSDValueError(f"strategy={strategy!r} needs a pilot: pass assistant_model= when the pipeline is made")
     check_causal("assistant_model", pilot)
-    if (pilot.device.type == "cpu") != (base.device.type == "cpu"):
+    there, here = _compat.input_device(pilot), _compat.input_device(base)
+    if (there.type == "cpu") != (here.type == "cpu"):
         logger.warning_once(
-            f"the pilot is on {pilot.device} and the base on {base.device}: move one of them, or every step waits for the CPU"
+            f"the pilot is on {there} and the base on {here}: move one of them, or every step waits for the CPU"
         )
 
 

@@ -31,7 +31,7 @@ def confidence(log_probs: Sequence[float] | torch.Tensor, window_size: int = 6) 
     [nan, 1.0, 1.0]
     """
     window_size = check_positive_integer("window_size", window_size)
-    return _window_means(torch.as_tensor(log_probs, dtype=torch.float64), window_size).exp()
+    return _window_means(_as_tensor(log_probs), window_size).exp()
 
 
 def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0.8, window_size: int = 6) -> int | None:
@@ -56,7 +56,7 @@ def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0
     """
     threshold = check_probability("threshold", threshold)
     window_size = check_positive_integer("window_size", window_size)
-    log_probs = torch.as_tensor(log_probs, dtype=torch.float64)
+    log_probs = _as_tensor(log_probs)
     if log_probs.ndim != 1:
         raise WSDValueError(f"log_probs has shape {tuple(log_probs.shape)}: must be one-dimensional")
     if not bool((log_probs <= 0).all()):
@@ -93,6 +93,10 @@ class SwitchCriteria(StoppingCriteria):
         if scores.shape[-1] < self.window_size:
             return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
         return _window_means(scores[:, -self.window_size :].double(), self.window_size)[:, -1] >= math.log(self.threshold)
+
+
+def _as_tensor(log_probs: Sequence[float] | torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(log_probs, dtype=torch.float64, device=getattr(log_probs, "device", "cpu"))
 
 
 def _window_means(log_probs: torch.Tensor, window_size: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .._compat import input_device
 from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..generation import enable_wsd
@@ -59,7 +60,7 @@ def answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int, *
     """What base and pilot together say to a chat; `kwargs` are more keywords of `generate`."""
     base, pilot, tokenizer, assistant_tokenizer = pair
     output: WSDGenerateOutput = base.generate(
-        **build_inputs(chat, tokenizer, assistant_tokenizer).to(base.device),
+        **build_inputs(chat, tokenizer, assistant_tokenizer).to(input_device(base)),
         assistant_model=pilot,
         strategy="wsd",
         tokenizer=tokenizer,
@@ -80,9 +81,12 @@ def response_text(sequences: torch.Tensor, prompt_length: int, tokenizer: PreTra
 def known_device(name: str) -> torch.device:
     """The device of that name; a WSDValueError where there is none."""
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise WSDValueError(f"--device {name}: {error}") from None
+    if device.type == "meta":
+        raise WSDValueError("--device meta: holds no data, so nothing can run there; give one such as cpu or cuda")
+    return device
 
 
 def _target(device: str, dtype: DType) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .._compat import input_device
 from ..checks import check_room
 from ..config import WSDConfig
 from ..outputs import explain
@@ -144,8 +145,9 @@ def _together(strategy: str, bench: Bench, inputs: Mapping[str, Any], **settings
 
 
 def _generate(model: PreTrainedModel, bench: Bench, inputs: Mapping[str, Any], **kwargs: Any) -> tuple[Any, float]:
-    clock = time.process_time if model.device.type == "cpu" else time.perf_counter
-    there = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+    device = input_device(model)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    there = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     room = int(check_room("model", model, inputs["attention_mask"]))  # transformers itself goes on, and may fail there
     limit = min(bench.max_new_tokens, room)
     begin = clock()

@@ -75,7 +75,7 @@ class RaggedLayer(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self.capacity = 0
-        self.slots: torch.Tensor = torch.empty(0)
+        self.slots: torch.Tensor = torch.empty(0, dtype=torch.long, device="cpu")
         self.width = 0
         self.memory = 0
 
@@ -84,7 +84,7 @@ class RaggedLayer(CacheLayerMixin):
         self.keys, self.values = (
             states.new_zeros(*states.shape[:2], self.capacity, states.shape[3]) for states in (key_states, value_states)
         )
-        self.memory = self.keys.nbytes + self.values.nbytes
+        self.memory = _bytes(self.keys) + _bytes(self.values)
         self.is_initialized = True
 
     def grow(self, slots: int) -> None:
@@ -92,7 +92,7 @@ class RaggedLayer(CacheLayerMixin):
         if self.is_initialized:
             room = (0, 0, 0, slots - self.capacity)
             self.keys, self.values = (torch.nn.functional.pad(states, room) for states in (self.keys, self.values))
-            self.memory = max(self.memory, self.keys.nbytes + self.values.nbytes)
+            self.memory = max(self.memory, _bytes(self.keys) + _bytes(self.values))
         self.capacity = slots
 
     def update(
@@ -120,6 +120,10 @@ class RaggedLayer(CacheLayerMixin):
     def get_max_cache_shape(self) -> int:
         """Slots of a row."""
         return self.capacity
+
+
+def _bytes(states: torch.Tensor) -> int:
+    return states.numel() * states.itemsize  # `nbytes` can't be traced by torch.compile where shapes are symbols
 
 
 def attention_masks(model: PreTrainedModel, slots: torch.Tensor, width: int) -> torch.Tensor | dict[str, torch.Tensor]:

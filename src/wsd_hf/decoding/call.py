@@ -50,7 +50,7 @@ class Call:
         pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
         if pad is not None:
             return int(pad)
-        return 0 if eos is None else int(torch.as_tensor(eos).flatten()[0])
+        return 0 if eos is None else int(torch.as_tensor(eos, device="cpu").flatten()[0])
 
     @property
     def copies(self) -> int:

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .. import _compat
 from .cache import RaggedCache
 
 logger = logging.get_logger(__name__)
@@ -33,7 +34,7 @@ AHEAD = 2048
 SHARE = 0.125
 """Most of a device's memory that buffers and graphs may hold on to between calls."""
 
-FOREIGN = ("accelerate.", "bitsandbytes.", "peft.")
+FOREIGN = ("accelerate.", "bitsandbytes.", "peft.", "torch._dynamo.")
 """Libraries whose layers and hooks decide anew in every forward."""
 
 
@@ -189,7 +190,7 @@ def capturable(model: PreTrainedModel) -> bool:
 
 def _interferes(module: torch.nn.Module) -> bool:
     hooked = module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
-    return bool(hooked) or type(module).__module__.startswith(FOREIGN)
+    return bool(hooked) or _compat.compiled(module) or type(module).__module__.startswith(FOREIGN)
 
 
 def _fingerprint(model: PreTrainedModel) -> int:

@@ -75,7 +75,8 @@ class Decoding:
         self._at_once = record is None and all(isinstance(processor, SAMPLING_WARPERS) for processor in processors)
         self._shrinks = not (base.workspace.captures or proposer.stream.workspace.captures)
         self._live = list(range(len(rows.responses)))
-        self._behind = torch.empty(0)  # the base's logits behind the last token that it was fed [rows, V]
+        # The base's logits after the last token that it was fed, [rows, V].
+        self._behind = torch.empty(0, dtype=torch.float32, device=self._device)
 
     def run(self) -> None:
         """Decodes until every row has finished."""
@@ -119,8 +120,9 @@ class Decoding:
         """Goes through the positions; a row follows while it writes what was proposed. Returns for how long each did."""
         verdict, draft, rows = self._judge(proposals, logits), self.draft, self.rows
         offers = self.proposer.offers(proposals, verdict.proposed, draft.drafting & ~rows.finished)
-        offered_counts = torch.tensor([len(offers[row].tokens) if row in offers else 0 for row in range(len(rows.responses))])
-        following, kept = ~rows.finished, torch.zeros(len(rows.responses), dtype=torch.long)
+        counts = [len(offers[row].tokens) if row in offers else 0 for row in range(len(rows.responses))]
+        offered_counts = torch.tensor(counts, device="cpu")
+        following, kept = ~rows.finished, torch.zeros_like(offered_counts)
         for position in range(proposals.chunk + 1):
             draft.drop(rows.finished, rows.full)
             check_usable("pilot", verdict.pilot_unusable[:, position] & following & draft.drafting, rows.lengths)
@@ -147,7 +149,7 @@ class Decoding:
         for row in ended.nonzero().flatten().tolist():
             reason = offers[row].over
             if reason is not None and (reason == "draft_limit" or not at_limit):
-                self.draft.stop(torch.arange(len(ended)) == row, reason)
+                self.draft.stop(torch.arange(len(ended), device="cpu") == row, reason)
 
     def _judge(self, proposals: Proposals, logits: torch.Tensor) -> Verdict:
         """Everything that the decision needs of the device, in one transfer."""

@@ -72,9 +72,9 @@ class Nudging:
             opinion = self._ask_base()
             said = self.words.say([row for row in unfinished if self._needs_pilot(row, opinion)], self.rows)
             self._write(unfinished, opinion, said)
-        by_pilot = torch.zeros(len(self._by_pilot), max(self.rows.lengths), dtype=torch.bool)
+        by_pilot = torch.zeros(len(self._by_pilot), max(self.rows.lengths), dtype=torch.bool, device="cpu")
         for row, flags in enumerate(self._by_pilot):
-            by_pilot[row, : len(flags)] = torch.tensor(flags)
+            by_pilot[row, : len(flags)] = torch.tensor(flags, dtype=torch.bool, device="cpu")
         return by_pilot
 
     def _ask_base(self) -> Opinion:
@@ -118,7 +118,7 @@ class Nudging:
             turns[row] = word.tokens or [int(opinion.own[row])]
             self._by_pilot[row] += [bool(word.tokens)] * len(turns[row])
         for position in range(max(map(len, turns.values()))):
-            tokens = torch.zeros(len(self.rows.responses), dtype=torch.long)
+            tokens = torch.zeros(len(self.rows.responses), dtype=torch.long, device="cpu")
             growing = torch.zeros_like(tokens, dtype=torch.bool)
             for row, turn in turns.items():
                 if position < len(turn) and not self.rows.finished[row]:

@@ -37,7 +37,7 @@ class Proposals(NamedTuple):
 
     def drawn_with(self, position: int, vocabulary: int) -> torch.Tensor:
         """A position's probabilities over the base's vocabulary, 0 where nothing usable was proposed: [rows, vocabulary]."""
-        drawn_with = torch.zeros(len(self.tokens), vocabulary, device=self.tokens.device)
+        drawn_with = torch.zeros(len(self.tokens), vocabulary, dtype=torch.float32, device=self.tokens.device)
         probabilities = self.probabilities[position] if position < self.chunk else None
         if probabilities is None:
             tokens = self.tokens[:, position, None]
@@ -145,7 +145,7 @@ class Proposer:
                 crossed.append([])
                 continue
             if bad[place] and drafting[row]:
-                check_usable("pilot", torch.arange(len(left)) == row, rows.lengths)
+                check_usable("pilot", torch.arange(len(left), device="cpu") == row, rows.lengths)
             self._written[row] = self._written[row] + tokens[place]
             if drafting[row]:
                 new, over = self.bridge.offer(row, tokens[place])

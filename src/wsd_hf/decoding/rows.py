@@ -38,7 +38,7 @@ class Rows:
         self.device = input_ids.device
         self.prompt_width = input_ids.shape[1]
         self.responses: list[list[int]] = [[] for _ in input_ids]
-        self.finished = torch.zeros(len(input_ids), dtype=torch.bool)
+        self.finished = torch.zeros(len(input_ids), dtype=torch.bool, device="cpu")
         # On the host, where the decision is made. transformers' own criteria follow their input there without waiting.
         self._tokens = input_ids.to("cpu", torch.long, copy=True)
         self._max_length, self._pad_token_id = max_length, pad_token_id
@@ -60,7 +60,7 @@ class Rows:
     @property
     def full(self) -> torch.Tensor:
         """Rows that have no room left, BoolTensor[batch]."""
-        return torch.tensor([left <= 0 for left in self.left])
+        return torch.tensor([left <= 0 for left in self.left], device="cpu")
 
     @property
     def sequences(self) -> torch.Tensor:

@@ -36,7 +36,8 @@ class StepStream:
             attention_mask: 1 for real tokens, [rows, prompt]; padding on the left.
             max_new_tokens: most tokens that it is fed beyond its prompt; any integer.
         """
-        self.input_ids = input_ids.to(model.device)
+        device = _compat.input_device(model)
+        self.input_ids = input_ids.to(device)
         self.forwards = 0
         self.tokens = 0
         self.model = model
@@ -46,7 +47,7 @@ class StepStream:
         type(model).generate(  # a packed model's own `generate` decodes with its pilot
             model,
             self.input_ids,
-            attention_mask=attention_mask.to(model.device),
+            attention_mask=attention_mask.to(device),
             custom_generate=self._take_model_kwargs,
             max_new_tokens=max_new_tokens,
             max_length=None,

@@ -56,7 +56,7 @@ class DraftSteps:
         while any(self._offers[row] == Offer([], None) for row in self._drafting()):
             self._propose(device)
         self._stop_exhausted("draft_ended", "draft_limit")
-        tokens = torch.zeros(len(self._offers), dtype=torch.long)
+        tokens = torch.zeros(len(self._offers), dtype=torch.long, device="cpu")
         for row in self._drafting():
             tokens[row] = self._offers[row].tokens.pop(0)
         return tokens
@@ -80,4 +80,4 @@ class DraftSteps:
         """Stops the drafts that have nothing left, for one of some reasons."""
         for reason in reasons:
             exhausted = [offer == Offer([], reason) for offer in self._offers]
-            self.draft.stop(torch.tensor(exhausted), reason)
+            self.draft.stop(torch.tensor(exhausted, device="cpu"), reason)

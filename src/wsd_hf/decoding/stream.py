@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from .. import _compat
 from ..checks import context_size, vocabulary_size
 from ..text.pieces import common_prefix
 from .cache import NO_SLOT, attention_masks
@@ -43,6 +44,7 @@ class Stream:
         workspace: buffers for each row's prompt and all that is fed beyond it.
 
     Attributes:
+        device: of what the model is fed.
         live: rows that tensors have a row for, in their order.
         lengths: tokens of each row that the cache holds and that still stand.
         forwards: forwards run.
@@ -51,6 +53,7 @@ class Stream:
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], workspace: Workspace) -> None:
         self.model = model
+        self.device = _compat.input_device(model)
         self.prompts = prompts
         self.workspace = workspace
         self.live = list(range(len(prompts)))
@@ -87,7 +90,7 @@ class Stream:
             proposals: LongTensor[rows, chunk]; default: none.
             counts: how many of them each row gets.
         """
-        proposals = torch.empty(len(self.live), 0, dtype=torch.long) if proposals is None else proposals
+        proposals = torch.empty(len(self.live), 0, dtype=torch.long, device="cpu") if proposals is None else proposals
         counts = counts or [0] * len(self.live)
         chunk = proposals.shape[1]
         width = self.workspace.padded(max(1, *(len(new or ()) for new in missing)))
@@ -99,9 +102,8 @@ class Stream:
             slots = range(self.lengths[row] + 1, self.lengths[row] + 1 + fed.get(row, 0))
             padding = [NO_SLOT] * (width - len(known))
             values.append([0] * len(padding) + known + padding + [*slots] + [NO_SLOT] * (len(known) + chunk - len(slots)))
-        device = self.model.device
-        uploaded = torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-        return Block(torch.cat([uploaded[:, :width], proposals.to(device)], dim=1), uploaded[:, width:], fed)
+        uploaded = torch.tensor(values, device="cpu", pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
+        return Block(torch.cat([uploaded[:, :width], proposals.to(self.device)], dim=1), uploaded[:, width:], fed)
 
     def logits(self, block: Block, keep: int) -> torch.Tensor:
         """float32 logits of a block's last positions, [rows, keep, vocabulary]; meaningless at padding."""
@@ -136,12 +138,12 @@ class Stream:
     def select(self, live: list[int]) -> None:
         """Goes on with some of the live rows only."""
         if live != self.live:
-            self.workspace.cache.select(torch.tensor([self.live.index(row) for row in live]))
+            self.workspace.cache.select(torch.tensor([self.live.index(row) for row in live], device="cpu"))
             self.live = live
 
     def gather(self, rows: list[int]) -> None:
         """Goes on with copies of some rows, which are all its rows from then on."""
-        self.workspace.cache.select(torch.tensor(rows))
+        self.workspace.cache.select(torch.tensor(rows, device="cpu"))
         self.prompts, self.lengths = [self.prompts[row] for row in rows], [self.lengths[row] for row in rows]
         self.live = list(range(len(rows)))
 

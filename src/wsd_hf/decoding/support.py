@@ -42,7 +42,7 @@ def why_not_model(name: str, model: PreTrainedModel) -> str | None:
     family, attention = model.config.model_type, _compat.attention_implementation(model)
     if family not in FAMILIES:
         return f"the {name} is of type {family!r}, which is not among those tested: {', '.join(sorted(FAMILIES))}"
-    if not type(model).forward.__module__.startswith("transformers."):
+    if not getattr(inspect.unwrap(model.forward), "__module__", "").startswith("transformers."):
         return f"the {name} has a forward of its own ({type(model).__name__})"
     if "prepare_inputs_for_generation" in vars(model):
         return f"the {name} has its inputs prepared in a way of its own"

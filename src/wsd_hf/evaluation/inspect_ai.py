@@ -23,6 +23,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from .._compat import input_device
 from ..checks import eos_token_ids
 from ..config import WSDConfig
 from ..errors import WSDValueError
@@ -171,7 +172,7 @@ class WSDModelAPI(ModelAPI):
 
     def _generate(self, batch: list[_Request]) -> list[ModelOutput]:
         chats, settings, seed = [request.messages for request in batch], batch[0].settings, batch[0].seed
-        inputs = build_inputs(chats, self._tokenizer, self._pilot_tokenizer).to(self._base.device)
+        inputs = build_inputs(chats, self._tokenizer, self._pilot_tokenizer).to(input_device(self._base))
         if seed is not None:
             torch.manual_seed(seed)
         output = self._base.generate(

@@ -14,6 +14,7 @@ from lm_eval.models.utils import Collator, configure_pad_token, normalize_gen_kw
 from tqdm import tqdm
 from transformers import BatchEncoding
 
+from .._compat import input_device
 from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..generation import enable_wsd
@@ -66,7 +67,7 @@ class WSDHFLM(HFLM):
         assistant, tokenizer = load_pilot(pilot, dtype=kwargs.get("dtype", "auto"))  # the smaller one first: faults show sooner
         super().__init__(pretrained, **kwargs)
         enable_wsd(self.model)
-        self.pilot = assistant.to(self.device)
+        self.pilot = assistant.to(input_device(self.model))
         self.pilot_tokenizer = configure_pad_token(tokenizer, model_config=assistant.config)
 
     @property
@@ -110,7 +111,7 @@ class WSDHFLM(HFLM):
         max_new_tokens = settings.pop("max_gen_toks")
         if not settings["do_sample"]:
             settings.pop("temperature", None)
-        inputs = self._inputs(prompts).to(self.device)
+        inputs = self._inputs(prompts).to(input_device(self.model))
         sequences: torch.Tensor = self.model.generate(
             **inputs,
             assistant_model=self.pilot,

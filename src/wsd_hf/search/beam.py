@@ -176,7 +176,7 @@ class ChunkBeamSearch:
         self._eos_token_ids, self._pad_token_id = eos_token_ids, pad_token_id
         self._prompt = stream.input_ids.shape[1]
         samples = settings.beam_width * settings.successors
-        self._source = torch.arange(len(self.beams)).repeat_interleave(samples)  # row that each row of a chunk goes on from
+        self._source = torch.arange(len(self.beams), device="cpu").repeat_interleave(samples)  # row that each row goes on from
 
     @property
     def ended(self) -> bool:
@@ -198,8 +198,8 @@ class ChunkBeamSearch:
             logits: of the next token, where they are known.
         """
         stream, parents = self._stream, [parent for beam in self.beams for parent in beam.parents]
-        lengths = torch.tensor([len(parent.tokens) if parent else 0 for parent in parents])
-        finished = torch.tensor([parent is not None and parent.finished for parent in parents])
+        lengths = torch.tensor([len(parent.tokens) if parent else 0 for parent in parents], device="cpu")
+        finished = torch.tensor([parent is not None and parent.finished for parent in parents], device="cpu")
         written = stream.input_ids.shape[1] - self._prompt
         limit = math.inf if self._settings.chunk_length is None else written + self._settings.chunk_length
         while written < limit and not finished.all():
@@ -255,7 +255,8 @@ class ChunkBeamSearch:
         for index, beam in enumerate(self.beams):
             if beam.parents:
                 beam.select([hypothesis for hypothesis, owner in zip(found, of, strict=True) if owner == index])
-        return torch.tensor([row_of[id(parent)] for beam in self.beams for parent in beam.parents], dtype=torch.long)
+        sources = [row_of[id(parent)] for beam in self.beams for parent in beam.parents]
+        return torch.tensor(sources, dtype=torch.long, device="cpu")
 
     def _has_ended(self, response: list[int], finished: bool) -> bool:
         return finished and (self._settings.official_ties or response[-1] in self._eos_token_ids)

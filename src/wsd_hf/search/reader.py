@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import nan
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from .. import _compat
 from ..checks import context_size, logits_error, unusable, vocabulary_size
 from ..decoding.cache import RaggedCache
 from ..decoding.graphs import Eager, Workspace
@@ -60,6 +62,8 @@ class Reader:
                 f"{self.name} is to read {longest} tokens and its context holds {context_size(self.model)}: "
                 "shorten the prompt or max_new_tokens"
             )
+        if self._made_with != self._precision():
+            self._forget()
         if not self._keeps:
             return [self._anew(row, text)[prompt - 1 :] for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True))]
         try:
@@ -76,6 +80,12 @@ class Reader:
         self._prompts = [0]
         self._log_probs: list[list[float]] = [[]]  # of every token but the first; NaN where nobody asked
         self._stream = Stream(self.model, [[]], Workspace(RaggedCache(self.model.config), Eager()))
+        self._made_with = self._precision()
+
+    def _precision(self) -> tuple[Any, ...]:
+        """Device and precision of a forward now; keys and values made with others can't be gone on with."""
+        device = _compat.input_device(self.model)
+        return device, self.model.dtype, torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
     def _share(self, texts: Sequence[list[int]], prompts: Sequence[int]) -> None:
         """Each text's row becomes a copy of the one that holds most of it, as far as it does."""
@@ -123,7 +133,7 @@ class Reader:
         self.tokens += len(text) - 1
         if len(text) == 1:
             return []
-        logits = self.model(torch.tensor([text[:-1]], device=self.model.device), use_cache=False).logits[0].float()
+        logits = self.model(torch.tensor([text[:-1]], device=self._stream.device), use_cache=False).logits[0].float()
         return self._chances(row, logits, text[1:])
 
     def _chances(self, row: int, logits: torch.Tensor, tokens: list[int]) -> list[float]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import check_causal, vocabulary_size
+from ..checks import check_models, vocabulary_size
 from ..errors import WSDValueError
 from ..text.pieces import PieceEncoder, common_prefix
 from .reader import Reader
@@ -31,8 +32,8 @@ class ImplicitValue:
         add_special_tokens: whether the tokenizer adds its special tokens to prompts that are text.
 
     Raises:
-        WSDValueError: no causal model, a tokenizer that is not the models' or has no EOS, prompts empty, of another kind
-            or not in pairs.
+        WSDValueError: models that cannot run (`check_models`), a tokenizer that is not theirs or has no EOS, prompts empty, of
+            another kind or not in pairs.
     """
 
     def __init__(
@@ -45,8 +46,8 @@ class ImplicitValue:
         *,
         add_special_tokens: bool = False,
     ) -> None:
-        for name, model in (("tuned", tuned), ("untuned", untuned)):
-            check_causal(name, model)
+        models = check_models({"tuned": tuned, "untuned": untuned})
+        for name, model in models.items():
             if len(tokenizer) > vocabulary_size(model):
                 raise WSDValueError(
                     f"the tokenizer has {len(tokenizer)} tokens and the {name} model {vocabulary_size(model)}: "
@@ -62,8 +63,8 @@ class ImplicitValue:
             raise WSDValueError(f"prompts and untuned_prompts are {len(prompts)} and {len(untuned_prompts)}: must be in pairs")
         self._prompts = len(prompts)
         encoder = _Encoder(tokenizer, add_special_tokens)
-        self.tuned = Reader("tuned model", tuned)
-        self.untuned = Reader("untuned model", untuned)
+        self.tuned = Reader("tuned model", models["tuned"])
+        self.untuned = Reader("untuned model", models["untuned"])
         self._sides = [_Side(self.tuned, encoder, prompts), _Side(self.untuned, encoder, untuned_prompts)]
 
     def __call__(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int] | None = None) -> torch.Tensor:
@@ -85,9 +86,13 @@ class ImplicitValue:
         if outside := set(of) - set(range(self._prompts)):
             raise WSDValueError(f"of contains {min(outside)}, and the prompts are counted from 0 to {self._prompts - 1}")
         if not len(texts):
-            return torch.empty(0)
+            return _on_host([])
         tuned, untuned = [side.log_probs(texts, ended, of) for side in self._sides]
-        return torch.tensor([torch.tensor(a).sum() - torch.tensor(b).sum() for a, b in zip(tuned, untuned, strict=True)])
+        return _on_host([_on_host(a).sum() - _on_host(b).sum() for a, b in zip(tuned, untuned, strict=True)])
+
+
+def _on_host(values: Sequence[Any]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
 
 
 class _Encoder:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from .. import _compat
-from ..checks import check_kind, check_room, eos_token_ids
+from ..checks import check_kind, check_models, check_room, eos_token_ids
 from ..decoding.call import Call
 from ..decoding.step_stream import StepStream
 from ..decoding.support import STATEFUL, why_not_inputs, why_not_options
@@ -91,6 +91,9 @@ def weak_to_strong_search(
     kwargs["do_sample"] = True
     if value is not None and not callable(value):
         raise WSDValueError(f"value={value!r}: must be a function of (texts, ended, of)")
+    if isinstance(value, ImplicitValue):
+        judges = {"value.tuned": value.tuned.model, "value.untuned": value.untuned.model}
+        check_models({"the model": base, **judges})
     check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
     if tokenizer is None:
         raise WSDValueError("tokenizer=None: strategy='weak_to_strong_search' judges text; pass the base's tokenizer")
@@ -137,7 +140,7 @@ def _search(call: Call, settings: BeamSettings, value: Value, tokenizer: PreTrai
         return sequences
     return SearchGenerateOutput(
         sequences=sequences,
-        values=torch.tensor([hypothesis.value for hypothesis in found], device=sequences.device),
+        values=sequences.new_tensor([hypothesis.value for hypothesis in found], dtype=torch.float32),
         tree=[beam.selections for beam in search.beams],
         stats=_stats(call, stream, value, before),
         prompt_length=call.input_ids.shape[1],
@@ -190,14 +193,15 @@ def _stream_settled(call: Call, beams: list[Beam], streamed: int) -> int:
         rows += [beam.settled] * call.copies if beam.parents else [one.tokens for one in beam.best(call.copies)]
     end = min((len(beam.settled) for beam in beams if beam.parents), default=max(map(len, rows)))
     for column in range(streamed, end):
-        call.streamer.put(torch.tensor([row[column] if column < len(row) else call.pad_token_id for row in rows]))
+        tokens = [row[column] if column < len(row) else call.pad_token_id for row in rows]
+        call.streamer.put(torch.tensor(tokens, device="cpu"))
     return max(streamed, end)
 
 
 def _sequences(call: Call, found: list[Hypothesis]) -> torch.Tensor:
     width = max(len(hypothesis.tokens) for hypothesis in found)
     rows = [hypothesis.tokens + [call.pad_token_id] * (width - len(hypothesis.tokens)) for hypothesis in found]
-    return torch.cat([call.input_ids, torch.tensor(rows).to(call.input_ids)], dim=1)
+    return torch.cat([call.input_ids, call.input_ids.new_tensor(rows)], dim=1)
 
 
 def _work(value: Value) -> list[int]:

@@ -46,8 +46,8 @@ def build_inputs(
         assistant_tokenizer: the pilot's; needs a chat template.
 
     Returns:
-        `input_ids`, `attention_mask`, `assistant_input_ids`, `assistant_attention_mask`, each LongTensor[batch, prompt] and
-        padded on the left, and `stopping_criteria` where the base has no template.
+        `input_ids`, `attention_mask`, `assistant_input_ids`, `assistant_attention_mask`, each LongTensor[batch, prompt],
+        on the CPU and padded on the left, and `stopping_criteria` where the base has no template.
 
     Raises:
         WSDValueError: messages of another form, a tokenizer that lacks a chat template or pad token, or a template that
@@ -222,6 +222,6 @@ def _pad(name: str, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -
     if tokenizer.pad_token_id is None and any(len(row) < width for row in rows):
         raise WSDValueError(f"{name} has no pad token, and the prompts differ in length: set its pad_token")
     return {
-        "input_ids": torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]),
-        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+        "input_ids": torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows], device="cpu"),
+        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device="cpu"),
     }
