@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerFast, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+    SynthIDTextWatermarkingConfig,
+)
 
 import tokenizers_for_tests as make
 import wsd_hf
@@ -527,7 +533,7 @@ def test_a_pilot_is_needed() -> None:
         ({"output_attentions": True}, "output_attentions=True"),
         ({"use_cache": False}, "use_cache=False"),
         ({"num_beams": 2}, "num_beams=2"),
-        ({"prefix_allowed_tokens_fn": lambda row, prefix: [5]}, "PrefixConstrainedLogitsProcessor"),
+        ({"watermarking_config": SynthIDTextWatermarkingConfig(3, [1, 2])}, "SynthIDTextWatermarkLogitsProcessor"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    SynthIDTextWatermarkingConfig,
     TextIteratorStreamer,
 )
 from transformers.generation.streamers import BaseStreamer
@@ -451,8 +452,7 @@ def test_a_value_forgets_what_an_interrupted_reading_left_behind() -> None:
         ({"num_beams": 2}, "strategy='weak_to_strong_search' decodes greedily or samples"),
         ({"assistant_tokenizer": letter_tokenizer(70)}, "the tokenizer has 70 tokens and the tuned model 64"),
         ({"assistant_tokenizer": letter_tokenizer(64)}, "has no EOS token"),
-        ({"encoder_repetition_penalty": 1.5}, "EncoderRepetitionPenaltyLogitsProcessor wants every row to stay in its place"),
-        ({"encoder_no_repeat_ngram_size": 2}, "EncoderNoRepeatNGramLogitsProcessor wants every row to stay in its place"),
+        ({"watermarking_config": SynthIDTextWatermarkingConfig(3, [1, 2])}, "SynthIDTextWatermarkLogitsProcessor may keep"),
         ({"guidance_scale": 2.0}, "guidance_scale keeps a state of its own"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",

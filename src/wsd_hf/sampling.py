@@ -38,7 +38,7 @@ def split(processors: LogitsProcessorList) -> tuple[LogitsProcessorList, LogitsP
     nothing either.
     """
     warpers = (*SAMPLING_WARPERS, LogitNormalization)
-    others = [place for place, processor in enumerate(processors) if not isinstance(processor, warpers)]
+    others = [place for place, processor in enumerate(processors) if type(processor) not in warpers]
     end = 1 + max(others, default=-1)
     return LogitsProcessorList(processors[:end]), LogitsProcessorList(processors[end:])
 

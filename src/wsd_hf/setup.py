@@ -136,7 +136,7 @@ class PilotArguments:
         return PilotSetup(
             pilot_ids,
             pilot_mask,
-            LogitsProcessorList(p for p in processors if isinstance(p, SAMPLING_WARPERS)) if do_sample else None,
+            LogitsProcessorList(p for p in processors if type(p) in SAMPLING_WARPERS) if do_sample else None,
             check_room("pilot", pilot, pilot_mask).cpu(),
             eos_token_ids(pilot.generation_config) | eos_token_ids(assistant_tokenizer),
             one,

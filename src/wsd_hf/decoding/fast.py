@@ -20,9 +20,9 @@ from .loop import Decoding
 from .pace import CHUNKS, Pace, cost_ratio
 from .proposer import Proposer
 from .record import Record
-from .rows import Rows, is_transformers_own
+from .rows import Rows
 from .stream import Stream
-from .support import STATEFUL, why_not_inputs, why_not_model, why_not_options
+from .support import depends_on_prefix_only, why_not_inputs, why_not_items, why_not_model, why_not_options
 
 
 def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDStats]:
@@ -34,12 +34,13 @@ def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDSt
     pilot_room = room if isinstance(setup.bridge, OneVocabulary) else room + setup.longest
     prompts = real_tokens(call.input_ids, call.attention_mask)
     pilot_prompts = real_tokens(setup.input_ids, setup.attention_mask)
-    record = Record(len(prompts)) if settings.output_scores or settings.output_logits else None
+    records = settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
+    record = Record(len(prompts)) if records else None
     with (
         stream(call.base, prompts, room, config.cuda_graphs) as base,
         stream(setup.pilot, pilot_prompts, pilot_room, config.cuda_graphs) as pilot,
     ):
-        rows = rows_of(call)
+        rows = rows_of(call, record if settings.output_scores else None)
         Decoding(
             base,
             Proposer(pilot, setup.bridge, setup.warpers, pilot_room, call.input_ids.device),
@@ -76,9 +77,9 @@ def stream(model: PreTrainedModel, prompts: list[list[int]], room: int, capturin
         yield Stream(model, prompts, buffers)
 
 
-def rows_of(call: Call) -> Rows:
-    """The rows that a call is to fill."""
-    return Rows(call.input_ids, call.generation_config.max_length, call.pad_token_id, call.criteria, call.streamer)
+def rows_of(call: Call, record: Record | None = None) -> Rows:
+    """The rows that a call is to fill, and the scores that its criteria are shown."""
+    return Rows(call.input_ids, call.generation_config.max_length, call.pad_token_id, call.criteria, call.streamer, record)
 
 
 def work_of(base: Stream, pilot: Stream) -> WSDStats:
@@ -100,17 +101,18 @@ def why_not(call: Call, pilot: PreTrainedModel) -> str | None:
         or why_not_model("pilot", pilot)
         or why_not_options(call.generation_config)
         or why_not_inputs(call)
+        or why_not_items((*call.processors, *call.criteria))
     )
 
 
 def doubt(call: Call) -> str | None:
     """What the fast path may serve wrongly without knowing; None where it can't be anything.
 
-    It asks processors and criteria for each row's exact prefix, but not in step, and again where proposals are thrown away.
-    Whoever keeps a state from one call to the next, as grammars do, would be misled.
+    It shows processors and criteria each row's exact prefix, but not in step, and again where proposals are thrown away.
+    One that keeps a state from one call to the next, as grammars do, would be misled.
     """
     for item in (*call.processors, *call.criteria):
-        if not is_transformers_own(item) or isinstance(item, STATEFUL):
+        if not depends_on_prefix_only(item):
             return f"{type(item).__name__} may keep a state from step to step (wsd_engine='fast' if it does not)"
     return None
 

@@ -72,7 +72,7 @@ class Decoding:
         self._vocabulary = vocabulary_size(base.model)
         # Warpers look at one position's scores only, so that all positions can be chosen for at once; any other processor
         # is shown the exact prefix of each row.
-        self._at_once = record is None and all(isinstance(processor, SAMPLING_WARPERS) for processor in processors)
+        self._at_once = record is None and all(type(processor) in SAMPLING_WARPERS for processor in processors)
         self._shrinks = not (base.workspace.captures or proposer.stream.workspace.captures)
         self._live = list(range(len(rows.responses)))
         # The base's logits after the last token that it was fed, [rows, V].

@@ -17,7 +17,6 @@ from . import fast
 from .call import Call
 from .rows import Rows
 from .stream import Stream
-from .support import STATEFUL
 from .words import LONGEST, Word, Words
 
 
@@ -168,7 +167,4 @@ def why_not(call: Call, pilot: PreTrainedModel) -> str | None:
     for name in ("output_scores", "output_logits"):
         if getattr(call.generation_config, name):
             return f"{name}=True was given, and the base does not score every token of the pilot"
-    for processor in call.processors:
-        if isinstance(processor, STATEFUL):
-            return f"{type(processor).__name__} may keep a state from step to step"
     return fast.why_not(call, pilot)

@@ -8,12 +8,8 @@ import torch
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from ..text.stopping import StopStrings
-
-
-def is_transformers_own(item: object) -> bool:
-    """Whether a processor or criterion is one of transformers', or ours for stop strings: they keep nothing between steps."""
-    return isinstance(item, StopStrings) or type(item).__module__.startswith("transformers.")
+from .record import Record
+from .support import depends_on_prefix_only
 
 
 class Rows:
@@ -25,6 +21,7 @@ class Rows:
         pad_token_id: stands behind a response that has ended.
         criteria: asked after every token, with the exact prefix.
         streamer: gets the tokens column by column, as from `generate`.
+        record: holds the scores that criteria are shown; None: they are shown none.
     """
 
     def __init__(
@@ -34,6 +31,7 @@ class Rows:
         pad_token_id: int,
         criteria: StoppingCriteriaList,
         streamer: BaseStreamer | None,
+        record: Record | None = None,
     ) -> None:
         self.device = input_ids.device
         self.prompt_width = input_ids.shape[1]
@@ -42,9 +40,10 @@ class Rows:
         # On the host, where the decision is made. transformers' own criteria follow their input there without waiting.
         self._tokens = input_ids.to("cpu", torch.long, copy=True)
         self._max_length, self._pad_token_id = max_length, pad_token_id
-        self._criteria_device = torch.device("cpu") if all(map(is_transformers_own, criteria)) else input_ids.device
+        self._criteria_device = torch.device("cpu") if all(map(depends_on_prefix_only, criteria)) else input_ids.device
         self._criteria = criteria
         self._streamer = streamer
+        self._record = record
         self._streamed = 0
 
     @property
@@ -92,7 +91,8 @@ class Rows:
         for row in rows:
             self.responses[row].append(int(tokens[row]))
         for prefix, exact in self.prefixes(rows, self._criteria_device):
-            self.finished[exact] = self._criteria(prefix, None)[exact].cpu()
+            scores = self._record.columns("scores", prefix.shape[1] - self.prompt_width) if self._record else None
+            self.finished[exact] = self._criteria(prefix, scores)[exact].cpu()
         self._stream()
 
     def _stream(self) -> None:

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers import (
+    AlternatingCodebooksLogitsProcessor,
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    EosTokenCriteria,
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
     GenerationConfig,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessor,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
-    SynthIDTextWatermarkLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    StoppingCriteria,
+    StopStringCriteria,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    WatermarkLogitsProcessor,
+    WhisperTimeStampLogitsProcessor,
 )
 
 from .. import _compat
 from ..checks import context_size
+from ..sampling import SAMPLING_WARPERS
+from ..text.stopping import StopStrings
 from .call import Call
 
 FAMILIES = {"falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3"}
@@ -28,8 +54,54 @@ DERIVED |= {"logits_to_keep"}
 """Inputs of the base that `generate` makes, and that a loop of our own makes for itself."""
 
 
-STATEFUL = (PrefixConstrainedLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
-"""Processors of transformers that run a function of the caller's, or remember what they were asked."""
+PREFIX_ONLY = frozenset(
+    {
+        *SAMPLING_WARPERS,
+        AlternatingCodebooksLogitsProcessor,
+        EncoderNoRepeatNGramLogitsProcessor,
+        EncoderRepetitionPenaltyLogitsProcessor,
+        EosTokenCriteria,
+        ExponentialDecayLengthPenalty,
+        ForcedBOSTokenLogitsProcessor,
+        ForcedEOSTokenLogitsProcessor,
+        InfNanRemoveLogitsProcessor,
+        LogitNormalization,
+        MaxLengthCriteria,
+        MaxTimeCriteria,
+        MinLengthLogitsProcessor,
+        MinNewTokensLengthLogitsProcessor,
+        NoBadWordsLogitsProcessor,
+        NoRepeatNGramLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+        SequenceBiasLogitsProcessor,
+        StopStringCriteria,
+        StopStrings,
+        SuppressTokensAtBeginLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        WatermarkLogitsProcessor,
+        WhisperTimeStampLogitsProcessor,
+    }
+)
+"""Processors and criteria whose result for a row depends on its place in the batch, its prefix and its logits alone, in
+whatever order they are called; a test calls every class of transformers to find them."""
+
+
+def depends_on_prefix_only(item: object) -> bool:
+    """Whether a processor or criterion is known to; a subclass may do anything."""
+    return type(item) in PREFIX_ONLY
+
+
+def why_not_items(items: Iterable[object]) -> str | None:
+    """Why a loop of our own cannot serve some processors and criteria; None where it can.
+
+    The caller's own are trusted to depend on the prefix only, and so is the function of a `PrefixConstrainedLogitsProcessor`.
+    Classes of transformers outside `PREFIX_ONLY` are not, nor what derives from them.
+    """
+    trusted = {*PREFIX_ONLY, LogitsProcessor, StoppingCriteria, PrefixConstrainedLogitsProcessor}
+    for item in items:
+        if any(kind.__module__.startswith("transformers.") and kind not in trusted for kind in type(item).__mro__):
+            return f"{type(item).__name__} may keep a state from step to step, or depend on other rows or on scores"
+    return None
 
 
 def why_not_model(name: str, model: PreTrainedModel) -> str | None:

@@ -10,7 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 from ..checks import check_kind, check_usable, context_size, unusable, vocabulary_size
 from ..decoding.call import Call
@@ -77,8 +82,10 @@ def emulated_fine_tuning(
         _check_vocabulary(base, tokenizer, small)
 
     def decode(call: Call) -> Any:
-        if call.generation_config.guidance_scale not in (None, 1):
-            raise WSDValueError("guidance_scale is not supported by strategy='emulated_fine_tuning': it asks the base alone")
+        if any(isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor) for processor in call.processors):
+            raise WSDValueError(
+                "guidance_scale is not supported by strategy='emulated_fine_tuning', nor its processor: it runs the base alone"
+            )
         _check_context("the base", call.base, call.prompt, call.budget)
         criteria = WatchedCriteria(call.criteria)
         emulated = _Emulated(_stream(tuned, call), _stream(untuned, call), weight, criteria)

@@ -6,19 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import (
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import _compat
 from ..checks import check_kind, check_models, check_room, eos_token_ids
 from ..decoding.call import Call
 from ..decoding.step_stream import StepStream
-from ..decoding.support import STATEFUL, why_not_inputs, why_not_options
+from ..decoding.support import why_not_inputs, why_not_items, why_not_options
 from ..errors import WSDValueError
 from ..outputs import GuidedStats, SearchGenerateOutput, peak_memory
 from ..search.beam import Beam, BeamSettings, ChunkBeamSearch, Hypothesis, Value
@@ -27,9 +21,6 @@ from ..small_model import SmallModel, tuned_and_untuned
 from ..text.pieces import PieceEncoder
 from ..text.vocabulary import same_vocabulary
 from .hosting import decode_within, setting
-
-TIED_TO_ROWS = (*STATEFUL, EncoderNoRepeatNGramLogitsProcessor, EncoderRepetitionPenaltyLogitsProcessor)
-"""Processors of transformers that keep something of each row; the last two its prompt."""
 
 
 def weak_to_strong_search(
@@ -154,9 +145,7 @@ def _check(call: Call, settings: BeamSettings) -> None:
     for name in ("output_scores", "output_logits"):
         if getattr(call.generation_config, name):
             reason = f"{name}=True was given"
-    for processor in call.processors:
-        if isinstance(processor, TIED_TO_ROWS):
-            reason = f"{type(processor).__name__} wants every row to stay in its place"
+    reason = reason or why_not_items((*call.processors, *call.criteria))
     if reason:
         raise WSDValueError(f"strategy='weak_to_strong_search' cannot serve this call: {reason}")
     if call.copies > settings.beam_width:
