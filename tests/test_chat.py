@@ -35,7 +35,8 @@ def test_a_base_without_template_gets_a_transcript_and_its_stop_strings(base, pi
 def test_a_base_with_a_template_of_its_own_follows_it(base, pilot):
     base.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     inputs = build_inputs(QUESTION, base, pilot)
-    assert base.decode(inputs["input_ids"][0]) == "<s><user>What is the capital of France?"
+    assert inputs["input_ids"].tolist() == [base.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]]
+    assert base.decode(inputs["input_ids"][0]) == "<user>What is the capital of France?"
     assert "stopping_criteria" not in inputs
 
 

@@ -38,7 +38,10 @@ def build_inputs(
 
     The pilot's prompt follows its chat template. The base's follows its own template if it has one, else
     `BASE_CHAT_TEMPLATE`; then `stopping_criteria` ends the response at `BASE_STOP_STRINGS`. A last assistant message is the
-    beginning of the answer: it belongs to both prompts. Both prompts begin with their BOS, if the tokenizer has one.
+    beginning of the answer: it belongs to both prompts.
+
+    The pilot's prompt and the base's plain transcript begin with the BOS, if the tokenizer has one, also where the pilot's
+    template writes none: so does the official code. A base with a template of its own gets what that writes.
 
     Args:
         messages: `{"role": "system" | "user" | "assistant", "content": str}` dicts, or a list of such lists.
@@ -69,8 +72,9 @@ def chat_prompts(
 
 def base_prompts(chats: Sequence[Messages], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The base's side of `chat_prompts`: `input_ids` and `attention_mask`."""
-    transcript = None if tokenizer.chat_template else BASE_CHAT_TEMPLATE
-    return _pad("tokenizer", tokenizer, [_encode("tokenizer", tokenizer, chat, transcript) for chat in chats])
+    own = bool(tokenizer.chat_template)
+    transcript = None if own else BASE_CHAT_TEMPLATE
+    return _pad("tokenizer", tokenizer, [_encode("tokenizer", tokenizer, chat, transcript, bos=not own) for chat in chats])
 
 
 def pilot_prompts(chats: Sequence[Messages], assistant_tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -170,16 +174,23 @@ def check_text(name: str, text: str) -> None:
         raise WSDValueError(f"{name}: holds half of a surrogate pair ({half}), which is no text; give text in UTF-8") from None
 
 
-def _encode(name: str, tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str | None = None) -> list[int]:
+def _encode(
+    name: str, tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str | None = None, bos: bool = True
+) -> list[int]:
     check_messages(messages)
     turns, prefill = messages, ""
     if messages[-1]["role"] == "assistant":
         turns, prefill = messages[:-1], messages[-1]["content"].strip()
-    return encode_turns(name, turns, prefill, tokenizer, template)
+    return encode_turns(name, turns, prefill, tokenizer, template, bos)
 
 
 def encode_turns(
-    name: str, turns: Messages, prefill: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None
+    name: str,
+    turns: Messages,
+    prefill: str,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None = None,
+    bos: bool = True,
 ) -> list[int]:
     """The prompt that asks for an answer to `turns`, of which `prefill` is the beginning.
 
@@ -189,12 +200,13 @@ def encode_turns(
         prefill: may be empty.
         tokenizer: whose chat template is used.
         template: another one instead.
+        bos: whether the prompt begins with the BOS, if the tokenizer has one, even where the template writes none.
 
     Raises:
         WSDValueError: as `render`.
     """
     prompt = render(name, turns, tokenizer, template)
-    if tokenizer.bos_token and not prompt.startswith(tokenizer.bos_token):
+    if bos and tokenizer.bos_token and not prompt.startswith(tokenizer.bos_token):
         prompt = tokenizer.bos_token + prompt
     ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
     return ids + tokenizer.encode(prefill, add_special_tokens=False) if prefill else ids
