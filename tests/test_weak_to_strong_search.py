@@ -450,7 +450,7 @@ def test_a_value_forgets_what_an_interrupted_reading_left_behind() -> None:
         ({"output_scores": True, "return_dict_in_generate": True}, "cannot serve this call: output_scores=True was given"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]]), "value": len}, "input_ids is padded on the right"),
         ({"num_beams": 2}, "strategy='weak_to_strong_search' decodes greedily or samples"),
-        ({"assistant_tokenizer": letter_tokenizer(70)}, "the tokenizer has 70 tokens and the tuned model 64"),
+        ({"assistant_tokenizer": letter_tokenizer(70)}, "the tokenizer has 70 tokens, and the tuned model 64"),
         ({"assistant_tokenizer": letter_tokenizer(64)}, "has no EOS token"),
         ({"watermarking_config": SynthIDTextWatermarkingConfig(3, [1, 2])}, "SynthIDTextWatermarkLogitsProcessor may keep"),
         ({"guidance_scale": 2.0}, "guidance_scale keeps a state of its own"),

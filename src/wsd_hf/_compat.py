@@ -74,6 +74,14 @@ def with_custom_entries(generation_config: GenerationConfig, entries: Mapping[st
     return customised
 
 
+def with_pad_token(generation_config: GenerationConfig, pad_token_id: int) -> GenerationConfig:
+    """A copy of a configuration that `generate` has completed, with another pad token, which its loop reads as a tensor."""
+    changed = copy.copy(generation_config)
+    changed.pad_token_id = pad_token_id
+    changed._pad_token_tensor = torch.full_like(generation_config._pad_token_tensor, pad_token_id)
+    return changed
+
+
 def attention_implementation(model: PreTrainedModel) -> str:
     """The name of the attention function that the model's decoder uses ("sdpa", "eager", ...)."""
     return str(model.config.get_text_config(decoder=True)._attn_implementation)

@@ -22,7 +22,7 @@ from transformers.generation import BaseStreamer
 from transformers.utils import logging
 
 from . import _compat
-from .checks import check_prompt, eos_token_ids, vocabulary_size
+from .checks import check_prompt, check_token_ids, eos_token_ids, known_ids, vocabulary_size
 from .config import WSDConfig
 from .errors import WSDValueError
 from .generation import generate_with, streamer_ended_on_error
@@ -187,10 +187,12 @@ class _Partner(NamedTuple):
 
     def add_pilot_prompt(self, given: dict[str, Any], ids: torch.Tensor, base: PreTrainedModel) -> bool:
         """Adds the pilot's prompts to the arguments where there are chats among the base's; returns whether there are."""
+        check_token_ids("input_ids", ids)
         mask = given.get("attention_mask")
         if mask is None:
             mask = _unpadded(ids, self.tokenizer)
         check_prompt("input_ids", ids, mask, rows=len(ids))
+        known_ids("input_ids", ids, mask, "the base", base)
         rows = [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
         prompts = [self._chat_prompt(row) for row in rows]
         if not any(prompts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 import torch
@@ -87,6 +87,53 @@ def check_data(arguments: Mapping[str, object]) -> None:
             )
 
 
+def check_token_ids(name: str, input_ids: object) -> None:
+    """Raises unless a prompt as it was given is None or a tensor of integers with a row."""
+    check_kind(name, input_ids, torch.Tensor)
+    if not isinstance(input_ids, torch.Tensor):
+        return
+    if input_ids.dtype.is_floating_point or input_ids.dtype.is_complex or input_ids.dtype == torch.bool:
+        raise WSDValueError(f"{name} is of {input_ids.dtype}: must be token ids, torch.long")
+    if input_ids.ndim == 2 and not len(input_ids):
+        raise WSDValueError(f"{name} has shape {tuple(input_ids.shape)}, an empty batch: must have at least one row")
+
+
+def known_ids(
+    name: str, input_ids: torch.Tensor, attention_mask: torch.Tensor, owner: str, model: PreTrainedModel
+) -> torch.Tensor:
+    """A prompt in ids that the model has, LongTensor[batch, prompt].
+
+    Tokenizers may pad with an id that has no row in the model's embeddings; since padding is masked, such an id becomes 0.
+
+    Args:
+        name: the argument to blame.
+        input_ids: [batch, prompt].
+        attention_mask: [batch, prompt].
+        owner: what to call the model.
+        model: whose prompt it is.
+
+    Raises:
+        WSDValueError: an id outside of the padding that the model lacks.
+    """
+    size = vocabulary_size(model)
+    lacking = (input_ids < 0) | (input_ids >= size)
+    unknown = input_ids[lacking & attention_mask.bool().to(input_ids.device)]
+    if len(unknown):
+        raise WSDValueError(
+            f"{name} contains token id {int(unknown[0])}, but the vocabulary of {owner} has {size} tokens: "
+            "pass ids made with that model's tokenizer, and of tokens that have an embedding"
+        )
+    return input_ids.long().masked_fill(lacking, 0)
+
+
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, owner: str, model: PreTrainedModel) -> None:
+    """Raises if a tokenizer is that of another model, which has more tokens; added tokens may lack an embedding."""
+    if tokenizer.vocab_size > vocabulary_size(model):
+        raise WSDValueError(
+            f"{name} has {tokenizer.vocab_size} tokens, and {owner} {vocabulary_size(model)}: pass each model's own tokenizer"
+        )
+
+
 def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: int) -> None:
     """Raises unless the prompt has one non-empty, left-padded row for each of `rows`.
 
@@ -140,7 +187,17 @@ def check_shared(token: int, vocabulary: int) -> None:
     if token >= vocabulary:
         raise WSDValueError(
             f"the pilot drafted token id {token}, but the base's vocabulary has {vocabulary} tokens: "
-            "the two models do not share a vocabulary"
+            "pass a pilot that never writes that token, or a base with an embedding for it"
+        )
+
+
+def check_readable(name: str, tokens: Iterable[int], model: PreTrainedModel) -> None:
+    """Raises if a model is to read a token of the response that it lacks; blames `name`."""
+    size = vocabulary_size(model)
+    if unknown := [token for token in tokens if token >= size]:
+        raise WSDValueError(
+            f"the {name} is to read token id {unknown[0]} in the response, and its vocabulary has {size} tokens: "
+            "forbid the base that text, or that token with suppress_tokens="
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import warnings
@@ -112,12 +113,17 @@ class WSDConfig:
             generation_configs: the call's and then the model's.
         """
         known = {PREFIX + field.name: field.name for field in fields(cls)}
-        if unknown := sorted(set(keywords) - set(known)):
-            raise WSDValueError(f"{unknown[0]}: unknown keyword; known are {', '.join(known)}")
         if wsd_config is not None and not isinstance(wsd_config, cls):
             raise WSDValueError(f"wsd_config={wsd_config!r}: must be a WSDConfig")
         sources = [keywords]
         sources += [wsd_config.to_dict()] if wsd_config else [vars(config) for config in generation_configs if config]
+        for source in sources:
+            for key in sorted(key for key in source if key.startswith(PREFIX) and key not in known):
+                kind = "keyword" if source is keywords else "key of a generation config"
+                near = difflib.get_close_matches(key, known, n=1)
+                raise WSDValueError(
+                    f"{key}: unknown {kind}; known are {', '.join(known)}" + (f"; {near[0]} is near" if near else "")
+                )
         values: dict[str, Any] = {}
         for source in reversed(sources):
             values |= {name: source[key] for key, name in known.items() if source.get(key) is not None}
@@ -135,13 +141,37 @@ def check_probability(name: str, value: Any) -> float:
     return number
 
 
-def check_positive_integer(name: str, value: Any, most: int | None = None) -> int:
-    """`value` as an int of at least 1, and at most `most`; anything else, bool included, raises, naming `name`."""
+def as_number(value: Any) -> int | float | None:
+    """A number of Python, numpy or torch as one of Python's, an int where it has no fraction; None for all else, bool included.
+
+    >>> as_number(20.0), as_number(0.5), as_number(True), as_number("20")
+    (20, 0.5, None, None)
+    """
+    if hasattr(value, "item"):  # of numpy or torch
+        try:
+            value = value.item()
+        except (RuntimeError, ValueError):  # more than one number
+            return None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
     try:
-        number = operator.index(value)
+        return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        number = 0
-    if isinstance(value, bool) or number < 1 or (most is not None and number > most):
+        return None
+
+
+def check_integer(name: str, value: Any) -> int:
+    """`value` as an int, also where it came as `20.0` or as a number of numpy or torch; anything else raises, naming `name`."""
+    number = as_number(value)
+    if not isinstance(number, int):
+        raise WSDValueError(f"{name}={value!r}: must be an integer")
+    return number
+
+
+def check_positive_integer(name: str, value: Any, most: int | None = None) -> int:
+    """`value` as an int of at least 1, and at most `most`, as `check_integer` reads it; anything else raises, naming `name`."""
+    number = as_number(value)
+    if not isinstance(number, int) or number < 1 or (most is not None and number > most):
         limit = "" if most is None else f" and at most {most:,}"
         raise WSDValueError(f"{name}={value!r}: must be an integer of at least 1{limit}")
     return number

@@ -16,7 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from .checks import check_kind, check_room, closing_token_id, eos_token_ids, vocabulary_size
+from .checks import check_kind, check_room, check_tokenizer, closing_token_id, eos_token_ids, vocabulary_size
 from .config import WSDConfig
 from .draft import Draft
 from .errors import WSDValueError
@@ -115,7 +115,7 @@ class PilotArguments:
                 vocabulary_size(base),
                 closing_token_id=closing if config.draft_end == "stop" else None,
             ),
-            self.bridge(vocabulary_size(base), base_eos, side, limits.tolist()),
+            self.bridge(base, base_eos, side, limits.tolist()),
         )
 
     def side(
@@ -142,11 +142,11 @@ class PilotArguments:
             one,
         )
 
-    def bridge(self, base_size: int, base_eos: set[int], side: PilotSetup, limits: list[int]) -> Bridge:
+    def bridge(self, base: PreTrainedModel, base_eos: set[int], side: PilotSetup, limits: list[int]) -> Bridge:
         """From the pilot's tokens to the base's, and back.
 
         Args:
-            base_size: width of the base's logits.
+            base: the model that generates.
             base_eos: its tokens that end a response.
             side: the pilot's side of the call.
             limits: most tokens that the pilot may draft, for every row.
@@ -154,10 +154,6 @@ class PilotArguments:
         assistant_tokenizer = self.pilot.tokenizer
         if side.one_vocabulary or self.tokenizer is None or assistant_tokenizer is None:
             return OneVocabulary(base_eos | side.end_token_ids, limits)
-        for name, holder, size in (
-            ("tokenizer", self.tokenizer, base_size),
-            ("assistant_tokenizer", assistant_tokenizer, vocabulary_size(self.pilot.model)),
-        ):
-            if len(holder) > size:
-                raise WSDValueError(f"{name} has {len(holder)} tokens, and its model {size}: pass each model's own tokenizer")
+        check_tokenizer("tokenizer", self.tokenizer, "its model", base)
+        check_tokenizer("assistant_tokenizer", assistant_tokenizer, "its model", self.pilot.model)
         return TwoVocabularies(self.tokenizer, assistant_tokenizer, side.end_token_ids, limits, base_eos)

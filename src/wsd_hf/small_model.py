@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checks import check_kind, check_model, check_prompt, vocabulary_size
+from .checks import check_kind, check_model, check_prompt, check_token_ids, known_ids
 from .errors import WSDValueError
 from .text.pieces import plain_text
 
@@ -43,7 +43,7 @@ class SmallModel:
         if self.attention_mask is not None and self.input_ids is None:
             ids, mask = f"{self.name}_input_ids", f"{self.name}_attention_mask"
             raise WSDValueError(f"{mask} belongs to {ids}, which is missing: pass both or neither")
-        check_kind(f"{self.name}_input_ids", self.input_ids, torch.Tensor)
+        check_token_ids(f"{self.name}_input_ids", self.input_ids)
         check_kind(f"{self.name}_attention_mask", self.attention_mask, torch.Tensor)
         check_kind(f"{self.name}_tokenizer", self.tokenizer, PreTrainedTokenizerBase)
 
@@ -67,15 +67,7 @@ class SmallModel:
         else:
             prompt, blamed = Prompt(*translated(*base_prompt, tokenizer, self.tokenizer)), "the text of input_ids"
         check_prompt(blamed, prompt.input_ids, prompt.attention_mask, rows=len(base_prompt.input_ids))
-        size = vocabulary_size(self.model)
-        if prompt.input_ids.is_floating_point():
-            raise WSDValueError(f"{blamed} is of {prompt.input_ids.dtype}: must be token ids, torch.long")
-        if unknown := [token for token in map(int, prompt.input_ids.aminmax()) if not 0 <= token < size]:
-            raise WSDValueError(
-                f"{blamed} contains token id {unknown[0]}, but the vocabulary of {self.name}_model has {size} tokens: "
-                f"pass {self.name}_input_ids= made with that model's tokenizer"
-            )
-        return prompt
+        return Prompt(known_ids(blamed, *prompt, f"{self.name}_model", self.model), prompt.attention_mask)
 
 
 Given = tuple[PreTrainedModel | None, torch.Tensor | None, torch.Tensor | None]

@@ -93,7 +93,7 @@ class StepStream:
         return logits
 
     def append(self, tokens: torch.Tensor) -> None:
-        """Adds one token per row, [rows]; what the model does not know becomes its last token."""
+        """Adds one token per row, [rows]; in rows whose logits nobody reads it may be one that the model lacks."""
         known = tokens[:, None].to(self.input_ids).clamp(max=vocabulary_size(self.model) - 1)
         self.input_ids = torch.cat([self.input_ids, known], dim=1)
 

@@ -35,8 +35,8 @@ class Block(NamedTuple):
 class Stream:
     """One model's side of a call: each row is its prompt and the response so far; the cache holds a prefix of that.
 
-    Tokens that the model does not know are fed as its last one: the pilot may see such of the base behind the switch, and the
-    base proposals that it cannot keep.
+    Tokens that the model lacks are fed as its last one, where that changes no response: the pilot may see such of the base
+    after the switch, when it only proposes, and the base proposals that it cannot keep.
 
     Args:
         model: any that `support.why_not_model` has nothing against.

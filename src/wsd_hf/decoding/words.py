@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from transformers import LogitsProcessorList
 
-from ..checks import check_shared, check_usable
+from ..checks import check_readable, check_shared, check_usable
 from ..text.bridge import Bridge
 from ..text.pieces import PieceEncoder
 from .proposer import choice
@@ -108,9 +108,10 @@ class Words:
         if not asked:
             return
         stream = self.stream
-        block = stream.block(
-            [stream.resume(row, self._fed[row], self._text[row]) if row in asked else None for row in stream.live]
-        )
+        missing = [stream.resume(row, self._fed[row], self._text[row]) if row in asked else None for row in stream.live]
+        for tokens_of_row in missing:
+            check_readable("pilot", tokens_of_row or (), stream.model)
+        block = stream.block(missing)
         tokens, unusable, _ = stream.run(*self._choice, block, keep=1)
         tokens, unusable = rows.whole(stream.live, torch.stack([tokens, unusable.long()], dim=1).cpu()).T
         bad = torch.zeros_like(unusable, dtype=torch.bool)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import check_models, vocabulary_size
+from ..checks import check_models, check_tokenizer, vocabulary_size
 from ..errors import WSDValueError
 from ..text.pieces import PieceEncoder, common_prefix
 from .reader import Reader
@@ -48,11 +49,7 @@ class ImplicitValue:
     ) -> None:
         models = check_models({"tuned": tuned, "untuned": untuned})
         for name, model in models.items():
-            if len(tokenizer) > vocabulary_size(model):
-                raise WSDValueError(
-                    f"the tokenizer has {len(tokenizer)} tokens and the {name} model {vocabulary_size(model)}: "
-                    "pass the tokenizer of the small models"
-                )
+            check_tokenizer("the tokenizer", tokenizer, f"the {name} model", model)
         if tokenizer.eos_token_id is None:
             raise WSDValueError("the small models' tokenizer has no EOS token, which ends a response: set its eos_token")
         untuned_prompts = prompts if untuned_prompts is None else untuned_prompts
@@ -99,16 +96,21 @@ class _Encoder:
     """From prompts and responses to the tokens of the small models."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> None:
+        self.eos_token_id = int(tokenizer.eos_token_id)
         self._tokenizer = tokenizer
         self._pieces = PieceEncoder(tokenizer)
         self._add_special_tokens = add_special_tokens
 
     def prompt(self, prompt: Prompt) -> list[int]:
-        return self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            return self._encode(prompt)
+        if wrong := [token for token in prompt if isinstance(token, bool) or not hasattr(token, "__index__")]:
+            raise WSDValueError(f"a prompt contains {wrong[0]!r}: must be a text or a list of token ids")
+        return [operator.index(token) for token in prompt]
 
     def text(self, prompt: Prompt, text: str, ended: bool) -> list[int]:
         tokens = self._encode(prompt + text) if isinstance(prompt, str) else [*prompt, *self._pieces.encode(text)]
-        return [*tokens, int(self._tokenizer.eos_token_id)] if ended else tokens
+        return [*tokens, self.eos_token_id] if ended else tokens
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=self._add_special_tokens)
@@ -125,9 +127,8 @@ class _Side:
         self._tokens = [encoder.prompt(prompt) for prompt in prompts]
         if not all(self._tokens):
             raise WSDValueError("a prompt has no tokens: the first token of a response needs one to follow")
-        size = vocabulary_size(reader.model)
-        if unknown := [token for tokens in self._tokens for token in tokens if not 0 <= token < size]:
-            raise WSDValueError(f"a prompt contains token id {unknown[0]}, and the {reader.name} knows {size} tokens")
+        self._check_known("a prompt", self._tokens)
+        self._check_known("the end of a response", [[encoder.eos_token_id]])
         self._read = False
 
     def log_probs(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> list[list[float]]:
@@ -135,5 +136,14 @@ class _Side:
             self._reader.read(self._tokens, [len(tokens) for tokens in self._tokens])
             self._read = True
         rows = [self._encoder.text(self._prompts[index], text, end) for index, text, end in zip(of, texts, ended, strict=True)]
+        self._check_known("a response", rows)
         shared = [len(common_prefix(self._tokens[index], row)) for index, row in zip(of, rows, strict=True)]
         return self._reader.read(rows, [max(1, length) for length in shared])  # nothing tells of a text's first token
+
+    def _check_known(self, name: str, texts: Sequence[list[int]]) -> None:
+        """Raises if token ids of a prompt or response have no embedding."""
+        size = vocabulary_size(self._reader.model)
+        if unknown := [token for tokens in texts for token in tokens if not 0 <= token < size]:
+            raise WSDValueError(
+                f"{name} contains token id {unknown[0]}, but the vocabulary of the {self._reader.name} has {size} tokens"
+            )

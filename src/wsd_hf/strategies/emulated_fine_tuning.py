@@ -17,7 +17,8 @@ from transformers import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
-from ..checks import check_kind, check_usable, context_size, unusable, vocabulary_size
+from ..checks import check_kind, check_readable, check_usable, context_size, unusable, vocabulary_size
+from ..config import as_number
 from ..decoding.call import Call
 from ..decoding.plain_loop import WatchedCriteria, base_tokens, run
 from ..decoding.step_stream import StepStream
@@ -108,8 +109,7 @@ class _Emulated(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self.taken:
-            self.tuned.append(input_ids[:, -1])
-            self.untuned.append(input_ids[:, -1])
+            self._append(input_ids, scores.shape[-1])
         tuned, untuned = [stream.next_logits().to(scores.device) for stream in (self.tuned, self.untuned)]
         shared = min(scores.shape[-1], tuned.shape[-1], untuned.shape[-1])
         moved = scores.clone()
@@ -120,6 +120,13 @@ class _Emulated(LogitsProcessor):
         self.taken += 1
         return moved
 
+    def _append(self, input_ids: torch.Tensor, vocabulary: int) -> None:
+        """Gives the small models the token that was chosen last, of which a row that has ended may be padding."""
+        for name, stream in (("assistant_model", self.tuned), ("reference_model", self.untuned)):
+            if vocabulary > vocabulary_size(stream.model):
+                check_readable(name, input_ids[~self._criteria.ended(input_ids), -1].tolist(), stream.model)
+            stream.append(input_ids[:, -1])
+
 
 def _difference(tuned: torch.Tensor, untuned: torch.Tensor) -> torch.Tensor:
     """What tuning changed; nothing where neither model ever says a token, whose logits are -inf."""
@@ -127,9 +134,10 @@ def _difference(tuned: torch.Tensor, untuned: torch.Tensor) -> torch.Tensor:
 
 
 def _weight(beta: Any) -> float:
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not abs(beta) <= sys.float_info.max:
+    number = as_number(beta)
+    if number is None or not abs(number) <= sys.float_info.max:
         raise WSDValueError(f"beta={beta!r}: must be a finite number")
-    return float(beta)
+    return float(number)
 
 
 def _check_vocabulary(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, small: SmallModel) -> None:

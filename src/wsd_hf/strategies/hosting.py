@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,12 +15,19 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation import BaseStreamer, GenerationMode
+from transformers.utils import logging
 
-from ..checks import check_prompt
-from ..config import MOST_SAMPLES, check_positive_integer
+from .. import _compat
+from ..checks import check_prompt, check_token_ids, closing_token_id, eos_token_ids, known_ids, vocabulary_size
+from ..config import MOST_SAMPLES, check_integer, check_positive_integer
 from ..decoding.call import Call
 from ..errors import WSDValueError
 from ..text.stopping import StopStrings
+
+logger = logging.get_logger(__name__)
+
+INTEGERS = ("max_new_tokens", "max_length", "min_new_tokens", "min_length", "num_return_sequences", "top_k", "pad_token_id")
+"""Settings of transformers that may come as other numbers than Python's integers; so may those in `eos_token_id`."""
 
 
 def decode_within(
@@ -57,6 +65,8 @@ def decode_within(
         raise WSDValueError(f"token_healing=True is not supported by strategy={strategy!r}: heal the prompt before the call")
     if (copies := setting("num_return_sequences", kwargs, *configs)) is not None:
         check_positive_integer("num_return_sequences", copies, MOST_SAMPLES)  # before transformers copies the prompt as often
+    for name in ("inputs", "input_ids"):
+        check_token_ids("input_ids", kwargs.get(name))
     stopping_criteria = StoppingCriteriaList(stopping_criteria or [])
     if stop_strings := setting("stop_strings", kwargs, *configs):
         if tokenizer is None:
@@ -64,6 +74,7 @@ def decode_within(
         # transformers drops the tokenizer on the way to a callable custom_generate, so its own criterion can't be built.
         stopping_criteria.append(StopStrings(tokenizer, stop_strings))
         kwargs["stop_strings"] = None
+    kwargs |= _integers(kwargs, *configs)
     fills_cache = kwargs.get("past_key_values") is not None
 
     def custom(
@@ -80,13 +91,19 @@ def decode_within(
             model_kwargs.get("attention_mask"),
             logits_processor,
             stopping_criteria,
-            generation_config,
+            _with_known_pad_token(model, generation_config),
             model_kwargs,
             streamer,
             fills_cache,
         )
         _check(strategy, call)
-        return decode(call)
+        if "inputs_embeds" in model_kwargs:  # the base reads those
+            return decode(call)
+        known = known_ids("input_ids", *call.prompt, "the base", model)
+        output = decode(replace(call, input_ids=known))
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        sequences[:, : known.shape[1]] = input_ids  # with the padding that was passed
+        return output
 
     return generate(
         generation_config=generation_config,
@@ -101,6 +118,33 @@ def setting(name: str, keywords: dict[str, Any], *configs: GenerationConfig | No
     """A generation setting before transformers merges its sources: call keyword > passed config > model's config."""
     values = (source.get(name) for source in (keywords, *(vars(config) for config in configs if config is not None)))
     return next((value for value in values if value is not None), None)
+
+
+def _integers(keywords: dict[str, Any], *configs: GenerationConfig | None) -> dict[str, Any]:
+    """The settings that came as numbers of another kind, as keywords, which beat them: floats, numbers of numpy or torch."""
+    values = {name: setting(name, keywords, *configs) for name in INTEGERS}
+    found: dict[str, Any] = {
+        name: check_integer(name, value) for name, value in values.items() if value is not None and type(value) is not int
+    }
+    eos = setting("eos_token_id", keywords, *configs)
+    ends = eos.tolist() if hasattr(eos, "tolist") else eos
+    several = ends if isinstance(ends, list | tuple) else [ends]
+    if ends is not None and (ends is not eos or any(type(token) is not int for token in several)):
+        found["eos_token_id"] = [check_integer("eos_token_id", token) for token in several]
+    return found
+
+
+def _with_known_pad_token(model: PreTrainedModel, generation_config: GenerationConfig) -> GenerationConfig:
+    """The configuration with a pad token that the model can be fed: an EOS, as in transformers where there is no pad token."""
+    pad, size = generation_config.pad_token_id, vocabulary_size(model)
+    if pad is None or 0 <= pad < size:
+        return generation_config
+    known = closing_token_id(eos_token_ids(generation_config), size)
+    logger.warning_once(
+        f"pad_token_id={int(pad)} is no token of the base, whose vocabulary has {size} tokens: "
+        f"responses that end before others are padded with {known or 0}"
+    )
+    return _compat.with_pad_token(generation_config, known or 0)
 
 
 def _check(strategy: str, call: Call) -> None:

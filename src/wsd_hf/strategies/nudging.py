@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import eos_token_ids, vocabulary_size
+from ..checks import eos_token_ids
 from ..config import check_probability
 from ..decoding import nudge
 from ..decoding.call import Call
@@ -92,7 +92,7 @@ def nudging(
     def decode(call: Call) -> Any:
         settings = call.generation_config
         side = arguments.side(call.base, *call.prompt, settings, call.processors)
-        bridge = arguments.bridge(vocabulary_size(call.base), eos_token_ids(settings), side, side.room.tolist())
+        bridge = arguments.bridge(call.base, eos_token_ids(settings), side, side.room.tolist())
         if reason := nudge.why_not(call, pilot.model):
             raise WSDValueError(f"strategy='nudging' cannot serve this call: {reason}")
         sequences, by_pilot, stats = nudge.decode(call, pilot.model, side, bridge, PieceEncoder(spelling), threshold)

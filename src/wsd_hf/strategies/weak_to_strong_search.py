@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import _compat
-from ..checks import check_kind, check_models, check_room, eos_token_ids
+from ..checks import check_kind, check_models, check_room, eos_token_ids, vocabulary_size
 from ..decoding.call import Call
 from ..decoding.step_stream import StepStream
 from ..decoding.support import why_not_inputs, why_not_items, why_not_options
@@ -158,8 +158,8 @@ def _implicit_value(
     call: Call, small: Sequence[SmallModel], tokenizer: PreTrainedTokenizerBase, scorer: PreTrainedTokenizerBase
 ) -> ImplicitValue:
     prompts: list[list[Prompt]] = []
-    one = scorer is tokenizer or same_vocabulary(0, 0, tokenizer, scorer)
     for model in small:
+        one = same_vocabulary(vocabulary_size(call.base), vocabulary_size(model.model), tokenizer, scorer)
         ids, mask = model.prompt(call.prompt, call.copies, tokenizer, one)
         check_room(f"{model.name}_model", model.model, mask)
         rows = [row[real.bool()].tolist() for row, real in zip(ids[:: call.copies], mask[:: call.copies], strict=True)]

@@ -32,7 +32,8 @@ def same_vocabulary(
     They do if no id and no token stands for two things, and if both tokenizers turn text into the same ids: a sample of what
     tokenizers normalize and split in different ways, and of the tokens that both have. How they were saved, padded embeddings,
     a space in front of a text, EOS, pad, chat template and added tokens make no difference. Equal tokens behind another
-    normalizer or another way to split do: then a draft in the pilot's tokens is not what the base would read.
+    normalizer or another way to split do: then a draft in the pilot's tokens is not what the base would read. Tokens that a
+    model has no row for are no part of its vocabulary.
 
     Args:
         base_size: width of the base's logits.
@@ -51,20 +52,22 @@ def same_vocabulary(
                 "tokenizers can be compared, and the draft can cross as text where they differ"
             )
         return True
-    lengths = len(tokenizer), len(assistant_tokenizer)
+    sizes = len(tokenizer), len(assistant_tokenizer), base_size, pilot_size
     compared = _COMPARED.setdefault(tokenizer, weakref.WeakKeyDictionary())
-    if compared.get(assistant_tokenizer, (None, False))[0] != lengths:
-        compared[assistant_tokenizer] = lengths, _same(tokenizer, assistant_tokenizer)
+    if compared.get(assistant_tokenizer, (None, False))[0] != sizes:
+        compared[assistant_tokenizer] = sizes, _same(tokenizer, assistant_tokenizer, base_size, pilot_size)
     same: bool = compared[assistant_tokenizer][1]
     return same
 
 
 _COMPARED: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-"""For each pair compared before, its lengths and the verdict: comparing two of 262k tokens takes a second."""
+"""For each pair compared before, its sizes and the verdict: comparing two of 262k tokens takes a second."""
 
 
-def _same(tokenizer: PreTrainedTokenizerBase, assistant_tokenizer: PreTrainedTokenizerBase) -> bool:
-    base, pilot = tokenizer.get_vocab(), assistant_tokenizer.get_vocab()
+def _same(
+    tokenizer: PreTrainedTokenizerBase, assistant_tokenizer: PreTrainedTokenizerBase, base_size: int, pilot_size: int
+) -> bool:
+    base, pilot = _with_rows(tokenizer, base_size), _with_rows(assistant_tokenizer, pilot_size)
     if _conflict(base, pilot):
         return False
     added = tokenizer.get_added_vocab().keys() | assistant_tokenizer.get_added_vocab().keys()
@@ -73,6 +76,12 @@ def _same(tokenizer: PreTrainedTokenizerBase, assistant_tokenizer: PreTrainedTok
     ids = [one.encode(sample, add_special_tokens=False) for one in (tokenizer, assistant_tokenizer)]
     size = max(0, min(map(len, ids)) - BEGINNING)
     return bool(ids[0][-size:] == ids[1][-size:])
+
+
+def _with_rows(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, int]:
+    """A tokenizer's vocabulary without the added tokens that its model has no row for."""
+    added = tokenizer.get_added_vocab()
+    return {token: index for token, index in tokenizer.get_vocab().items() if index < size or token not in added}
 
 
 def _conflict(base: dict[str, int], pilot: dict[str, int]) -> bool:
