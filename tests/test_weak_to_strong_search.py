@@ -504,7 +504,7 @@ def test_logits_and_values_that_are_no_numbers_are_told() -> None:
     [
         ("hello", "prompts='hello': must be a list of prompts"),
         ([1, 2], r"prompts=\[1, 2\]: must be a list of prompts"),
-        ([[1, 64]], "a prompt contains token id 64, and the tuned model knows 64 tokens"),
+        ([[1, 64]], "a prompt contains token id 64, but the vocabulary of the tuned model has 64 tokens"),
         ([[1, -1]], "a prompt contains token id -1"),
         ([""], "a prompt has no tokens"),
         ([], "must be in pairs"),
