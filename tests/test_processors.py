@@ -27,6 +27,7 @@ from families import VOCABULARY, tiny_model
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf.decoding.support import PREFIX_ONLY, why_not_items
+from wsd_hf.text.stopping import StopStrings
 
 ROWS, PROMPT, STEPS = 4, 5, 5
 
@@ -37,7 +38,7 @@ DEFINITION = re.compile(r"^class \w+\([^)]*(?:LogitsProcessor|Criteria)\b", re.M
 
 @functools.cache
 def classes() -> dict[str, type]:
-    """Every processor and criterion in the installed transformers, by name."""
+    """Every processor and criterion in the installed transformers, and ours, by name."""
     root = Path(transformers.__file__).parent
     for file in sorted([*root.glob("generation/*.py"), *root.glob("models/*/*.py")]):
         if DEFINITION.search(file.read_text("utf-8")):
@@ -47,7 +48,8 @@ def classes() -> dict[str, type]:
         return [kind, *(deeper for sub in kind.__subclasses__() for deeper in below(sub))]
 
     found = {*below(LogitsProcessor), *below(StoppingCriteria)} - {LogitsProcessor, StoppingCriteria}
-    return {kind.__name__: kind for kind in found if kind.__module__.startswith("transformers.")}
+    ours = {"StopStrings": StopStrings}
+    return {kind.__name__: kind for kind in found if kind.__module__.startswith("transformers.")} | ours
 
 
 def remembering() -> Any:
@@ -95,6 +97,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "PrefixConstrainedLogitsProcessor": {"num_beams": 1},
     "RepetitionPenaltyLogitsProcessor": {"penalty": 1.5},
     "SequenceBiasLogitsProcessor": {"sequence_bias": [[[4], 2.0], [[5, 6], 3.0]]},
+    "StopStrings": {"tokenizer": letter_tokenizer(VOCABULARY), "stop_strings": ["g", "de"]},
     "StopStringCriteria": {"tokenizer": letter_tokenizer(VOCABULARY), "stop_strings": ["g", "de"]},
     "SuppressTokensAtBeginLogitsProcessor": {"begin_suppress_tokens": [4, 5], "begin_index": PROMPT + 1},
     "SuppressTokensLogitsProcessor": {"suppress_tokens": [4, 5]},
@@ -166,11 +169,12 @@ def test_every_class_of_transformers_is_what_it_is_taken_for(tried: Any) -> None
         make(name)
         found |= {name} if depends_on_prefix_only(name) else set()
         tried("processors and criteria of transformers")
-    exported = {name for name in found if hasattr(transformers, name)}
+    exported = {name for name in found if hasattr(transformers, name)} | {"StopStrings"}
     assert {kind.__name__ for kind in PREFIX_ONLY} == exported
     caller = {"PrefixConstrainedLogitsProcessor"}
     refused = {name for name in classes() if why_not_items([make(name)])}
     assert refused == set(classes()) - exported - caller
+    assert "StopStrings" in found
     assert {"SynthIDTextWatermarkLogitsProcessor", "ConfidenceCriteria"} <= refused - found
 
 
