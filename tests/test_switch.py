@@ -63,7 +63,7 @@ def test_confidence_works_on_rows():
         ({"threshold": 1.01}, "threshold=1.01"),
         ({"threshold": math.nan}, "threshold=nan"),
         ({"window_size": 0}, "window_size=0"),
-        ({"window_size": 2.0}, "window_size=2.0"),
+        ({"window_size": 2.5}, "window_size=2.5"),
         ({"window_size": True}, "window_size=True"),
     ],
 )
