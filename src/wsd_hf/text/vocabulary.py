@@ -52,6 +52,8 @@ def same_vocabulary(
                 "tokenizers can be compared, and the draft can cross as text where they differ"
             )
         return True
+    if tokenizer is assistant_tokenizer:
+        return True
     sizes = len(tokenizer), len(assistant_tokenizer), base_size, pilot_size
     compared = _COMPARED.setdefault(tokenizer, weakref.WeakKeyDictionary())
     if compared.get(assistant_tokenizer, (None, False))[0] != sizes:
