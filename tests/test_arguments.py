@@ -187,7 +187,7 @@ def test_added_tokens_without_a_row_change_nothing(case: Case, whose: str, tried
     for seed in range(2):
         ids = case.prompt(seed)
         assert torch.equal(case.repeatable(ids, **given), case.repeatable(ids))
-        tried("calls with a tokenizer longer than its model")
+        tried("calls with a tokenizer that is longer than its model's vocabulary")
 
 
 def test_a_text_that_has_to_be_read_as_a_token_without_a_row_is_refused_by_name() -> None:
@@ -318,7 +318,7 @@ def test_integers_come_as_numbers_of_any_kind(case: Case, tried: Any) -> None:
         got = case.repeatable(ids, generation_config=model_config, max_new_tokens=None)
         assert torch.equal(got, want), kind
         assert model_config.max_new_tokens is twelve
-        tried("integers as numbers of another kind")
+        tried("integers given as floats or as numbers of numpy or torch")
     strange = {"eos_token_id": np.array([1, 5, 9]), "pad_token_id": np.int64(1), "min_new_tokens": 3.0}
     assert torch.equal(case.repeatable(ids, **{**settings, **strange}), want)
     strange = {"eos_token_id": torch.tensor([1, 5, 9]), "pad_token_id": torch.tensor(1), "min_new_tokens": np.int64(3)}

@@ -160,7 +160,7 @@ def test_a_stream_is_the_sequence_and_changes_nothing(case: Case, seed: int, tri
         assert streamer.tokens == streamed[0].tolist()
         assert streamer.ends == 1
         assert torch.equal(case.seeded(ids, seed, **settings), streamed)
-        tried("responses streamed")
+        tried("streamed responses")
 
 
 @every_model
@@ -181,7 +181,7 @@ def test_a_reader_is_released_when_a_model_fails(case: Case, role: str, at: int,
     list(streamer)
     thread.join(HANG)
     assert raised
-    tried("readers of a call that fails")
+    tried("streamed calls that fail")
 
 
 REFUSED = {
@@ -200,7 +200,7 @@ def test_a_reader_is_released_when_a_call_is_refused(case: Case, name: str, trie
     with pytest.raises(ValueError, match=f"{name}|decodes greedily"):
         case.generate(case.prompt(1), streamer=streamer, **{name: REFUSED[name]})
     list(streamer)
-    tried("readers of a call that is refused")
+    tried("streamed calls that are refused")
 
 
 @every_case
@@ -208,7 +208,7 @@ def test_a_reader_is_released_when_a_call_is_refused(case: Case, name: str, trie
 def test_an_error_of_a_streamer_comes_through(case: Case, at: int, tried: Any) -> None:
     with pytest.raises(Broke, match="put"):
         case.seeded(case.prompt(1), streamer=Concatenates(fails_at=at))
-    tried("streamers that fail")
+    tried("streamers that raise")
 
 
 # Rows, budgets, seeds
@@ -233,7 +233,7 @@ def test_every_row_of_a_batch_is_what_it_is_alone(case: Case, seed: int, tried: 
     for row, prompt in enumerate(rows):
         alone = case.repeatable(prompt, **settings)[0, prompt.shape[1] :].tolist()
         assert together[row] == alone + [0] * (len(together[row]) - len(alone)), (row, settings)
-    tried("rows of a batch, against each alone", len(rows))
+    tried("rows of a batch, each against itself alone", len(rows))
 
 
 @every_case
@@ -242,7 +242,7 @@ def test_a_budget_cuts_the_response_and_changes_no_token_before(case: Case, trie
     longest = case.repeatable(ids, max_new_tokens=24)[0].tolist()
     for budget in range(1, 25):
         assert case.repeatable(ids, max_new_tokens=budget)[0].tolist() == longest[: ids.shape[1] + budget]
-    tried("budgets", 24)
+    tried("budgets, each against a larger one", 24)
 
 
 @every_case
@@ -256,7 +256,7 @@ def test_a_seed_repeats_a_response_and_greedy_calls_draw_nothing(case: Case, see
         greedy = case.repeatable(ids)
         assert all(torch.equal(case.repeatable(ids), greedy) for _ in range(3))
         assert torch.equal(torch.random.get_rng_state(), after)
-    tried("calls repeated", 1 if case.samples else 5)
+    tried("repeated calls", 1 if case.samples else 5)
 
 
 # Ids outside of a vocabulary
@@ -297,7 +297,7 @@ def test_a_pilot_with_a_wider_vocabulary_writes_no_id_that_the_base_lacks(case: 
     for seed in range(4):
         with suppress(wsd_hf.WSDValueError):
             assert int(case.seeded(case.prompt(seed), assistant_model=pilot).max()) < known
-        tried("pilots with ids that the base lacks")
+        tried("calls with a pilot whose vocabulary is wider")
 
 
 # Calls at the same time, and many after each other
@@ -321,7 +321,7 @@ def test_eight_threads_with_mixed_strategies_equal_serial_calls(vocabularies: st
 
     calls = [a_call(index) for index in range(8)]
     assert together(calls) == [call() for call in calls]
-    tried("calls in eight threads", 8)
+    tried("calls in threads at the same time", 8)
 
 
 @every_case
@@ -343,4 +343,4 @@ def test_many_calls_leave_nothing_in_memory(case: Case, count: int, tried: Any) 
         call(index)
     gc.collect()
     assert all(now <= then for now, then in zip(live_tensors(), before, strict=True))
-    tried("calls after each other", count)
+    tried("calls in a row, for leaks", count)

@@ -88,7 +88,7 @@ def test_a_large_budget_takes_no_memory_before_there_is_text(
         got = written(case, ids, **kwargs, **end)
     assert got == want
     assert large.bytes <= 2 * small.bytes
-    tried("budgets of a million tokens and more")
+    tried("budgets of a million tokens or more")
 
 
 @every_case
@@ -222,7 +222,7 @@ def test_a_draft_or_window_of_any_length_is_as_good_as_one_that_never_ends(numbe
         want, got = (decode(base, pilot, wsd_engine=engine, **other, **{name: value}) for value in (large, number))
         assert got.sequences.tolist() == want.sequences.tolist()
         assert got.switch_reason == want.switch_reason
-        tried("settings of a million and more")
+        tried("settings of a million or more")
 
 
 @pytest.mark.parametrize("number", HUGE)
@@ -230,7 +230,7 @@ def test_a_chunk_of_any_length_is_one_selection_at_the_end(number: int, tried: A
     case = Case("one", "search")
     want, got = (case.seeded(case.prompt(1), chunk_length=length) for length in (None, number))
     assert got.tolist() == want.tolist()
-    tried("settings of a million and more")
+    tried("settings of a million or more")
 
 
 REFUSED = {
@@ -261,7 +261,7 @@ def test_work_without_a_bound_is_refused_before_any_forward(case: Case, name: st
                     case.generate(case.prompt(1), **{**case.settings, **kwargs})
                 assert not base + pilot
             assert made.bytes < 2**20
-            tried("settings of a million and more")
+            tried("settings of a million or more")
 
 
 def test_the_limits_themselves_are_legal() -> None:

@@ -100,7 +100,7 @@ def test_an_offloaded_model_writes_what_it_writes_elsewhere(
     model = offloaded(case.models[role], offload)
     assert any(weight.is_meta for weight in model.parameters())
     assert torch.equal(sequences(case, {role: model}), plain(case))
-    tried("models whose weights are offloaded")
+    tried("models with offloaded weights")
 
 
 @every_model

@@ -168,7 +168,7 @@ def test_every_class_of_transformers_is_what_it_is_taken_for(tried: Any) -> None
     for name in classes():
         make(name)
         found |= {name} if depends_on_prefix_only(name) else set()
-        tried("processors and criteria of transformers")
+        tried("processors and criteria of transformers, audited")
     exported = {name for name in found if hasattr(transformers, name)} | {"StopStrings"}
     assert {kind.__name__ for kind in PREFIX_ONLY} == exported
     caller = {"PrefixConstrainedLogitsProcessor"}
@@ -275,7 +275,7 @@ def test_a_processor_that_keeps_a_state_gives_the_same_on_the_engine_that_is_cho
         )
         assert auto.sequences.tolist() == step.sequences.tolist()
         assert auto.stats == step.stats
-        tried("calls with a processor that keeps a state")
+        tried("calls with a processor that keeps state")
     if name not in OF_THE_CALLER:
         refused_by_name(of("wsd fast"), maker())
 

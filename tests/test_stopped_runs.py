@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_wherever_it_was_killed(make: Callable[[str], Run],
         kept.append(run.goes_on(whole))
     assert sorted(set(kept)) == list(range(len(whole) + 1))
     assert run.answers() == whole
-    tried("runs killed at a step", len(kept))
+    tried("runs killed", len(kept))
 
 
 def test_a_write_of_an_answer_may_end_after_any_byte(tmp_path: Path, tried: Any) -> None:
@@ -204,7 +204,7 @@ def test_a_write_of_an_answer_may_end_after_any_byte(tmp_path: Path, tried: Any)
         (tmp_path / "settings.json.unfinished").write_bytes(of_settings[:size])
         add_missing()
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {file.name: data, "settings.json": of_settings}
-    tried("writes that end early", len(data) + len(of_settings) + 2)
+    tried("writes cut off in the middle", len(data) + len(of_settings) + 2)
 
 
 @pytest.mark.parametrize("kind", ["alpaca_eval", "mt_bench"])
@@ -222,7 +222,7 @@ def test_a_write_of_an_answer_file_may_end_anywhere(
         run.file.write_bytes(before)
         run.file.with_name("answers.json.unfinished").write_bytes(data[:size])
         run.goes_on(whole)
-        tried("writes that end early")
+        tried("writes cut off in the middle")
 
 
 # Out of space
@@ -259,7 +259,7 @@ def test_a_full_disk_is_told_in_one_line_and_earlier_answers_stay(
             break
         assert str(run.out.parent) in refusal(result)
         kept.add(run.goes_on(whole))
-        tried("runs out of space")
+        tried("runs on a full disk")
     assert result.exit_code == 0
     assert len(kept) > 2
 

@@ -20,7 +20,7 @@ from every_strategy import WAYS, Case
 from test_bridge import FRAGMENTS, MAKERS
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf import BASE_STOP_STRINGS, WSDValueError, build_inputs
-from wsd_hf.decoding.rows import is_transformers_own
+from wsd_hf.decoding.support import depends_on_prefix_only
 from wsd_hf.text.stopping import StopStrings
 
 repeatable = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -89,7 +89,7 @@ def random_strings(rng: random.Random, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_random_texts_end_where_transformers_ends_them(name: str) -> None:
+def test_random_texts_end_where_transformers_ends_them(name: str, tried: Any) -> None:
     rng, own = random.Random(name), tokenizer(name)
     size = max(own.get_vocab().values())
     ended = 0
@@ -102,6 +102,7 @@ def test_random_texts_end_where_transformers_ends_them(name: str) -> None:
         strings = random_strings(rng, own.decode(ids))
         want = theirs(own, strings, rows)
         assert StopStrings(own, strings)(rows, None).tolist() == want, strings
+        tried("texts searched for stop strings", len(rows))
         ended += sum(want)
     assert ended
 
@@ -247,4 +248,4 @@ def test_stop_strings_that_are_no_text_are_refused(strings: Any) -> None:
 
 
 def test_it_keeps_nothing_between_steps() -> None:
-    assert is_transformers_own(StopStrings(letter_tokenizer(40), "ab"))
+    assert depends_on_prefix_only(StopStrings(letter_tokenizer(40), "ab"))

@@ -106,12 +106,13 @@ undisturbed = functools.cache(call)
 @every_state
 @pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
 def test_every_strategy_gives_what_it_gives_undisturbed(
-    case: Case, state: Callable[[], AbstractContextManager[Any]], do_sample: bool
+    case: Case, state: Callable[[], AbstractContextManager[Any]], do_sample: bool, tried: Any
 ) -> None:
     want = undisturbed(case, do_sample)
     with state():
         got = call(case, do_sample)
     assert_equal(got, want)
+    tried("calls in another state of torch")
 
 
 class EvenSum(StoppingCriteria):
@@ -126,7 +127,7 @@ class EvenSum(StoppingCriteria):
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.way.startswith("wsd")], ids=lambda case: f"{case.way}, {case.vocabularies}"
 )
-def test_drafts_end_as_they_do_undisturbed(case: Case, state: Callable[[], AbstractContextManager[Any]]) -> None:
+def test_drafts_end_as_they_do_undisturbed(case: Case, state: Callable[[], AbstractContextManager[Any]], tried: Any) -> None:
     """By a criterion of the caller's, by the limit, and by logits that are no numbers."""
 
     def call(**kwargs: Any) -> Any:
@@ -143,6 +144,7 @@ def test_drafts_end_as_they_do_undisturbed(case: Case, state: Callable[[], Abstr
     for (one, reasons), (other, expected) in zip(got, want, strict=True):
         assert reasons == expected
         assert_equal(dict(one), dict(other))
+    tried("calls in another state of torch", 3)
 
 
 def _fill(module: torch.nn.Module, arguments: Any, output: Any) -> None:
@@ -182,12 +184,13 @@ def chat() -> tuple[list[torch.Tensor], list[Any]]:
 
 
 @every_state
-def test_the_way_of_a_chat_is_what_it_is_undisturbed(state: Callable[[], AbstractContextManager[Any]]) -> None:
+def test_the_way_of_a_chat_is_what_it_is_undisturbed(state: Callable[[], AbstractContextManager[Any]], tried: Any) -> None:
     want = chat()
     with state():
         got = chat()
     assert_equal(got, want)
     assert got[1] == want[1]
+    tried("calls in another state of torch", 2)
 
 
 @pytest.mark.parametrize("state", ["inference mode", "autocast", "cast"])
