@@ -53,22 +53,21 @@ def check_causal(name: str, model: object) -> PreTrainedModel:
     return inner
 
 
-def check_model(name: str, model: object) -> PreTrainedModel:
-    """As `check_causal`, and raises unless the model can run as it is."""
-    inner = check_causal(name, model)
-    if _compat.lacks_weights(inner):
-        raise WSDValueError(f"{name} has weights on the meta device, which holds no data: load it with from_pretrained")
-    if _compat.checkpoints_gradients(inner):
-        raise WSDValueError(
-            f"{name} is in training mode with gradient checkpointing, under which layers ignore their cache: "
-            "call its eval() or gradient_checkpointing_disable() before it generates"
-        )
-    return inner
-
-
 def check_models(models: Mapping[str, object]) -> dict[str, PreTrainedModel]:
-    """`check_model` of all models of a call, by the names of their arguments; raises if two of them share adapters."""
-    inner = {name: check_model(name, model) for name, model in models.items()}
+    """All models of a call, by the names of their arguments, each as `check_causal` returns it.
+
+    Raises:
+        WSDValueError: as `check_causal`; models that can't run as they are; two models that share adapters.
+    """
+    inner = {name: check_causal(name, model) for name, model in models.items()}
+    for name, model in inner.items():
+        if _compat.lacks_weights(model):
+            raise WSDValueError(f"{name} has weights on the meta device, which holds no data: load it with from_pretrained")
+        if _compat.checkpoints_gradients(model):
+            raise WSDValueError(
+                f"{name} is in training mode with gradient checkpointing, under which layers ignore their cache: "
+                "call its eval() or gradient_checkpointing_disable() before it generates"
+            )
     for (name, model), (other, second) in combinations(inner.items(), 2):
         if _compat.adapter_layers(model) & _compat.adapter_layers(second):
             raise WSDValueError(

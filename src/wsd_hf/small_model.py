@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checks import check_kind, check_model, check_prompt, check_token_ids, known_ids
+from .checks import check_causal, check_kind, check_prompt, check_token_ids, known_ids
 from .errors import WSDValueError
 from .text.pieces import plain_text
 
@@ -28,7 +28,7 @@ class SmallModel:
     """A small model beside the base, as arguments of `generate` describe it: `*_model`, `*_input_ids`, `*_attention_mask`.
 
     Raises:
-        WSDValueError: a model that can't run (`check_model`), a mask without its prompt, tensors or tokenizers of another type.
+        WSDValueError: no causal model (`check_causal`), a mask without its prompt, tensors or tokenizers of another type.
     """
 
     name: str
@@ -39,7 +39,7 @@ class SmallModel:
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", check_model(f"{self.name}_model", self.model))
+        object.__setattr__(self, "model", check_causal(f"{self.name}_model", self.model))
         if self.attention_mask is not None and self.input_ids is None:
             ids, mask = f"{self.name}_input_ids", f"{self.name}_attention_mask"
             raise WSDValueError(f"{mask} belongs to {ids}, which is missing: pass both or neither")
