@@ -44,7 +44,7 @@ def decode_within(
     custom_generate: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Has `generate` prepare a call as it always does, and a strategy decode it.
+    """Lets transformers' `generate` prepare the call, then runs the strategy's decoder instead of its loop.
 
     Args:
         strategy: its name, for errors.
@@ -61,12 +61,7 @@ def decode_within(
         raise WSDValueError(f"custom_generate cannot be combined with strategy={strategy!r}: each would decide every token")
     if synced_gpus:
         raise WSDValueError(f"synced_gpus=True is not supported by strategy={strategy!r}: its models take unequal steps")
-    if setting("token_healing", kwargs, *configs):
-        raise WSDValueError(f"token_healing=True is not supported by strategy={strategy!r}: heal the prompt before the call")
-    if (copies := setting("num_return_sequences", kwargs, *configs)) is not None:
-        check_positive_integer("num_return_sequences", copies, MOST_SAMPLES)  # before transformers copies the prompt as often
-    for name in ("inputs", "input_ids"):
-        check_token_ids("input_ids", kwargs.get(name))
+    _check_arguments(strategy, kwargs, *configs)
     stopping_criteria = StoppingCriteriaList(stopping_criteria or [])
     if stop_strings := setting("stop_strings", kwargs, *configs):
         if tokenizer is None:
@@ -97,13 +92,7 @@ def decode_within(
             fills_cache,
         )
         _check(strategy, call)
-        if "inputs_embeds" in model_kwargs:  # the base reads those
-            return decode(call)
-        known = known_ids("input_ids", *call.prompt, "the base", model)
-        output = decode(replace(call, input_ids=known))
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        sequences[:, : known.shape[1]] = input_ids  # with the padding that was passed
-        return output
+        return _decode_known_ids(decode, call)
 
     return generate(
         generation_config=generation_config,
@@ -112,6 +101,27 @@ def decode_within(
         custom_generate=custom,
         **kwargs,
     )
+
+
+def _check_arguments(strategy: str, keywords: dict[str, Any], *configs: GenerationConfig | None) -> None:
+    """Raises if no strategy can serve what was passed; `_check` looks at what transformers has made of it."""
+    if setting("token_healing", keywords, *configs):
+        raise WSDValueError(f"token_healing=True is not supported by strategy={strategy!r}: heal the prompt before the call")
+    if (copies := setting("num_return_sequences", keywords, *configs)) is not None:
+        check_positive_integer("num_return_sequences", copies, MOST_SAMPLES)  # before transformers copies the prompt as often
+    for name in ("inputs", "input_ids"):
+        check_token_ids("input_ids", keywords.get(name))
+
+
+def _decode_known_ids(decode: Callable[[Call], Any], call: Call) -> Any:
+    """Output of a strategy for a call whose padding may be an id that the base lacks, with that padding in its sequences."""
+    if "inputs_embeds" in call.model_kwargs:  # the base reads those
+        return decode(call)
+    known = known_ids("input_ids", *call.prompt, "the base", call.base)
+    output = decode(replace(call, input_ids=known))
+    sequences = output if isinstance(output, torch.Tensor) else output.sequences
+    sequences[:, : known.shape[1]] = call.input_ids
+    return output
 
 
 def setting(name: str, keywords: dict[str, Any], *configs: GenerationConfig | None) -> Any:
