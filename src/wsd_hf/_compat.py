@@ -141,7 +141,7 @@ def lacks_weights(model: PreTrainedModel) -> bool:
 
 
 def checkpoints_gradients(model: PreTrainedModel) -> bool:
-    """Whether gradient checkpointing is in effect, under which layers ignore their cache; only in training mode it is."""
+    """Whether gradient checkpointing is in effect, as in training mode only; layers then ignore their cache."""
     return any(module.training and vars(module).get("gradient_checkpointing", False) for module in model.modules())
 
 

@@ -27,7 +27,7 @@ from .config import WSDConfig
 from .errors import WSDValueError
 from .generation import generate_with, streamer_ended_on_error
 from .hub import Fetched, check_whole, fetch_model, load_pilot
-from .model_folder import data_files
+from .model_folder import data_files, json_object
 from .small_model import left_padded
 from .text.chat import BASE_CHAT_TEMPLATE, answer_length, encode_turns, next_turn_criteria
 from .text.layout import ChatLayout
@@ -83,7 +83,7 @@ def pack(
 
     Raises:
         WSDValueError: there is something in `folder`, or links cannot be made there.
-        WSDHubError: base or pilot cannot be had (see `load_pilot`), or asks for Python code of its own, which
+        WSDHubError: base or pilot cannot be had (see `load_pilot`), or names Python code of its own, which
             trust_remote_code=True would run. Nothing is written then.
     """
     out = Path(folder).expanduser().absolute()
@@ -228,7 +228,7 @@ def _partner(model: PreTrainedModel, revision: str | None) -> _Partner:
     with _LOADING:
         partners = _PARTNERS.setdefault(model, {})
         if (source, revision) not in partners:
-            # Whoever calls this trusts the code of the bundle, and may trust its links as well.
+            # The caller trusts the code of the bundle, so its links may lead elsewhere too.
             pilot, pilot_tokenizer = load_pilot(source, revision, model.dtype, subfolder=PILOT, trust_remote_code=True)
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
             config = None if own else WSDConfig.resolve({}, None, GenerationConfig.from_pretrained(source, revision=revision))
@@ -290,7 +290,7 @@ def _write_generation_config(folder: Path, config: WSDConfig) -> None:
     """Adds the settings to the file; transformers would refuse to write again some that the authors of bases wrote."""
     file = folder / "generation_config.json"
     if file.is_file():
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = json_object(file)
     else:
         settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder)).to_diff_dict()
         settings.pop("_from_model_config", None)

@@ -103,7 +103,7 @@ def load_pilot(
         dtype: of the weights; "auto" as they are stored.
         device_map: where the weights go; as in transformers.
         trust_remote_code: whether Python code that comes with the pilot may run, and links may lead out of its folder, as those
-            that `pack` writes do. Neither ever happens unasked.
+            that `pack` writes do. The default allows neither.
         use_safetensors: False loads `.bin` weights instead, which may run code when they are unpickled.
         subfolder: where in the repository or folder the pilot lies.
         token: for private and gated repositories; default: that of `hf auth login`.
@@ -167,7 +167,7 @@ def push_pilot(
 
     Raises:
         WSDValueError: the model is no causal model of transformers', the tokenizer has no chat template, or what would be
-            pushed asks for Python code, as all that was made from a repository with code does; before any request.
+            pushed names Python code, as all that was made from a repository with code does; before any request.
         WSDHubError: the Hub refused, or could not be reached. Nothing of the pilot is visible then: call again.
     """
     if not isinstance(model, PreTrainedModel):
@@ -207,7 +207,7 @@ class Fetched(NamedTuple):
     """A model all of whose files are on this machine."""
 
     name: str
-    """What the user calls it: a Hub id, or a path."""
+    """Hub id or path, as the user gave it."""
     folder: Path
     weights: list[Path]
     tokenizer: Any
@@ -228,7 +228,7 @@ def fetch_model(
 ) -> Fetched:
     """A model of which all has been checked but the hashes and the content of its weights; see `load_pilot`.
 
-    `use_safetensors=None` takes `.bin` weights where there are no others. `only_data` refuses a model that asks for Python
+    `use_safetensors=None` takes `.bin` weights where there are no others. `only_data` refuses a model that names Python
     code, even where transformers would do without it.
     """
     if not name:
@@ -428,7 +428,7 @@ def _is_whole(file: Path) -> bool:
 
 @contextmanager
 def _reading(problem: str) -> Iterator[None]:
-    """Whatever a reader raises over files that somebody else wrote, as a WSDHubError."""
+    """Errors of readers over files that somebody else wrote, as a WSDHubError."""
     try:
         yield
     except WSDError:

@@ -17,7 +17,7 @@ CODE_KEYS = ("auto_map", "custom_pipelines")
 """Keys under which transformers looks for classes in Python files of a repository, its own or another one."""
 
 TEMPLATES = "additional_chat_templates"
-"""The only folder within a model folder from which transformers reads unasked."""
+"""The only folder within a model folder that transformers always reads from."""
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -104,7 +104,7 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def code_in(folder: Path) -> str | None:
-    """Where the files of a folder ask for Python code ("auto_map in config.json"); None if they don't.
+    """The place where files of a folder name Python code ("auto_map in config.json"); None if they don't.
 
     transformers looks for these keys in many files and in parts of them, so each object in each JSON file is searched.
     """

@@ -150,7 +150,7 @@ class _Printer:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed or piped in, line by line, without a byte order mark; Ctrl-C drops a line."""
+    """Lines that are typed or piped in, without a byte order mark; Ctrl-C drops a line."""
     prompt, mark = "", "\ufeff"
     if sys.stdin is None:  # closed
         return

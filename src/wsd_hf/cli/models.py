@@ -95,7 +95,7 @@ def _target(device: str, dtype: DType) -> dict[str, Any]:
 
 @contextmanager
 def _blamed(option: str, source: str) -> Iterator[None]:
-    """Whatever goes wrong while a model is loaded, as an error of the option that named it."""
+    """Errors that are raised while a model is loaded, as errors of the option that named it."""
     if source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
         raise WSDValueError(f"{option} {source}: no such folder")
     try:

@@ -24,7 +24,7 @@ DTypeOption = Annotated[DType, typer.Option(help="Data type of both models.")]
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a user can put right is told in one line, with exit status 2; a closed pipe is left to typer, which ends quietly."""
+    """Prints an error that a user can put right in one line, with exit status 2; typer ends quietly at a closed pipe."""
     try:
         yield
     except BrokenPipeError:

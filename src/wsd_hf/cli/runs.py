@@ -37,7 +37,7 @@ def progress(items: Sequence[T], doing: str) -> Iterator[T]:
 
 @contextmanager
 def resumable(place: Path) -> Iterator[None]:
-    """Prints how a run goes on that is stopped, by Ctrl-C or SIGTERM."""
+    """Prints how to go on with a run that Ctrl-C or SIGTERM stops."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

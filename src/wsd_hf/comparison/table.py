@@ -34,7 +34,7 @@ class Row:
         pilot_share: share of all response tokens that the pilot wrote; None where every token is the work of several models.
         switch_index: mean, where the base took over; None where it never did.
         never_switched: share of responses in which the base did not become confident; None for methods without a switch.
-        draft_ended, draft_limit, budget, stopped: the same share by `switch_reason`, which tells what ended the draft instead.
+        draft_ended, draft_limit, budget, stopped: the same share by `switch_reason`, the cause that ended the draft instead.
         score: the judge's mean; None without a judge.
     """
 

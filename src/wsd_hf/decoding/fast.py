@@ -106,10 +106,10 @@ def why_not(call: Call, pilot: PreTrainedModel) -> str | None:
 
 
 def doubt(call: Call) -> str | None:
-    """What the fast path may serve wrongly without knowing; None where it can't be anything.
+    """Names a processor or criterion that may keep a state between calls; None if there is none.
 
-    It shows processors and criteria each row's exact prefix, but not in step, and again where proposals are thrown away.
-    One that keeps a state from one call to the next, as grammars do, would be misled.
+    The fast path calls them with each row's exact prefix, but out of step, and again where proposals are rejected. One that
+    keeps a state, as grammars do, would be misled.
     """
     for item in (*call.processors, *call.criteria):
         if not depends_on_prefix_only(item):

@@ -218,7 +218,7 @@ class ChunkBeamSearch:
         return [index for index, beam in enumerate(self.beams) for _ in beam.parents]
 
     def _process(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the processors make of the base's logits, [rows, vocabulary].
+        """Scores that the processors make of the base's logits, [rows, vocabulary].
 
         They may hold something of each row of the call, the width of its padding for example. So each time they get one sample
         of every prompt, in the rows that the call has for it.

@@ -57,7 +57,7 @@ class TokenTexts:
         text = _token_text(tokenizer)
         self._texts = {_token_bytes(token, text(token)) for token in tokenizer.get_vocab()}
         self.marks_spaces = text(SPACE_MARK) == " "
-        if adds_space(tokenizer):  # behind special tokens too
+        if adds_space(tokenizer):  # after special tokens too
             self._texts |= {text[1:] for text in self._texts if text.startswith(b" ")}
         self._sorted = sorted(self._texts)
         self.longest = max(map(len, self._sorted))
@@ -265,7 +265,7 @@ def common_prefix(left: list[int], right: list[int]) -> list[int]:
 
 
 def adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer puts a space in front of any text."""
+    """Whether a tokenizer puts a space before any text."""
     first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[:1]
     return bool(first) and _token_text(tokenizer)(first[0]).startswith(" ")
 
