@@ -121,6 +121,7 @@ def code_in(folder: Path) -> str | None:
 
 
 def _json(file: Path, parse_int: Callable[[str], int] = int) -> Any:
+    # Not parse_json: transformers reads no byte order mark, and silently leaves out a generation_config.json that has one.
     try:
         return json.loads(file.read_text(encoding="utf-8"), parse_int=parse_int)
     except (OSError, ValueError, RecursionError) as error:
