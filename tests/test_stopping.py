@@ -14,9 +14,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast, StopStringCriteria
+from transformers import GenerationConfig, PreTrainedTokenizer, PreTrainedTokenizerFast, StopStringCriteria
 
-from every_strategy import WAYS, Case
+from every_strategy import WAYS, Case, every_case
+from oracle import ones
 from test_bridge import FRAGMENTS, MAKERS
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf import BASE_STOP_STRINGS, WSDValueError, build_inputs
@@ -245,6 +246,22 @@ def test_threads_that_share_a_tokenizer_find_the_same() -> None:
 def test_stop_strings_that_are_no_text_are_refused(strings: Any) -> None:
     with pytest.raises(WSDValueError, match=r"^stop_strings=.*: must be text"):
         StopStrings(letter_tokenizer(40), strings)
+
+
+@every_case
+@pytest.mark.parametrize("place", ["keyword", "config"])
+def test_empty_stop_strings_are_what_they_are_in_plain_generate(case: Case, place: str) -> None:
+    ids, tokenizer = case.prompt(1), case.world.tokenizer
+    for strings in ("", [""]):
+        config = GenerationConfig(stop_strings=strings)
+        given = {"stop_strings": strings} if place == "keyword" else {"generation_config": config}
+        assert case.repeatable(ids, **given).shape == (1, ids.shape[1] + 1)
+        if case.vocabularies == "two":  # the criterion of transformers fails with a vocabulary of letters
+            plain = case.world.base.generate(ids, attention_mask=ones(ids), tokenizer=tokenizer, max_new_tokens=5, **given)
+            assert plain.shape == (1, ids.shape[1] + 1)
+    given = {"stop_strings": []} if place == "keyword" else {"generation_config": GenerationConfig(stop_strings=[])}
+    with pytest.raises(WSDValueError, match=r"^stop_strings=\[\] holds no text"):
+        case.generate(ids, **given)
 
 
 def test_it_keeps_nothing_between_steps() -> None:

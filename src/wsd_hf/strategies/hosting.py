@@ -63,7 +63,7 @@ def decode_within(
         raise WSDValueError(f"synced_gpus=True is not supported by strategy={strategy!r}: its models take unequal steps")
     _check_arguments(strategy, kwargs, *configs)
     stopping_criteria = StoppingCriteriaList(stopping_criteria or [])
-    if stop_strings := setting("stop_strings", kwargs, *configs):
+    if (stop_strings := setting("stop_strings", kwargs, *configs)) is not None:
         if tokenizer is None:
             raise WSDValueError(f"stop_strings={stop_strings!r} are text: pass the base's tokenizer as tokenizer=")
         # transformers drops the tokenizer on the way to a callable custom_generate, so its own criterion can't be built.

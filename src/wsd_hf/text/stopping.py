@@ -29,7 +29,7 @@ class StopStrings(StoppingCriteria):
         stop_strings: one or several.
 
     Raises:
-        WSDValueError: stop strings that are no text.
+        WSDValueError: stop strings that are no text, or none at all.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: str | Sequence[str]) -> None:
@@ -39,6 +39,8 @@ class StopStrings(StoppingCriteria):
             spelt = [stop.encode() for stop in self.stop_strings]
         except (TypeError, AttributeError, UnicodeEncodeError):
             raise WSDValueError(f"stop_strings={stop_strings!r}: must be text, or a list of texts") from None
+        if not spelt:
+            raise WSDValueError(f"stop_strings={stop_strings!r} holds no text: give at least one, or None")
         self._targets: Sequence[Any] = self.stop_strings if _texts(tokenizer).mode is None else spelt
         self._longest = max(map(len, self._targets))
 
