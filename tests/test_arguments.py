@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig, pipeline
 
 import wsd_hf
 from every_strategy import Case, counting, every_case
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from wsd_hf.bundle import pack
+from wsd_hf.checks import known_ids
 from wsd_hf.strategies import hosting
 from wsd_hf.tiny import FOLDER
 
@@ -103,12 +105,18 @@ def test_the_mask_is_made_from_a_pad_token_that_the_base_lacks(case: Case) -> No
 def test_a_prompt_is_a_tensor_of_integers_with_a_row(case: Case) -> None:
     ids = case.prompt(2, 5)
     want = case.repeatable(ids)
-    assert torch.equal(case.repeatable(ids.int()), want)
+    for dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+        if int(ids.max()) <= torch.iinfo(dtype).max:
+            assert torch.equal(case.repeatable(ids.to(dtype)), want)
     for wrong, message in (
         (ids.float(), "input_ids is of torch.float32: must be token ids"),
         (ids.bool(), "input_ids is of torch.bool: must be token ids"),
         (ids.tolist(), "input_ids is of type list: must be a Tensor"),
         (ids[:0], r"input_ids has shape \(0, \d+\), an empty batch"),
+        (ids[0], r"input_ids has shape \(\d+,\): must be \[batch, tokens\]"),
+        (ids[None], r"input_ids has shape \(1, 1, \d+\): must be \[batch, tokens\]"),
+        (ids[0, 0], r"input_ids has shape \(\): must be \[batch, tokens\]"),
+        (ids.to(torch.uint16), "input_ids is of torch.uint16: must be token ids"),
     ):
         refused(case, f"^{message}", wrong)
         refused(case, f"^{message}", input_ids=wrong)
@@ -118,6 +126,14 @@ def test_a_prompt_is_a_tensor_of_integers_with_a_row(case: Case) -> None:
     settings |= {"top_k": 1} if case.samples else {"do_sample": False}
     for call in (functools.partial(base.generate, inputs=ids), functools.partial(base.generate, input_ids=ids)):
         assert torch.equal(call(**settings), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int8, torch.uint8])
+@pytest.mark.parametrize("size", [200, 256, 768, 65536, 98304, 131072])
+def test_a_small_type_of_ids_is_no_reason_to_find_an_id_unknown(dtype: torch.dtype, size: int) -> None:
+    ids = torch.tensor([[0, 1, 126]], dtype=dtype)
+    model = SimpleNamespace(config=PreTrainedConfig(vocab_size=size))
+    assert known_ids("input_ids", ids, torch.ones_like(ids), "the base", model).tolist() == [[0, 1, 126]]
 
 
 def test_the_processor_serves_a_prompt_of_the_pilot_with_strange_padding() -> None:

@@ -12,6 +12,9 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, Pre
 from . import _compat
 from .errors import WSDLogitsError, WSDValueError
 
+INTEGERS = (torch.long, torch.int, torch.short, torch.int8, torch.uint8)
+"""Types that token ids may have; torch hardly computes with its other unsigned ones."""
+
 
 def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> set[int]:
     """The end-of-sequence ids of a generation config or tokenizer, which may hold none, one or several."""
@@ -87,13 +90,15 @@ def check_data(arguments: Mapping[str, object]) -> None:
 
 
 def check_token_ids(name: str, input_ids: object) -> None:
-    """Raises unless a prompt as it was given is None or a tensor of integers with a row."""
+    """Raises unless a prompt as it was given is None or a tensor of integers, [batch, tokens], with a row."""
     check_kind(name, input_ids, torch.Tensor)
     if not isinstance(input_ids, torch.Tensor):
         return
-    if input_ids.dtype.is_floating_point or input_ids.dtype.is_complex or input_ids.dtype == torch.bool:
+    if input_ids.dtype not in INTEGERS:
         raise WSDValueError(f"{name} is of {input_ids.dtype}: must be token ids, torch.long")
-    if input_ids.ndim == 2 and not len(input_ids):
+    if input_ids.ndim != 2:
+        raise WSDValueError(f"{name} has shape {tuple(input_ids.shape)}: must be [batch, tokens]")
+    if not len(input_ids):
         raise WSDValueError(f"{name} has shape {tuple(input_ids.shape)}, an empty batch: must have at least one row")
 
 
@@ -114,7 +119,7 @@ def known_ids(
     Raises:
         WSDValueError: an id outside of the padding that the model lacks.
     """
-    size = vocabulary_size(model)
+    size, input_ids = vocabulary_size(model), input_ids.long()  # a size may be more than int16 holds
     lacking = (input_ids < 0) | (input_ids >= size)
     unknown = input_ids[lacking & attention_mask.bool().to(input_ids.device)]
     if len(unknown):
@@ -122,7 +127,7 @@ def known_ids(
             f"{name} contains token id {int(unknown[0])}, but the vocabulary of {owner} has {size} tokens: "
             "pass ids made with that model's tokenizer, and of tokens that have an embedding"
         )
-    return input_ids.long().masked_fill(lacking, 0)
+    return input_ids.masked_fill(lacking, 0)
 
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, owner: str, model: PreTrainedModel) -> None:
