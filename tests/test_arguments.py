@@ -339,6 +339,9 @@ def test_integers_come_as_numbers_of_any_kind(case: Case, tried: Any) -> None:
     assert torch.equal(case.repeatable(ids, **{**settings, **strange}), want)
     strange = {"eos_token_id": torch.tensor([1, 5, 9]), "pad_token_id": torch.tensor(1), "min_new_tokens": np.int64(3)}
     assert torch.equal(case.repeatable(ids, **{**settings, **strange}), want)
+    strange = {"no_repeat_ngram_size": 2.0, "forced_eos_token_id": np.array([9]), "bos_token_id": torch.tensor(2)}
+    ngrams = {"no_repeat_ngram_size": 2, "forced_eos_token_id": [9], "bos_token_id": 2}
+    assert torch.equal(case.repeatable(ids, **{**settings, **strange}), case.repeatable(ids, **{**settings, **ngrams}))
     longest = {**settings, "max_new_tokens": None, "max_length": float(ids.shape[1] + 12)}
     assert torch.equal(case.repeatable(ids, **longest), want)
     sampled = {**settings, "do_sample": True, "top_k": 1}
@@ -353,6 +356,18 @@ def test_what_is_no_integer_is_refused_by_name(case: Case) -> None:
         for name in ("max_new_tokens", "min_new_tokens", "num_return_sequences", "pad_token_id"):
             refused(case, f"^{name}=.*: must be an integer", ids, **{name: value})
     refused(case, "^eos_token_id=1.5: must be an integer", ids, eos_token_id=[1, 1.5])
+    for name in ("no_repeat_ngram_size", "prefill_chunk_size", "forced_bos_token_id", "forced_eos_token_id"):
+        refused(case, f"^{name}=2.5: must be an integer", ids, **{name: 2.5})
+
+
+@every_case
+@pytest.mark.parametrize("name", ["eos_token_id", "pad_token_id", "bos_token_id", "forced_eos_token_id"])
+def test_a_token_id_beyond_64_bits_is_refused_by_name(case: Case, name: str) -> None:
+    for token in (10**30, -(10**30), 2**63, [1, 10**30] if name in hosting.ENDS else 1e30):
+        refused(case, f"^{name}=.*: must be a token id", case.prompt(1), **{name: token})
+        config = GenerationConfig(eos_token_id=1, pad_token_id=0)
+        setattr(config, name, token)
+        refused(case, f"^{name}=.*: must be a token id", case.prompt(1), generation_config=config)
 
 
 OWN = {

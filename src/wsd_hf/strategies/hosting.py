@@ -26,8 +26,13 @@ from ..text.stopping import StopStrings
 
 logger = logging.get_logger(__name__)
 
-INTEGERS = ("max_new_tokens", "max_length", "min_new_tokens", "min_length", "num_return_sequences", "top_k", "pad_token_id")
-"""Settings of transformers that may come as other numbers than Python's integers; so may those in `eos_token_id`."""
+INTEGERS = {"max_new_tokens", "max_length", "min_new_tokens", "min_length", "num_return_sequences", "top_k", "pad_token_id"}
+INTEGERS |= {"bos_token_id", "forced_bos_token_id", "prefill_chunk_size"}
+INTEGERS |= {"no_repeat_ngram_size", "encoder_no_repeat_ngram_size"}
+"""Settings of transformers that may come as other numbers than Python's integers."""
+
+ENDS = ("eos_token_id", "forced_eos_token_id")
+"""Settings that are a token id or several, which may come so as well."""
 
 
 def decode_within(
@@ -132,15 +137,18 @@ def setting(name: str, keywords: dict[str, Any], *configs: GenerationConfig | No
 
 def _integers(keywords: dict[str, Any], *configs: GenerationConfig | None) -> dict[str, Any]:
     """The settings that came as numbers of another kind, as keywords, which beat them: floats, numbers of numpy or torch."""
-    values = {name: setting(name, keywords, *configs) for name in INTEGERS}
-    found: dict[str, Any] = {
-        name: check_integer(name, value) for name, value in values.items() if value is not None and type(value) is not int
-    }
-    eos = setting("eos_token_id", keywords, *configs)
-    ends = eos.tolist() if hasattr(eos, "tolist") else eos
-    several = ends if isinstance(ends, list | tuple) else [ends]
-    if ends is not None and (ends is not eos or any(type(token) is not int for token in several)):
-        found["eos_token_id"] = [check_integer("eos_token_id", token) for token in several]
+    found: dict[str, Any] = {}
+    for name in sorted(INTEGERS.union(ENDS)):
+        given = setting(name, keywords, *configs)
+        value = given.tolist() if name in ENDS and hasattr(given, "tolist") else given
+        several = value if name in ENDS and isinstance(value, list | tuple) else [value]
+        if value is None:
+            continue
+        numbers = [check_integer(name, number) for number in several]
+        if name.endswith("_token_id") and (beyond := [number for number in numbers if abs(number) >= 2**63]):
+            raise WSDValueError(f"{name}={beyond[0]}: must be a token id, of at most 64 bits")
+        if value is not given or any(type(number) is not int for number in several):
+            found[name] = numbers if name in ENDS else numbers[0]
     return found
 
 
