@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, TextIteratorStreamer
+from transformers import LogitsProcessor, PreTrainedModel, TextIteratorStreamer
 from transformers.generation import BaseStreamer
 
 import wsd_hf
@@ -106,6 +106,36 @@ def test_logits_that_are_no_numbers_raise_wherever_they_are_read(case: Case, rol
         assert torch.equal(case.seeded(ids), want)
     assert raised >= 1
     tried("forwards with NaN or infinite logits", count)
+
+
+class Spoils(LogitsProcessor):
+    """One score of every row is `value`; all of them if that is -inf."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.index_fill(1, torch.tensor([*range(scores.shape[1])] if self.value == -torch.inf else [7]), self.value)
+
+
+@every_case
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_scores_of_which_none_can_be_drawn_raise_as_in_plain_generate(case: Case, value: float, tried: Any) -> None:
+    ids = case.prompt(1)
+    switch = {"wsd_max_draft_tokens": 1, "wsd_window_size": 1} if case.way.startswith("wsd") else {}
+    kwargs = {"logits_processor": [Spoils(value)], "do_sample": True, **switch}
+    with pytest.raises((wsd_hf.WSDLogitsError, RuntimeError), match=r"can be drawn at response token|probability tensor"):
+        case.seeded(ids, **kwargs)
+    tried("scores of which none can be drawn")
+
+
+@every_case
+def test_a_temperature_at_which_logits_overflow_raises_as_in_plain_generate(case: Case, tried: Any) -> None:
+    only_base = {"assistant_do_sample": False, "wsd_max_draft_tokens": 1, "wsd_window_size": 1}
+    for sampler in [{}, only_base] if case.way.startswith("wsd") else [{}]:
+        with pytest.raises((wsd_hf.WSDLogitsError, RuntimeError), match=r"temperature|probability tensor"):
+            case.seeded(case.prompt(1), **{"do_sample": True, "temperature": 1e-320, "top_k": 0, **sampler})
+        tried("scores of which none can be drawn")
 
 
 @pytest.mark.parametrize("role", ["assistant_model", "reference_model"])

@@ -227,5 +227,21 @@ def logits_error(model: str, written: int, row: int) -> WSDLogitsError:
     """What is raised where a model's logits are no numbers, behind so many tokens of a row."""
     return WSDLogitsError(
         f"the {model} returned NaN or infinite logits at response token {written + 1} of row {row}: "
-        "check its weights and dtype (float16 overflows where bfloat16 does not)"
+        "check its weights and dtype (float16 overflows where bfloat16 does not), and when sampling the temperature"
     )
+
+
+def check_drawn(tokens: torch.Tensor, written: list[int], rows: list[int]) -> None:
+    """Raises if the base could draw no token.
+
+    Args:
+        tokens: LongTensor[batch]; -1 where there was nothing to draw.
+        written: response tokens before, per row of the batch.
+        rows: those that are read.
+    """
+    for row in rows:
+        if tokens[row] < 0:
+            raise WSDLogitsError(
+                f"no token can be drawn at response token {written[row] + 1} of row {row}: the call's processors left NaN, "
+                "+inf, or -inf for every token; check them, and the temperature"
+            )

@@ -16,6 +16,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from .checks import unusable
 from .draft import FREE
 
 SAMPLING_WARPERS = (
@@ -44,27 +45,33 @@ def split(processors: LogitsProcessorList) -> tuple[LogitsProcessorList, LogitsP
 
 
 def draw(probabilities: torch.Tensor) -> torch.Tensor:
-    """One token of each distribution, [..., vocabulary] -> LongTensor[...].
+    """One token of each distribution, [..., vocabulary] -> LongTensor[...]; -1 where it is NaN, and `torch.multinomial` raises.
 
     A race of exponential clocks, as in `torch.multinomial`, whose check of its input waits for the device.
 
     >>> draw(torch.tensor([[0.0, 1.0]])).tolist()
     [1]
     """
-    return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(dim=-1)
+    drawn = (probabilities / torch.empty_like(probabilities).exponential_()).argmax(dim=-1)
+    return torch.where(probabilities[..., 0] >= 0, drawn, -1)  # softmax makes NaN of all probabilities or of none
 
 
-def choose(logits: torch.Tensor, warpers: LogitsProcessorList | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The pilot's choice: greedy without warpers, else drawn from the warped distribution, which is returned too.
+def choose(logits: torch.Tensor, warpers: LogitsProcessorList | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The pilot's choice: greedy without warpers, else drawn from the warped distribution.
 
     Args:
         logits: [batch, vocabulary].
         warpers: of the call, all among `SAMPLING_WARPERS`.
+
+    Returns:
+        The tokens, LongTensor[batch]; where none can be chosen, BoolTensor[batch]; and the distribution, [batch, vocabulary],
+        None without warpers.
     """
     if warpers is None:
-        return logits.argmax(dim=-1), None
+        return logits.argmax(dim=-1), unusable(logits), None
     probabilities = warpers(None, logits).softmax(dim=-1)
-    return draw(probabilities), probabilities
+    drawn = draw(probabilities)
+    return drawn.clamp(min=0), unusable(logits) | (drawn < 0), probabilities
 
 
 def force(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import LogitsProcessorList
 
-from ..checks import check_usable, unusable
+from ..checks import check_usable
 from ..draft import FREE
 from ..sampling import choose
 from ..text.bridge import Bridge, Offer, OneVocabulary
@@ -175,7 +175,6 @@ def choice(warpers: LogitsProcessorList | None) -> tuple[str, Callable[[torch.Te
     settings = None if warpers is None else [(type(warper).__name__, vars(warper)) for warper in warpers]
 
     def choose_one(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        token, probability = choose(logits[:, 0], warpers)
-        return token, unusable(logits[:, 0]), probability
+        return choose(logits[:, 0], warpers)
 
     return f"choice {settings}", choose_one

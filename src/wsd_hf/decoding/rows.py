@@ -8,6 +8,7 @@ import torch
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from ..checks import check_drawn
 from .record import Record
 from .support import depends_on_prefix_only
 
@@ -83,6 +84,7 @@ class Rows:
     def append(self, tokens: torch.Tensor, growing: torch.Tensor) -> None:
         """Appends a token to the growing rows, LongTensor[batch] and BoolTensor[batch]; ends those whose criteria are met."""
         rows = growing.nonzero().flatten().tolist()
+        check_drawn(tokens, self.lengths, rows)
         columns = [self.prompt_width + len(self.responses[row]) for row in rows]
         width = self._tokens.shape[1]
         if max(columns, default=0) >= width:  # as much again, so that the time for copying is in proportion to the text

@@ -64,8 +64,8 @@ class DraftSteps:
     def _propose(self, device: torch.device) -> None:
         """One more token of the pilot in every row, though some may have enough for now."""
         logits = self.stream.next_logits().to(device)
-        check_usable("pilot", unusable(logits).cpu() & self.draft.drafting, [self.taken - 1] * len(logits))
-        proposed = choose(logits, self._warpers)[0]
+        proposed, bad, _ = choose(logits, self._warpers)
+        check_usable("pilot", bad.cpu() & self.draft.drafting, [self.taken - 1] * len(logits))
         self.stream.append(proposed)
         for row in self._drafting():
             tokens, over = self._offers[row]
