@@ -34,7 +34,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StoppingCriteria
 
 import wsd_hf
-from wsd_hf.decoding.stream import Stream
+from wsd_hf.engine.ragged_stream import Stream
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Recorder(TorchDispatchMode):
 
 
 def capture(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], pool: Any = None) -> tuple[Any, Any]:
-    """As `wsd_hf.decoding.graphs.capture`, for any device."""
+    """As `wsd_hf.engine.cuda_graphs.capture`, for any device."""
     static = [tensor.clone() for tensor in inputs]
     with torch.random.fork_rng(devices=[]), Recorder() as recorder:  # nothing is drawn while a graph is captured
         outputs = function(*static)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsd_hf.decoding.acceptance import keep_or_redraw
+from wsd_hf.engine.acceptance import keep_or_redraw
 
 DRAWS = 100_000
 BASE = [0.1, 0.4, 0.0, 0.3, 0.2]

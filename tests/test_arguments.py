@@ -17,8 +17,8 @@ import wsd_hf
 from every_strategy import Case, counting, every_case
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from wsd_hf.bundle import pack
-from wsd_hf.checks import known_ids
-from wsd_hf.strategies import hosting
+from wsd_hf.engine import call as hosting
+from wsd_hf.engine.checks import known_ids
 from wsd_hf.tiny import FOLDER
 
 CHATS = [[{"role": "user", "content": text}] for text in ("What does the Keloft eat?", "Why?")]

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 import tokenizers_for_tests as make
 import wsd_hf.tiny
 from wsd_hf.text.bridge import Offer, OneVocabulary, TwoVocabularies
-from wsd_hf.text.pieces import PieceEncoder
+from wsd_hf.text.settled_tokens import PieceEncoder
 
 DATA = Path(__file__).parent / "data"
 CASES = json.loads((DATA / "cross_tokenizer_open.json").read_text("utf-8"))

@@ -17,7 +17,7 @@ from oracle import left_padded, random_prompt
 from test_fast_path import EXACT, both, decode, pair, random_case
 from test_faults import PilotBroke, failing
 from test_weak_to_strong_search import letters, models
-from wsd_hf.decoding import graphs
+from wsd_hf.engine import cuda_graphs as graphs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import wsd_hf
 from wsd_hf import WSDValueError
 from wsd_hf.cli import app
-from wsd_hf.evaluation.export import AnswerFile
+from wsd_hf.integrations.export import AnswerFile
 from wsd_hf.tiny import FOLDER
 
 KELOFT, QUIBIME = "What does the Keloft eat?", "Which things fill the shelves of Quibime?"

@@ -35,7 +35,7 @@ from test_acceptance import chi_squared
 from test_concurrency import together
 from test_faults import PilotBroke, failing, state
 from tokenizers_for_tests import letter_tokenizer
-from wsd_hf.decoding.support import FAMILIES
+from wsd_hf.engine.supported import FAMILIES
 
 EXACT = ["llama", "qwen3", "mistral", "gpt2", "gpt_neox", "phi3", "gemma3_text"]
 ROUNDED = ["mixtral"]  # its experts refuse float64
@@ -681,7 +681,7 @@ def test_a_family_that_cannot_rewind_is_refused_by_name_and_goes_step_by_step(
     with pytest.raises(wsd_hf.WSDValueError, match=f"the {role} is of type 'mamba', which is not among those tested"):
         decode(base, pilot)
     step = decode(base, pilot, wsd_engine="step")
-    logger = wsd_hf.strategies.wsd.logger
+    logger = wsd_hf.strategies.wsd.strategy.logger
     logger.warning_once.cache_clear()
     monkeypatch.setattr(logger.parent, "propagate", True)
     for _ in range(3):

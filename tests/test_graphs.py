@@ -19,7 +19,7 @@ from test_fast_path import EXACT, PROMPT, Ends, FiresAt, both, decode, pair, ran
 from test_faults import PilotBroke, failing
 from test_two_vocabularies import GOLDEN, NOISE, a_call, a_world
 from test_two_vocabularies import both as both_of_two
-from wsd_hf.decoding import graphs
+from wsd_hf.engine import cuda_graphs as graphs
 
 
 class Captures:

@@ -28,9 +28,9 @@ from wsd_hf import WSDConfig, WSDValueError, build_inputs, bundle, urial_message
 from wsd_hf.cli import app
 from wsd_hf.cli.conversation import Conversation
 from wsd_hf.comparison.prompts import read_prompts
-from wsd_hf.evaluation.export import AnswerFile
+from wsd_hf.integrations.export import AnswerFile
+from wsd_hf.text.chat_parser import ChatLayout
 from wsd_hf.text.json_data import parse_json
-from wsd_hf.text.layout import ChatLayout
 from wsd_hf.text.visible import visible
 from wsd_hf.tiny import FOLDER
 
@@ -271,7 +271,7 @@ def test_the_pipeline(half: str, tried: Any) -> None:
 
 @pytest.mark.parametrize("half", HALVES)
 def test_the_harness(pair: Any, half: str, tried: Any) -> None:
-    adapter = pytest.importorskip("wsd_hf.evaluation.lm_eval", reason="no harness", exc_type=ImportError)
+    adapter = pytest.importorskip("wsd_hf.integrations.lm_eval", reason="no harness", exc_type=ImportError)
     model = adapter.WSDHFLM.__new__(adapter.WSDHFLM)  # what is asked is checked before any model is touched
     model.tokenizer, model.pilot_tokenizer = pair[2:]
     for prompt in (half, model.apply_chat_template([{"role": "user", "content": half}])):

@@ -132,7 +132,7 @@ def test_calls_at_the_same_time_are_answered_together_and_each_with_its_own(mode
         sizes.append(len(chats))
         return wsd_hf.build_inputs(chats, *args)
 
-    monkeypatch.setattr("wsd_hf.evaluation.inspect_ai.build_inputs", spy)
+    monkeypatch.setattr("wsd_hf.integrations.inspect_ai.build_inputs", spy)
     outputs = ask(model, *QUESTIONS, max_connections=3)
     assert [output.completion for output in outputs] == [direct(pair, [user(question)])[0][0] for question in QUESTIONS]
     assert sum(sizes) == len(QUESTIONS)
@@ -147,7 +147,7 @@ def test_the_event_loop_goes_on_while_an_answer_is_written(model: Model, monkeyp
         assert go_on.wait(HANG), "the event loop is blocked"
         return wsd_hf.build_inputs(*args)
 
-    monkeypatch.setattr("wsd_hf.evaluation.inspect_ai.build_inputs", held)
+    monkeypatch.setattr("wsd_hf.integrations.inspect_ai.build_inputs", held)
 
     async def release() -> None:
         await anyio.to_thread.run_sync(begun.wait)

@@ -23,10 +23,11 @@ from test_graphs import Captures, captures  # noqa: F401
 from test_nudging import nudge
 from test_stream import feed_all, streaming
 from wsd_hf import WSDConfig, WSDValueError, bundle
-from wsd_hf.config import MOST_PROPOSALS, MOST_SAMPLES
-from wsd_hf.decoding import graphs
-from wsd_hf.decoding.cache import RaggedCache
-from wsd_hf.search.beam import BeamSettings
+from wsd_hf.engine import cuda_graphs as graphs
+from wsd_hf.engine.cache import RaggedCache
+from wsd_hf.engine.numbers import MOST_SAMPLES
+from wsd_hf.strategies.search.beam import BeamSettings
+from wsd_hf.strategies.wsd.config import MOST_PROPOSALS
 from wsd_hf.tiny import FOLDER
 
 HUGE = (10**6, 10**30)

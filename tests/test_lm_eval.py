@@ -20,7 +20,7 @@ from wsd_hf.text.chat import before_next_turn
 from wsd_hf.tiny import FOLDER, demo_questions
 
 adapter = pytest.importorskip(
-    "wsd_hf.evaluation.lm_eval", reason='no harness: pip install "wsd_hf[lm-eval]"', exc_type=ImportError
+    "wsd_hf.integrations.lm_eval", reason='no harness: pip install "wsd_hf[lm-eval]"', exc_type=ImportError
 )
 from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402

@@ -26,8 +26,8 @@ from scripted import scripted_model
 from test_acceptance import chi_squared
 from test_fast_path import Ends, Recorder, Watch
 from test_graphs import Captures, captures  # noqa: F401
-from wsd_hf.decoding import graphs
-from wsd_hf.decoding.words import LONGEST
+from wsd_hf.engine import cuda_graphs as graphs
+from wsd_hf.strategies.nudging.next_word import LONGEST
 
 PROMPT = random_prompt(1, 6)
 

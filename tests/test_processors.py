@@ -26,8 +26,8 @@ from every_strategy import CASES, Case, counting, every_case
 from families import VOCABULARY, tiny_model
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from tokenizers_for_tests import letter_tokenizer
-from wsd_hf.decoding.support import PREFIX_ONLY, why_not_items
-from wsd_hf.text.stopping import StopStrings
+from wsd_hf.engine.supported import PREFIX_ONLY, why_not_items
+from wsd_hf.text.stop_strings import StopStrings
 
 ROWS, PROMPT, STEPS = 4, 5, 5
 

@@ -29,7 +29,7 @@ from wsd_hf.cli.runs import LINES, progress
 from wsd_hf.comparison.methods import METHODS, Method
 from wsd_hf.comparison.replies import Reply
 from wsd_hf.comparison.store import Answer, Store
-from wsd_hf.evaluation.export import AnswerFile
+from wsd_hf.integrations.export import AnswerFile
 from wsd_hf.tiny import FOLDER
 
 PROMPTS = ["Why?", "Ünï\u2028code?", "What does the Keloft eat?"]

@@ -21,8 +21,8 @@ from oracle import ones
 from test_bridge import FRAGMENTS, MAKERS
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf import BASE_STOP_STRINGS, WSDValueError, build_inputs
-from wsd_hf.decoding.support import depends_on_prefix_only
-from wsd_hf.text.stopping import StopStrings
+from wsd_hf.engine.supported import depends_on_prefix_only
+from wsd_hf.text.stop_strings import StopStrings
 
 repeatable = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from families import VOCABULARY, tiny_model
 from test_graphs import Captures, captures  # noqa: F401
-from wsd_hf.decoding import graphs
-from wsd_hf.decoding.cache import RaggedCache
-from wsd_hf.decoding.graphs import Eager, Workspace
-from wsd_hf.decoding.stream import Stream
-from wsd_hf.decoding.support import FAMILIES, why_not_model
+from wsd_hf.engine import cuda_graphs as graphs
+from wsd_hf.engine.cache import RaggedCache
+from wsd_hf.engine.cuda_graphs import Eager, Workspace
+from wsd_hf.engine.ragged_stream import Stream
+from wsd_hf.engine.supported import FAMILIES, why_not_model
 
 PROMPTS = (5, 12, 9)  # two of them longer than the sliding window of the families that have one
 ROOM = 60

@@ -35,7 +35,7 @@ from test_fast_path import Ends, FiresAt, Overwrites, Recorder, Watch, exact, ti
 from test_fast_path import both as both_paths
 from test_fast_path import decode as decode_on_a_path
 from test_faults import PilotBroke, failing, state
-from wsd_hf.text.pieces import PieceEncoder
+from wsd_hf.text.settled_tokens import PieceEncoder
 
 DATA = Path(__file__).parent / "data"
 

@@ -26,7 +26,7 @@ from families import EOS, PAD, tiny_model, tiny_pilot
 from oracle import left_padded, random_prompt
 from test_vectors import DATA
 from tokenizers_for_tests import letter_tokenizer
-from wsd_hf.search.beam import Beam, BeamSettings, Hypothesis
+from wsd_hf.strategies.search.beam import Beam, BeamSettings, Hypothesis
 
 VECTORS = DATA / "weak_to_strong_search"
 SCORER = json.loads((VECTORS / "scorer.json").read_text("utf-8"))

@@ -2,7 +2,7 @@
 
 The world gives two learners two views of itself. A *base* reads prose and transcripts: it meets every fact, but mostly
 in the mouth of rude, evasive or rambling assistants. A *pilot* reads polite chats only: it has manners, but meets
-four facts in ten. The word lists that write the documents come with the package (`wsd_hf.tiny.speech`), where they let
+four facts in ten. The word lists that write the documents come with the package (`wsd_hf.tiny.phrases`), where they let
 `wsd_hf.tiny.judge` read an answer exactly.
 
 Everything depends on one seed. Nothing harmful is in here: the "harmful" requests are like "bewitch the royal wig".
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wsd_hf.tiny import judge as reader
-from wsd_hf.tiny.speech import (
+from wsd_hf.tiny.phrases import (
     ATTRIBUTES,
     CLOSINGS,
     EVASIONS,

@@ -6,31 +6,27 @@ A small aligned model (the pilot) begins the answer, a large base model finishes
     model.generate(**inputs, assistant_model=pilot, strategy="wsd")
 """
 
+from __future__ import annotations
+
 from .bundle import Packed, pack
-from .card import pilot_card
-from .config import WSDConfig
+from .engine.stats import GuidedGenerateOutput, GuidedStats, WSDStats
 from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
 from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, enable_wsd
-from .hub import load_pilot, push_pilot
-from .logits_process import WSDLogitsProcessor
-from .outputs import (
-    GuidedGenerateOutput,
-    GuidedStats,
-    NudgingGenerateOutput,
-    SearchGenerateOutput,
-    Trace,
-    TracedToken,
-    WSDGenerateOutput,
-    WSDStats,
-    explain,
-)
-from .pipelines import WSDTextGenerationPipeline
-from .search.value import ImplicitValue
-from .switch import SwitchCriteria, confidence, switch_index
+from .integrations.card import pilot_card
+from .integrations.hub import load_pilot, push_pilot
+from .integrations.pipelines import WSDTextGenerationPipeline
+from .strategies.nudging.output import NudgingGenerateOutput
+from .strategies.search.output import SearchGenerateOutput
+from .strategies.search.value import ImplicitValue
+from .strategies.wsd.config import WSDConfig
+from .strategies.wsd.logits_process import WSDLogitsProcessor
+from .strategies.wsd.output import WSDGenerateOutput
+from .strategies.wsd.switch import SwitchCriteria, confidence, switch_index
 from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
 from .text.streaming import AnswerStreamer
 from .text.urial import URIAL_PROMPT, urial_messages
 from .tiny import load_tiny_pair
+from .trace import Trace, TracedToken, explain
 
 __all__ = [
     "BASE_CHAT_TEMPLATE",

@@ -22,16 +22,16 @@ from transformers.generation import BaseStreamer
 from transformers.utils import logging
 
 from . import _compat
-from .checks import check_prompt, check_token_ids, eos_token_ids, known_ids, vocabulary_size
-from .config import WSDConfig
+from .engine.checks import check_prompt, check_token_ids, eos_token_ids, known_ids, vocabulary_size
+from .engine.small_model import left_padded
 from .errors import WSDValueError
 from .generation import generate_with, streamer_ended_on_error
-from .hub import Fetched, check_whole, fetch_model, load_pilot
-from .model_folder import data_files, json_object
-from .small_model import left_padded
+from .integrations.hub import Fetched, check_whole, fetch_model, load_pilot
+from .integrations.model_folder import data_files, json_object
+from .strategies.wsd.config import WSDConfig
 from .text.chat import BASE_CHAT_TEMPLATE, answer_length, encode_turns, next_turn_criteria
-from .text.layout import ChatLayout
-from .text.pieces import plain_text
+from .text.chat_parser import ChatLayout
+from .text.settled_tokens import plain_text
 from .text.streaming import AnswerStreamer
 from .text.visible import visible
 from .text.vocabulary import same_vocabulary

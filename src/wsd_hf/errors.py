@@ -1,5 +1,7 @@
 """The errors this package raises: one root, and a class for each kind of remedy."""
 
+from __future__ import annotations
+
 
 class WSDError(Exception):
     """Root of every error that wsd_hf raises by itself; errors of the models and of transformers pass through unchanged."""

@@ -13,7 +13,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.generation import BaseStreamer
 
 from . import _compat
-from .checks import check_data, check_models
+from .engine.checks import check_data, check_models
 from .errors import WSDValueError
 from .strategies import STRATEGIES
 

@@ -15,14 +15,15 @@ from transformers import PreTrainedTokenizerBase
 from ..bundle import pack as write_bundle
 from ..comparison.judges import JUDGES
 from ..comparison.methods import METHODS
-from ..config import WSDConfig
 from ..errors import WSDValueError
-from ..outputs import WSDGenerateOutput, explain
-from ..strategies.nudging import THRESHOLD as NUDGING_THRESHOLD
+from ..strategies.nudging.strategy import THRESHOLD as NUDGING_THRESHOLD
+from ..strategies.wsd.config import WSDConfig
+from ..strategies.wsd.output import WSDGenerateOutput
 from ..text.chat import Messages, build_inputs, check_messages, check_text, turn_headers
 from ..text.json_data import parse_json
 from ..text.visible import visible
 from ..tiny import demo_questions, load_tiny_pair
+from ..trace import explain
 from .comparison import Comparison
 from .conversation import Conversation
 from .evaluation import evaluate

@@ -19,9 +19,10 @@ from ..comparison.prompts import Record, read_prompts
 from ..comparison.replies import Bench
 from ..comparison.store import Store
 from ..comparison.table import Row, as_csv, markdown, table_rows, terminal
-from ..config import WSDConfig, check_probability
+from ..engine.numbers import check_probability
 from ..errors import WSDValueError
 from ..files import write_whole
+from ..strategies.wsd.config import WSDConfig
 from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
 from .models import DType, load_pair, load_reference

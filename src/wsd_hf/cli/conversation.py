@@ -13,12 +13,12 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
-from ..config import WSDConfig
 from ..errors import WSDValueError
-from ..outputs import BASE_COLOUR, PILOT_COLOURS, explain
-from ..switch import SwitchCriteria
+from ..strategies.wsd.config import WSDConfig
+from ..strategies.wsd.switch import SwitchCriteria
 from ..text.chat import before_next_turn, settled, turn_headers
 from ..text.visible import visible
+from ..trace import BASE_COLOUR, PILOT_COLOURS, explain
 from .models import Pair, answer
 from .options import one_line
 from .terminal import say

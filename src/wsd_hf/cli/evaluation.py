@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..config import WSDConfig
 from ..errors import WSDValueError
-from ..evaluation.export import AnswerFile
+from ..integrations.export import AnswerFile
+from ..strategies.wsd.config import WSDConfig
 from ..text.chat import Messages
 from .models import DType, Pair, answer, known_device, load_pair, response_text
 from .options import Device, DTypeOption, Pilot, Threshold, Window, one_line_errors
@@ -49,7 +49,7 @@ def run_lm_eval(asked: Evaluation) -> None:
         from lm_eval.tasks import TaskManager
         from lm_eval.utils import handle_non_serializable, make_table, simple_parse_args_string
 
-        from ..evaluation import lm_eval as registered  # noqa: F401  (registers wsd-hf)
+        from ..integrations import lm_eval as registered  # noqa: F401  (registers wsd-hf)
     except ImportError as error:
         raise WSDValueError(f'--harness lm-eval: not installed ({error}); pip install "wsd_hf[lm-eval]"') from None
 

@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._compat import input_device
-from ..config import WSDConfig
 from ..errors import WSDValueError
 from ..generation import enable_wsd
-from ..hub import fetch_model, load_pilot, read_model
-from ..outputs import WSDGenerateOutput
+from ..integrations.hub import fetch_model, load_pilot, read_model
+from ..strategies.wsd.config import WSDConfig
+from ..strategies.wsd.output import WSDGenerateOutput
 from ..text.chat import Messages, answer_text, build_inputs
 from ..tiny import load_tiny_pair
 

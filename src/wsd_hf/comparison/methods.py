@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import check_room
+from ..engine.checks import check_room
 from ..text.chat import Messages, base_prompts, chat_prompts, pilot_prompts
 from ..text.urial import urial_messages
 from .replies import Bench, Reply, by_base, by_emulated_fine_tuning, by_nudging, by_pilot, by_search, by_wsd

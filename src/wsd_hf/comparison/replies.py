@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._compat import input_device
-from ..checks import check_room
-from ..config import WSDConfig
-from ..outputs import explain
+from ..engine.checks import check_room
+from ..strategies.wsd.config import WSDConfig
 from ..text.chat import Messages, answer_text, next_turn_criteria, turn_headers
+from ..trace import explain
 
 WORK = tuple(f"{model}_{unit}" for model in ("base", "pilot", "reference") for unit in ("forwards", "tokens"))
 """What an answer costs: forwards of each model, and token positions fed to it; named as in `WSDStats`."""

@@ -12,7 +12,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from ..draft import SwitchReason
+from ..strategies.wsd.draft import SwitchReason
 from .replies import WORK
 from .store import Answer
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .emulated_fine_tuning import emulated_fine_tuning
-from .nudging import nudging
-from .weak_to_strong_search import weak_to_strong_search
-from .wsd import weak_to_strong_decoding
+from .nudging.strategy import nudging
+from .search.strategy import weak_to_strong_search
+from .wsd.strategy import weak_to_strong_decoding
 
 STRATEGIES: dict[str, Callable[..., Any]] = {
     "wsd": weak_to_strong_decoding,

@@ -17,17 +17,16 @@ from transformers import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
-from ..checks import check_kind, check_readable, check_usable, context_size, unusable, vocabulary_size
-from ..config import as_number
-from ..decoding.call import Call
-from ..decoding.plain_loop import WatchedCriteria, base_tokens, run
-from ..decoding.step_stream import StepStream
-from ..decoding.support import passes_context
+from ..engine.call import Call, decode_within
+from ..engine.checks import check_kind, check_readable, check_usable, context_size, unusable, vocabulary_size
+from ..engine.hf_loop import WatchedCriteria, base_tokens, run
+from ..engine.lockstep_stream import StepStream
+from ..engine.numbers import as_number
+from ..engine.small_model import Prompt, SmallModel, tuned_and_untuned
+from ..engine.stats import GuidedGenerateOutput, GuidedStats, peak_memory
+from ..engine.supported import passes_context
 from ..errors import WSDValueError
-from ..outputs import GuidedGenerateOutput, GuidedStats, peak_memory
-from ..small_model import Prompt, SmallModel, tuned_and_untuned
 from ..text.vocabulary import same_vocabulary
-from .hosting import decode_within
 
 
 def emulated_fine_tuning(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ..draft import SwitchReason
-from .pieces import BYTE_TOKEN, INCOMPLETE, PieceEncoder, Settling, plain_text
+from .settled_tokens import BYTE_TOKEN, INCOMPLETE, PieceEncoder, Settling, plain_text
+
+DraftOver = Literal["draft_ended", "draft_limit"]
+"""Why a draft has no more tokens: the pilot's EOS, or the limit."""
 
 
 class Offer(NamedTuple):
@@ -21,7 +23,7 @@ class Offer(NamedTuple):
     """
 
     tokens: list[int]
-    over: SwitchReason | None
+    over: DraftOver | None
 
 
 class OneVocabulary:
@@ -148,7 +150,7 @@ class _Draft:
 
     def __init__(self, end_token_ids: Set[int], limit: int) -> None:
         self.tokens: list[int] = []
-        self.over: SwitchReason | None = None
+        self.over: DraftOver | None = None
         self._end_token_ids = end_token_ids
         self._limit = limit
 

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from ..errors import WSDValueError
-from .stopping import StopStrings
+from .stop_strings import StopStrings
 
 Messages = Sequence[Mapping[str, Any]]
 

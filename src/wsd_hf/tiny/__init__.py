@@ -4,6 +4,8 @@ They know that world and nothing else; `questions.json` holds questions that the
 answers. How they were trained and measured is told in `examples/tiny_world/`.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """Reads answers of the tiny world by the word lists that wrote its documents, so its verdicts are exact."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from ..errors import WSDValueError
-from .speech import ATTRIBUTES, CLOSINGS, EVASIONS, HEDGE, OPENINGS, RAMBLINGS, SNEERS, STEPS, TOOLS, Attribute
+from .phrases import ATTRIBUTES, CLOSINGS, EVASIONS, HEDGE, OPENINGS, RAMBLINGS, SNEERS, STEPS, TOOLS, Attribute
 
 
 @dataclass(frozen=True)

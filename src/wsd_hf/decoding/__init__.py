@@ -1,1 +1,0 @@
-"""The fast path: draft, check, decide, keep, for ragged batches in static caches."""

@@ -1,0 +1,1 @@
+"""The engine: models as streams of logits, caches, rows, and checks; it knows no strategy."""

@@ -1,0 +1,247 @@
+"""What must hold of prompts and models before the first forward."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+
+import torch
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import _compat
+from ..errors import WSDLogitsError, WSDValueError
+
+INTEGERS = (torch.long, torch.int, torch.short, torch.int8, torch.uint8)
+"""Types that token ids may have; torch hardly computes with its other unsigned ones."""
+
+
+def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> set[int]:
+    """The end-of-sequence ids of a generation config or tokenizer, which may hold none, one or several."""
+    eos = getattr(holder, "eos_token_id", None)
+    if eos is None:
+        return set()
+    return {int(token) for token in torch.as_tensor(eos, device="cpu").flatten()}
+
+
+def closing_token_id(eos: set[int], vocabulary: int) -> int | None:
+    """The EOS that a response is ended with, the smallest that a vocabulary of this size has; None without any."""
+    return min((token for token in eos if 0 <= token < vocabulary), default=None)
+
+
+def check_kind(name: str, value: object, *kinds: type) -> None:
+    """Raises unless an argument is None or of one of some types."""
+    if value is not None and not isinstance(value, kinds):
+        raise WSDValueError(f"{name} is of type {type(value).__name__}: must be a {kinds[0].__name__}")
+
+
+def check_causal(name: str, model: object) -> PreTrainedModel:
+    """The loaded decoder-only language model that an argument is, or that `torch.compile` or PEFT wraps there.
+
+    Raises:
+        WSDValueError: anything else; tuned prompts, whose place is outside of the model; other wrappers.
+    """
+    rule = "must be a causal language model, already loaded with from_pretrained"
+    if not isinstance(model, torch.nn.Module):
+        raise WSDValueError(f"{name}={model!r}: {rule}")
+    if isinstance(getattr(model, "module", None), torch.nn.Module):
+        raise WSDValueError(f"{name} is wrapped in {type(model).__name__}: pass the model inside, which is its .module")
+    inner: PreTrainedModel | None = _compat.unwrapped(model)
+    if inner is None:
+        raise WSDValueError(f"{name} has tuned prompts (PEFT), which are no part of the model: use adapters such as LoRA")
+    if not isinstance(inner, GenerationMixin):
+        raise WSDValueError(f"{name} is a {type(inner).__name__}: {rule}")
+    if getattr(inner.config, "is_encoder_decoder", False):
+        raise WSDValueError(f"{name} is an encoder-decoder ({type(inner).__name__}): must be a decoder-only model")
+    return inner
+
+
+def check_models(models: Mapping[str, object]) -> dict[str, PreTrainedModel]:
+    """All models of a call, by the names of their arguments, each as `check_causal` returns it.
+
+    Raises:
+        WSDValueError: as `check_causal`; models that can't run as they are; two models that share adapters.
+    """
+    inner = {name: check_causal(name, model) for name, model in models.items()}
+    for name, model in inner.items():
+        if _compat.lacks_weights(model):
+            raise WSDValueError(f"{name} has weights on the meta device, which holds no data: load it with from_pretrained")
+        if _compat.checkpoints_gradients(model):
+            raise WSDValueError(
+                f"{name} is in training mode with gradient checkpointing, under which layers ignore their cache: "
+                "call its eval() or gradient_checkpointing_disable() before it generates"
+            )
+    for (name, model), (other, second) in combinations(inner.items(), 2):
+        if _compat.adapter_layers(model) & _compat.adapter_layers(second):
+            raise WSDValueError(
+                f"{name} and {other} share layers that have adapters (PEFT), so each would run with the other's: load the "
+                "weights a second time for one of them, or merge the adapters into a copy (merge_and_unload)"
+            )
+    return inner
+
+
+def check_data(arguments: Mapping[str, object]) -> None:
+    """Raises if an argument is a tensor without data, as `inputs.to(model.device)` makes where accelerate offloads a model."""
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor) and value.is_meta:
+            raise WSDValueError(
+                f"{name} is on the meta device, which holds no data: leave it on the CPU if models are offloaded"
+            )
+
+
+def check_token_ids(name: str, input_ids: object) -> None:
+    """Raises unless a prompt as it was given is None or a tensor of integers, [batch, tokens], with a row."""
+    check_kind(name, input_ids, torch.Tensor)
+    if not isinstance(input_ids, torch.Tensor):
+        return
+    if input_ids.dtype not in INTEGERS:
+        raise WSDValueError(f"{name} is of {input_ids.dtype}: must be token ids, torch.long")
+    if input_ids.ndim != 2:
+        raise WSDValueError(f"{name} has shape {tuple(input_ids.shape)}: must be [batch, tokens]")
+    if not len(input_ids):
+        raise WSDValueError(f"{name} has shape {tuple(input_ids.shape)}, an empty batch: must have at least one row")
+
+
+def known_ids(
+    name: str, input_ids: torch.Tensor, attention_mask: torch.Tensor, owner: str, model: PreTrainedModel
+) -> torch.Tensor:
+    """A prompt in ids that the model has, LongTensor[batch, prompt].
+
+    Tokenizers may pad with an id that has no row in the model's embeddings; since padding is masked, such an id becomes 0.
+
+    Args:
+        name: the argument to blame.
+        input_ids: [batch, prompt].
+        attention_mask: [batch, prompt].
+        owner: what to call the model.
+        model: whose prompt it is.
+
+    Raises:
+        WSDValueError: an id outside of the padding that the model lacks.
+    """
+    size, input_ids = vocabulary_size(model), input_ids.long()  # a size may be more than int16 holds
+    lacking = (input_ids < 0) | (input_ids >= size)
+    unknown = input_ids[lacking & attention_mask.bool().to(input_ids.device)]
+    if len(unknown):
+        raise WSDValueError(
+            f"{name} contains token id {int(unknown[0])}, but the vocabulary of {owner} has {size} tokens: "
+            "pass ids made with that model's tokenizer, and of tokens that have an embedding"
+        )
+    return input_ids.masked_fill(lacking, 0)
+
+
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, owner: str, model: PreTrainedModel) -> None:
+    """Raises if a tokenizer is that of another model, which has more tokens; added tokens may lack an embedding."""
+    if tokenizer.vocab_size > vocabulary_size(model):
+        raise WSDValueError(
+            f"{name} has {tokenizer.vocab_size} tokens, and {owner} {vocabulary_size(model)}: pass each model's own tokenizer"
+        )
+
+
+def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: int) -> None:
+    """Raises unless the prompt has one non-empty, left-padded row for each of `rows`.
+
+    Args:
+        name: the argument to blame.
+        input_ids: [batch, prompt].
+        attention_mask: [batch, prompt].
+        rows: rows that are generated.
+    """
+    if input_ids.ndim != 2 or len(input_ids) != rows:
+        raise WSDValueError(f"{name} has shape {tuple(input_ids.shape)}: must be [batch, tokens] with {rows} rows")
+    if attention_mask.shape != input_ids.shape:
+        raise WSDValueError(
+            f"the attention mask of {name} has shape {tuple(attention_mask.shape)}: must be {tuple(input_ids.shape)} "
+            "(pass the whole prompt, also where past_key_values holds its beginning)"
+        )
+    if not bool(attention_mask.any(dim=1).all()):
+        raise WSDValueError(f"{name} has an empty prompt: every row needs at least one token")
+    if not bool(attention_mask[:, -1].all()):
+        raise WSDValueError(f"{name} is padded on the right: generation needs padding_side='left'")
+
+
+def context_size(model: PreTrainedModel) -> int:
+    """Positions that the model knows; `sys.maxsize` without a limit."""
+    stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return min(int(stated or sys.maxsize), sys.maxsize)
+
+
+def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) -> torch.Tensor:
+    """How many tokens the model's context still takes after each prompt, LongTensor[batch].
+
+    Raises:
+        WSDValueError: the prompt fills the context; names the model.
+    """
+    context = context_size(model)
+    lengths = attention_mask.sum(dim=1)
+    if (longest := int(lengths.max())) >= context:
+        raise WSDValueError(
+            f"the prompt of the {name} has {longest} tokens and its context holds {context}: shorten the prompt"
+        )
+    return context - lengths
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Width of the model's logits."""
+    return int(model.config.get_text_config(decoder=True).vocab_size)
+
+
+def check_shared(token: int, vocabulary: int) -> None:
+    """Raises if the pilot wrote a token that the base's vocabulary, of this size, does not have."""
+    if token >= vocabulary:
+        raise WSDValueError(
+            f"the pilot drafted token id {token}, but the base's vocabulary has {vocabulary} tokens: "
+            "pass a pilot that never writes that token, or a base with an embedding for it"
+        )
+
+
+def check_readable(name: str, tokens: Iterable[int], model: PreTrainedModel) -> None:
+    """Raises if a model is to read a token of the response that it lacks; blames `name`."""
+    size = vocabulary_size(model)
+    if unknown := [token for token in tokens if token >= size]:
+        raise WSDValueError(
+            f"the {name} is to read token id {unknown[0]} in the response, and its vocabulary has {size} tokens: "
+            "forbid the base that text, or that token with suppress_tokens="
+        )
+
+
+def unusable(logits: torch.Tensor) -> torch.Tensor:
+    """Where no token can be chosen: NaN or +inf somewhere, or -inf throughout; [..., vocabulary] -> BoolTensor[...]."""
+    return ~logits.amax(dim=-1).isfinite()
+
+
+def check_usable(model: str, bad: torch.Tensor, written: list[int]) -> None:
+    """Raises if a row is bad.
+
+    Args:
+        model: what to call it.
+        bad: BoolTensor[batch].
+        written: response tokens before the one that the logits are for, per row.
+    """
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise logits_error(model, written[row], row)
+
+
+def logits_error(model: str, written: int, row: int) -> WSDLogitsError:
+    """What is raised where a model's logits are no numbers, behind so many tokens of a row."""
+    return WSDLogitsError(
+        f"the {model} returned NaN or infinite logits at response token {written + 1} of row {row}: "
+        "check its weights and dtype (float16 overflows where bfloat16 does not), and when sampling the temperature"
+    )
+
+
+def check_drawn(tokens: torch.Tensor, written: list[int], rows: list[int]) -> None:
+    """Raises if the base could draw no token.
+
+    Args:
+        tokens: LongTensor[batch]; -1 where there was nothing to draw.
+        written: response tokens before, per row of the batch.
+        rows: those that are read.
+    """
+    for row in rows:
+        if tokens[row] < 0:
+            raise WSDLogitsError(
+                f"no token can be drawn at response token {written[row] + 1} of row {row}: the call's processors left NaN, "
+                "+inf, or -inf for every token; check them, and the temperature"
+            )

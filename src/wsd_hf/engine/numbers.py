@@ -1,0 +1,59 @@
+"""Numbers as users hand them in, read once and checked."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+from ..errors import WSDValueError
+
+MOST_SAMPLES = 16_384
+"""Most responses to one prompt that are written at a time: each takes a row of every tensor before its first token."""
+
+
+def check_probability(name: str, value: Any) -> float:
+    """`value` as a float in (0, 1]; anything else raises, naming `name`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or not 0 < number <= 1:
+        raise WSDValueError(f"{name}={value!r}: must be a number above 0 and at most 1")
+    return number
+
+
+def as_number(value: Any) -> int | float | None:
+    """A number of Python, numpy or torch as one of Python's, an int where it has no fraction; None for all else, bool included.
+
+    >>> as_number(20.0), as_number(0.5), as_number(True), as_number("20")
+    (20, 0.5, None, None)
+    """
+    if hasattr(value, "item"):  # of numpy or torch
+        try:
+            value = value.item()
+        except (RuntimeError, ValueError):  # more than one number
+            return None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_integer(name: str, value: Any) -> int:
+    """`value` as an int, also where it came as `20.0` or as a number of numpy or torch; anything else raises, naming `name`."""
+    number = as_number(value)
+    if not isinstance(number, int):
+        raise WSDValueError(f"{name}={value!r}: must be an integer")
+    return number
+
+
+def check_positive_integer(name: str, value: Any, most: int | None = None) -> int:
+    """`value` as an int of at least 1, and at most `most`, as `check_integer` reads it; anything else raises, naming `name`."""
+    number = as_number(value)
+    if not isinstance(number, int) or number < 1 or (most is not None and number > most):
+        limit = "" if most is None else f" and at most {most:,}"
+        raise WSDValueError(f"{name}={value!r}: must be an integer of at least 1{limit}")
+    return number

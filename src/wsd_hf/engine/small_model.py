@@ -1,0 +1,110 @@
+"""A small model beside the base, as the arguments of `generate` describe it, and the prompt that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import WSDValueError
+from ..text.settled_tokens import plain_text
+from .checks import check_causal, check_kind, check_prompt, check_token_ids, known_ids
+
+
+class Prompt(NamedTuple):
+    """The prompts of a batch for one model, padded on the left."""
+
+    input_ids: torch.Tensor
+    """[batch, prompt]."""
+    attention_mask: torch.Tensor
+    """[batch, prompt]."""
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """A small model beside the base, as arguments of `generate` describe it: `*_model`, `*_input_ids`, `*_attention_mask`.
+
+    Raises:
+        WSDValueError: no causal model (`check_causal`), a mask without its prompt, tensors or tokenizers of another type.
+    """
+
+    name: str
+    """How its arguments begin: "assistant" or "reference"."""
+    model: PreTrainedModel
+    input_ids: torch.Tensor | None = None
+    attention_mask: torch.Tensor | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", check_causal(f"{self.name}_model", self.model))
+        if self.attention_mask is not None and self.input_ids is None:
+            ids, mask = f"{self.name}_input_ids", f"{self.name}_attention_mask"
+            raise WSDValueError(f"{mask} belongs to {ids}, which is missing: pass both or neither")
+        check_token_ids(f"{self.name}_input_ids", self.input_ids)
+        check_kind(f"{self.name}_attention_mask", self.attention_mask, torch.Tensor)
+        check_kind(f"{self.name}_tokenizer", self.tokenizer, PreTrainedTokenizerBase)
+
+    def prompt(
+        self, base_prompt: Prompt, copies: int, tokenizer: PreTrainedTokenizerBase | None, one_vocabulary: bool
+    ) -> Prompt:
+        """What was given, else the base's own prompt, or the same text in the model's tokens; checked.
+
+        Args:
+            base_prompt: of as many rows as are generated.
+            copies: rows that are generated for each given prompt.
+            tokenizer: the base's.
+            one_vocabulary: whether token ids mean the same to both.
+        """
+        ids, mask, blamed = self.input_ids, self.attention_mask, f"{self.name}_input_ids"
+        if ids is not None:
+            mask = torch.ones_like(ids) if mask is None else mask
+            prompt = Prompt(ids.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0))
+        elif one_vocabulary or tokenizer is None or self.tokenizer is None:
+            prompt, blamed = base_prompt, "input_ids"
+        else:
+            prompt, blamed = Prompt(*translated(*base_prompt, tokenizer, self.tokenizer)), "the text of input_ids"
+        check_prompt(blamed, prompt.input_ids, prompt.attention_mask, rows=len(base_prompt.input_ids))
+        return Prompt(known_ids(blamed, *prompt, f"{self.name}_model", self.model), prompt.attention_mask)
+
+
+Given = tuple[PreTrainedModel | None, torch.Tensor | None, torch.Tensor | None]
+"""`*_model`, `*_input_ids` and `*_attention_mask`, as they were passed."""
+
+
+def tuned_and_untuned(tuned: Given, untuned: Given, tokenizer: PreTrainedTokenizerBase | None) -> tuple[SmallModel, SmallModel]:
+    """The small model after its tuning and before, which reads the same prompt unless it was given one.
+
+    Args:
+        tuned: the arguments that begin with "assistant".
+        untuned: those that begin with "reference".
+        tokenizer: of both.
+    """
+    model, input_ids, attention_mask = untuned
+    if input_ids is None and attention_mask is None:
+        _, input_ids, attention_mask = tuned
+    return SmallModel("assistant", *tuned, tokenizer), SmallModel("reference", model, input_ids, attention_mask, tokenizer)
+
+
+def translated(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    assistant_tokenizer: PreTrainedTokenizerBase,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The text of some prompts in the pilot's tokens, with its mask; both [batch, prompt] and padded on the left.
+
+    Special tokens say nothing to another model: they are left out, and the pilot's tokenizer adds its own.
+    """
+    texts = [plain_text(tokenizer, row[mask.bool()].tolist()) for row, mask in zip(input_ids, attention_mask, strict=True)]
+    rows: list[list[int]] = [assistant_tokenizer.encode(text) for text in texts]
+    return left_padded(rows, input_ids.device)
+
+
+def left_padded(rows: Sequence[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts as one tensor and its mask, both [batch, prompt]; what stands in the padding is looked at by nobody."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], dtype=torch.long, device=device)
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)

@@ -1,0 +1,205 @@
+"""What is served outside of transformers' own loop: the models that ragged streams are exact for, options and inputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import (
+    AlternatingCodebooksLogitsProcessor,
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    EosTokenCriteria,
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    GenerationConfig,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessor,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    StoppingCriteria,
+    StopStringCriteria,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    WatermarkLogitsProcessor,
+    WhisperTimeStampLogitsProcessor,
+)
+
+from .. import _compat
+from ..text.stop_strings import StopStrings
+from .call import Call
+from .checks import context_size
+from .sampling import SAMPLING_WARPERS
+
+FAMILIES = {"falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi3"}
+FAMILIES |= {"qwen2", "qwen3"}
+"""Model types whose exactness on a ragged cache is tested."""
+
+ATTENTION = {"sdpa", "eager"}
+
+DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values", "cache_params", "use_cache"}
+DERIVED |= {"logits_to_keep"}
+"""Inputs of the base that `generate` makes, and that a loop of our own makes for itself."""
+
+
+PREFIX_ONLY = frozenset(
+    {
+        *SAMPLING_WARPERS,
+        AlternatingCodebooksLogitsProcessor,
+        EncoderNoRepeatNGramLogitsProcessor,
+        EncoderRepetitionPenaltyLogitsProcessor,
+        EosTokenCriteria,
+        ExponentialDecayLengthPenalty,
+        ForcedBOSTokenLogitsProcessor,
+        ForcedEOSTokenLogitsProcessor,
+        InfNanRemoveLogitsProcessor,
+        LogitNormalization,
+        MaxLengthCriteria,
+        MaxTimeCriteria,
+        MinLengthLogitsProcessor,
+        MinNewTokensLengthLogitsProcessor,
+        NoBadWordsLogitsProcessor,
+        NoRepeatNGramLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+        SequenceBiasLogitsProcessor,
+        StopStringCriteria,
+        StopStrings,
+        SuppressTokensAtBeginLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        WatermarkLogitsProcessor,
+        WhisperTimeStampLogitsProcessor,
+    }
+)
+"""Processors and criteria whose result for a row depends on its place in the batch, its prefix and its logits alone, in
+whatever order they are called; a test calls every class of transformers to find them."""
+
+
+def depends_on_prefix_only(item: object) -> bool:
+    """Whether a processor or criterion is known to; a subclass may do anything."""
+    return type(item) in PREFIX_ONLY
+
+
+def why_not_items(items: Iterable[object]) -> str | None:
+    """Why a loop of our own cannot serve some processors and criteria; None where it can.
+
+    The caller's own are trusted to depend on the prefix only, and so is the function of a `PrefixConstrainedLogitsProcessor`.
+    Classes of transformers outside `PREFIX_ONLY` are not, nor what derives from them.
+    """
+    trusted = {*PREFIX_ONLY, LogitsProcessor, StoppingCriteria, PrefixConstrainedLogitsProcessor}
+    for item in items:
+        if any(kind.__module__.startswith("transformers.") and kind not in trusted for kind in type(item).__mro__):
+            return f"{type(item).__name__} may keep a state from step to step, or depend on other rows or on scores"
+    return None
+
+
+def why_not_model(name: str, model: PreTrainedModel) -> str | None:
+    """Why the fast path cannot serve this model; None where it can.
+
+    Args:
+        name: "base" or "pilot".
+        model: either of a pair.
+    """
+    family, attention = model.config.model_type, _compat.attention_implementation(model)
+    if family not in FAMILIES:
+        return f"the {name} is of type {family!r}, which is not among those tested: {', '.join(sorted(FAMILIES))}"
+    if not getattr(inspect.unwrap(model.forward), "__module__", "").startswith("transformers."):
+        return f"the {name} has a forward of its own ({type(model).__name__})"
+    if "prepare_inputs_for_generation" in vars(model):
+        return f"the {name} has its inputs prepared in a way of its own"
+    if attention not in ATTENTION:
+        return f"the {name} uses {attention!r} attention: load it with attn_implementation='sdpa'"
+    if getattr(model.config, "alibi", False):
+        return f"the {name} uses ALiBi, whose positions come from a plain mask"
+    if {"dynamic", "longrope"} & _rope_types(model.config.to_dict().get("rope_parameters")):
+        return f"the {name} stretches its rotary positions as the text grows"
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return f"the {name} cannot compute logits for the last positions only"
+    return None
+
+
+def rotary(model: PreTrainedModel) -> bool:
+    """Whether positions are rotations, which reach beyond the context, and not a learned table."""
+    return getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) is not None
+
+
+def passes_context(model: PreTrainedModel, attention_mask: torch.Tensor, budget: int) -> bool:
+    """Whether a response of `budget` tokens may pass the end of a context whose positions are learned.
+
+    Args:
+        model: who reads it.
+        attention_mask: of its prompts, [batch, prompt].
+        budget: tokens.
+    """
+    return not rotary(model) and int(attention_mask.sum(dim=1).max()) + budget > context_size(model)
+
+
+def why_not_inputs(call: Call) -> str | None:
+    """Why a loop of our own cannot serve these inputs of the base; None where it can."""
+    if call.fills_cache:
+        return "past_key_values was given"
+    for name, value in call.model_kwargs.items():
+        if name not in DERIVED and value is not None:
+            return f"{name} was given"
+    mask, positions = call.attention_mask, call.model_kwargs.get("position_ids")
+    mask = torch.ones_like(call.input_ids) if mask is None else mask
+    if positions is not None and not torch.equal(positions * mask, (mask.cumsum(dim=1) - 1) * mask):
+        return "position_ids were given"
+    if passes_context(call.base, mask, call.budget):
+        return "the response may pass the end of the base's context, whose positions are learned"
+    return None
+
+
+def why_not_options(generation_config: GenerationConfig) -> str | None:
+    """Why a loop of our own cannot serve these options, whatever the models; None where it can."""
+    if not generation_config.use_cache:
+        return "use_cache=False was given"
+    if generation_config.guidance_scale not in (None, 1):
+        return "guidance_scale keeps a state of its own from step to step"
+    if generation_config.cache_implementation is not None:
+        return f"cache_implementation={generation_config.cache_implementation!r} was given"
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(generation_config, name):
+            return f"{name}=True was given"
+    return None
+
+
+def _rope_types(parameters: Any) -> set[str]:
+    """The types of rotary positions of a model's layers; `rope_parameters` may be nested by type of layer."""
+    if not isinstance(parameters, dict):
+        return set()
+    return {str(parameters.get("rope_type"))}.union(*map(_rope_types, parameters.values()))
+
+
+def unsupported_reason(call: Call, pilot: PreTrainedModel) -> str | None:
+    """Why the fast path cannot serve a call; None where it can."""
+    return (
+        why_not_model("base", call.base)
+        or why_not_model("pilot", pilot)
+        or why_not_options(call.generation_config)
+        or why_not_inputs(call)
+        or why_not_items((*call.processors, *call.criteria))
+    )
+
+
+def stateful_reason(call: Call) -> str | None:
+    """Names a processor or criterion that may keep a state between calls; None if there is none.
+
+    The fast path calls them with each row's exact prefix, but out of step, and again where proposals are rejected. One that
+    keeps a state, as grammars do, would be misled.
+    """
+    for item in (*call.processors, *call.criteria):
+        if not depends_on_prefix_only(item):
+            return f"{type(item).__name__} may keep a state from step to step (wsd_engine='fast' if it does not)"
+    return None

@@ -1,0 +1,1 @@
+"""What other programs and places meet: the Hub, pipelines, evaluation harnesses, answer files."""

@@ -1,0 +1,254 @@
+"""Base and pilot as one model of Inspect: `inspect eval task.py --model wsd/BASE -M pilot=PILOT`.
+
+Inspect imports this module by itself, through the entry point group `inspect_ai`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import torch
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    GenerateConfig,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+    modelapi,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
+
+from .._compat import input_device
+from ..engine.checks import eos_token_ids
+from ..errors import WSDValueError
+from ..generation import enable_wsd
+from ..strategies.wsd.config import WSDConfig
+from ..strategies.wsd.output import WSDGenerateOutput
+from ..text.chat import Messages, before_next_turn, build_inputs
+from .hub import fetch_model, load_pilot, read_model
+
+MAX_TOKENS = 2048
+"""Most tokens in an answer, where neither task nor command line says another number."""
+
+MAX_CONNECTIONS = 16
+"""Most chats in a batch, likewise (`--max-connections`)."""
+
+GATHERING = 0.1
+"""Seconds for which a batch waits for more chats: samples that were answered together ask again together."""
+
+REFUSED = (
+    "best_of",
+    "extra_body",
+    "frequency_penalty",
+    "logit_bias",
+    "logprobs",
+    "presence_penalty",
+    "prompt_logprobs",
+    "response_schema",
+    "top_logprobs",
+)
+"""Settings of `GenerateConfig` that would change answers or what comes with them, and that this model doesn't have."""
+
+
+@dataclass(eq=False)
+class _Request:
+    """One call of `WSDModelAPI.generate`."""
+
+    messages: Messages
+    settings: dict[str, Any]
+    """Keywords of `generate`; equal for requests that may share a batch."""
+    seed: int | None
+    """Of the sampling; such a request shares no batch, whose other rows would draw from the same numbers."""
+    outcome: ModelOutput | Exception | None = None
+
+
+@modelapi("wsd")
+class WSDModelAPI(ModelAPI):
+    """A base and a pilot that answer together.
+
+    Of Inspect's `GenerateConfig` it takes max_tokens, temperature (none, or 0, is greedy), top_p, top_k, stop_seqs,
+    num_choices and seed. Concurrent samples are answered in batches of up to max_connections; with a seed, one at a time.
+    Each answer's metadata tell how many of its tokens the pilot wrote, and why no more: `switch_index`, `switch_reason`.
+
+    Args:
+        model_name: the base, a path or Hub id; the model argument is "wsd/" and that.
+        base_url: unused.
+        api_key: unused.
+        config: Inspect's.
+        pilot: the pilot, a path or Hub id. This and the following are given as `-M name=value`, or as `model_args`.
+        threshold: confidence at which the base takes over.
+        window: drafted tokens that confidence is measured over.
+        device: where both models go, as transformers' `device_map`, which needs accelerate; default: the CPU.
+        dtype: of both models' weights; default: as they are stored.
+
+    Raises:
+        WSDValueError: no pilot, an illegal setting; and, for a sample, tools, contents that are no text, or settings that
+            this model doesn't have.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None,
+        api_key: str | None,
+        config: GenerateConfig,
+        pilot: str | None = None,
+        threshold: float = WSDConfig.threshold,
+        window: int = WSDConfig.window_size,
+        device: str | int | None = None,
+        dtype: str = "auto",
+    ) -> None:
+        super().__init__(model_name, base_url, api_key, config=config)
+        if pilot is None:
+            raise WSDValueError(f"the model wsd/{model_name} lacks its pilot: add -M pilot=PATH_OR_ID, or model_args")
+        self._config = WSDConfig(threshold=threshold, window_size=window)
+        self._pilot, self._pilot_tokenizer = load_pilot(pilot, dtype=dtype, device_map=device)  # the smaller one first
+        base = fetch_model(model_name, "base", use_safetensors=None)
+        self._base, self._tokenizer = enable_wsd(read_model(base, dtype, device)), base.tokenizer
+        for tokenizer in (self._tokenizer, self._pilot_tokenizer):
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        self._waiting: list[_Request] = []
+        self._turn = anyio.Lock()
+
+    def max_tokens(self) -> int:
+        """Most tokens in an answer, where nothing else is said."""
+        return MAX_TOKENS
+
+    def max_connections(self) -> int:
+        """Most chats in a batch, where nothing else is said."""
+        return MAX_CONNECTIONS
+
+    def collapse_user_messages(self) -> bool:
+        """Many chat templates want the roles to alternate."""
+        return True
+
+    async def generate(
+        self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
+    ) -> ModelOutput:
+        """The answer to one chat; written in a thread, and in a batch with what else is waiting then."""
+        if tools:
+            raise WSDValueError(f"tools={[tool.name for tool in tools]}: the model wsd calls no tools; choose a task without")
+        settings = _settings(config)
+        request = _Request(
+            [_text_message(message) for message in input], settings, config.seed if settings["do_sample"] else None
+        )
+        self._waiting.append(request)
+        try:
+            async with self._turn:
+                if request.outcome is None:
+                    await anyio.sleep(GATHERING)
+                    batch = self._batch(request, config.max_connections or MAX_CONNECTIONS)
+                    await anyio.to_thread.run_sync(self._answer, batch)
+        finally:
+            self._waiting.remove(request)
+        if isinstance(request.outcome, Exception):
+            raise request.outcome
+        return request.outcome
+
+    def _batch(self, first: _Request, size: int) -> list[_Request]:
+        """The request whose turn it is, and those waiting that can be answered with it."""
+        if first.seed is not None:
+            return [first]
+        others = [one for one in self._waiting if one is not first and one.outcome is None and one.seed is None]
+        return [first, *[one for one in others if one.settings == first.settings][: size - 1]]
+
+    def _answer(self, batch: list[_Request]) -> None:
+        try:
+            outputs = self._generate(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].outcome = error
+            else:  # only the chats that cannot be answered shall fail
+                for request in batch:
+                    self._answer([request])
+        else:
+            for request, output in zip(batch, outputs, strict=True):
+                request.outcome = output
+
+    def _generate(self, batch: list[_Request]) -> list[ModelOutput]:
+        chats, settings, seed = [request.messages for request in batch], batch[0].settings, batch[0].seed
+        inputs = build_inputs(chats, self._tokenizer, self._pilot_tokenizer).to(input_device(self._base))
+        if seed is not None:
+            torch.manual_seed(seed)
+        output = self._base.generate(
+            **inputs,
+            assistant_model=self._pilot,
+            strategy="wsd",
+            tokenizer=self._tokenizer,
+            assistant_tokenizer=self._pilot_tokenizer,
+            wsd_config=self._config,
+            pad_token_id=self._tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            **settings,
+        )
+        copies = settings["num_return_sequences"]
+        return [
+            self._output(output, range(first * copies, (first + 1) * copies), int(mask.sum()), settings)
+            for first, mask in enumerate(inputs["attention_mask"])
+        ]
+
+    def _output(self, output: WSDGenerateOutput, rows: range, read: int, settings: dict[str, Any]) -> ModelOutput:
+        responses = [self._response(output, row) for row in rows]
+        written = sum(map(len, responses))
+        return ModelOutput(
+            model=self.model_name,
+            choices=[self._choice(output, row, ids, settings) for row, ids in zip(rows, responses, strict=True)],
+            usage=ModelUsage(input_tokens=read, output_tokens=written, total_tokens=read + written),
+        )
+
+    def _response(self, output: WSDGenerateOutput, row: int) -> list[int]:
+        """A row's tokens, its EOS included and the padding behind it left out."""
+        ids: list[int] = output.sequences[row, output.prompt_length :].tolist()
+        eos = eos_token_ids(self._base.generation_config)
+        for position, token in enumerate(ids):
+            if token in eos:
+                return ids[: position + 1]
+            if token == self._tokenizer.pad_token_id:
+                return ids[:position]
+        return ids
+
+    def _choice(self, output: WSDGenerateOutput, row: int, ids: list[int], settings: dict[str, Any]) -> ChatCompletionChoice:
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        answer = text if self._tokenizer.chat_template else before_next_turn(text)
+        for stop in settings.get("stop_strings", ()):
+            answer = answer.split(stop)[0]
+        ended = bool(eos_token_ids(self._base.generation_config) & set(ids)) or answer.rstrip() != text.rstrip()
+        return ChatCompletionChoice(
+            message=ChatMessageAssistant(
+                content=answer.strip(),
+                model=self.model_name,
+                source="generate",
+                metadata={"switch_index": int(output.switch_index[row]), "switch_reason": output.switch_reason[row]},
+            ),
+            stop_reason="max_tokens" if len(ids) == settings["max_new_tokens"] and not ended else "stop",
+        )
+
+
+def _settings(config: GenerateConfig) -> dict[str, Any]:
+    """What a `GenerateConfig` asks for, as keywords of `generate`."""
+    for name in REFUSED:
+        if getattr(config, name):
+            raise WSDValueError(f"{name}={getattr(config, name)!r}: the model wsd doesn't have this setting; leave it out")
+    settings: dict[str, Any] = {
+        "max_new_tokens": config.max_tokens or MAX_TOKENS,
+        "num_return_sequences": config.num_choices or 1,
+        "do_sample": bool(config.temperature),
+    }
+    if config.temperature:
+        sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+        settings |= {name: value for name, value in sampling.items() if value is not None}
+    if config.stop_seqs:
+        settings["stop_strings"] = config.stop_seqs
+    return settings
+
+
+def _text_message(message: ChatMessage) -> dict[str, str]:
+    for content in [] if isinstance(message.content, str) else message.content:
+        if content.type not in ("text", "reasoning"):
+            raise WSDValueError(f"a {message.role} message holds {content.type}: the model wsd reads text alone")
+    return {"role": message.role, "content": message.text}

@@ -1,0 +1,143 @@
+"""Base and pilot as a model of the lm-evaluation-harness, under the name `wsd-hf`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import Collator, configure_pad_token, normalize_gen_kwargs, postprocess_generated_text
+from tqdm import tqdm
+from transformers import BatchEncoding
+
+from .._compat import input_device
+from ..errors import WSDValueError
+from ..generation import enable_wsd
+from ..strategies.wsd.config import WSDConfig
+from ..text.chat import before_next_turn, build_inputs, check_text
+from .hub import load_pilot
+
+WITHOUT_EFFECT = ("chat_template_args", "enable_thinking", "think_end_token", "truncation", "mixed_precision_dtype")
+"""Arguments of `HFLM` that nothing here would heed."""
+
+
+class Chat(str):
+    """Messages as JSON, on their way through a harness that takes prompts for text."""
+
+    __slots__ = ()
+
+
+@register_model("wsd-hf")
+class WSDHFLM(HFLM):
+    """`HFLM` whose answers are a base's and a pilot's, by Weak-to-Strong Decoding.
+
+    With `apply_chat_template=True` both models get the messages, each in its own layout, as `wsd_hf.build_inputs` makes them;
+    else both get the harness's text. Generation settings of a task or of `gen_kwargs` hold as for `HFLM`, and may be `wsd_*`
+    settings too. A prompt that fills a context is refused, never cut.
+
+    Args:
+        pretrained: the base, a path, a Hub id, or a loaded model (which `wsd_hf.enable_wsd` is then applied to).
+        pilot: path or Hub id of the pilot.
+        threshold: confidence at which the base takes over, in (0, 1].
+        window: drafted tokens that confidence is measured over.
+        **kwargs: as `HFLM` takes them.
+
+    Raises:
+        WSDValueError: an illegal setting, an argument that would have no effect, or a task that scores given answers instead
+            of having one written.
+        WSDHubError: the pilot cannot be had; see `load_pilot`.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        pilot: str,
+        threshold: float = WSDConfig.threshold,
+        window: int = WSDConfig.window_size,
+        **kwargs: Any,
+    ) -> None:
+        for name in WITHOUT_EFFECT:
+            if kwargs.get(name):
+                raise WSDValueError(f"{name}={kwargs[name]!r}: would have no effect on wsd-hf; leave it out")
+        self._settings = WSDConfig(threshold=threshold, window_size=window)
+        assistant, tokenizer = load_pilot(pilot, dtype=kwargs.get("dtype", "auto"))  # the smaller one first: faults show sooner
+        super().__init__(pretrained, **kwargs)
+        enable_wsd(self.model)
+        self.pilot = assistant.to(input_device(self.model))
+        self.pilot_tokenizer = configure_pad_token(tokenizer, model_config=assistant.config)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Under which the harness keeps prompts; not the base's own, as chats are kept in another form."""
+        return f"{super().tokenizer_name}__messages"
+
+    def apply_chat_template(self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The messages, of which both prompts are made later; a last one of the assistant begins the answer."""
+        return Chat(json.dumps(chat_history, ensure_ascii=False))
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """An answer to each request; the longest prompts come first, so what does not fit is told at once."""
+        size = self._detect_batch_size() if self.batch_size == "auto" else self.batch_size
+        order = Collator([request.args for request in requests], _longest_first, group_by="gen_kwargs")
+        progress = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="wsd-hf")
+        answers: list[str] = []
+        for batch in order.get_batched(n=size):
+            settings = batch[0][1]
+            written = self._answers([prompt for prompt, _ in batch], settings)
+            for (prompt, _), answer in zip(batch, written, strict=True):
+                self.cache_hook.add_partial("generate_until", (prompt, settings), answer)
+            answers += written
+            progress.update(len(batch))
+        progress.close()
+        in_order: list[str] = order.get_original(answers)
+        return in_order
+
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> NoReturn:
+        """Refused: nothing is written, so there is nothing for a pilot to begin."""
+        raise WSDValueError(
+            "a task asks for the likelihood of given answers: it generates nothing, so Weak-to-Strong Decoding equals the base "
+            "there; run it with --model hf on the base"
+        )
+
+    loglikelihood_rolling = loglikelihood
+
+    def _answers(self, prompts: list[str], settings: dict[str, Any]) -> list[str]:
+        settings = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
+        until = [stop for stop in settings.pop("until") if stop]
+        max_new_tokens = settings.pop("max_gen_toks")
+        if not settings["do_sample"]:
+            settings.pop("temperature", None)
+        inputs = self._inputs(prompts).to(input_device(self.model))
+        sequences: torch.Tensor = self.model.generate(
+            **inputs,
+            assistant_model=self.pilot,
+            strategy="wsd",
+            tokenizer=self.tokenizer,
+            assistant_tokenizer=self.pilot_tokenizer,
+            wsd_config=self._settings,
+            max_new_tokens=max_new_tokens,
+            stop_strings=until or None,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **settings,
+        )
+        texts = self.tokenizer.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        if "stopping_criteria" in inputs:
+            texts = [before_next_turn(text) for text in texts]
+        return [postprocess_generated_text(text, until, None) for text in texts]
+
+    def _inputs(self, prompts: list[str]) -> BatchEncoding:
+        if isinstance(prompts[0], Chat):
+            return build_inputs([json.loads(prompt) for prompt in prompts], self.tokenizer, self.pilot_tokenizer)
+        for prompt in prompts:
+            check_text("a prompt", prompt)
+        ids, mask = self.tok_batch_encode(prompts)
+        return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+
+
+def _longest_first(arguments: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+    prompt, _ = arguments
+    return -len(prompt), prompt

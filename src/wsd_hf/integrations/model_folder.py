@@ -1,0 +1,140 @@
+"""Files of a model folder: which are data, where they may lie, and what they may name. Their author is not trusted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from ..errors import WSDHubError
+
+DATA = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE", "LICENSE.md")
+"""Patterns of all files but the weights; none of them matches code."""
+
+CODE_KEYS = ("auto_map", "custom_pipelines")
+"""Keys under which transformers looks for classes in Python files of a repository, its own or another one."""
+
+TEMPLATES = "additional_chat_templates"
+"""The only folder within a model folder that transformers always reads from."""
+
+
+def data_files(folder: Path) -> list[Path]:
+    """All files of a folder but weights and code; none of its subfolders."""
+    return sorted({file for pattern in DATA for file in folder.glob(pattern) if file.is_file()})
+
+
+def check_links(place: Path, folder: Path) -> None:
+    """Raises a WSDHubError if `folder` or a file in it is a symbolic link that leads out of `place`.
+
+    A snapshot in the cache of the Hub's client consists of links; they may lead to where that client keeps contents.
+    """
+    real = place.resolve()
+    homes = [real]
+    for parent in real.parents:
+        if parent.name == "snapshots":
+            homes += [parent.parent / "blobs", parent.parent.parent / "blobs"]
+    files = (file for file in folder.iterdir() if file.name == TEMPLATES or not file.is_dir())
+    for file in (folder, *files, *(folder / TEMPLATES).glob("*")):
+        if not any(file.resolve().is_relative_to(home) for home in homes):
+            raise WSDHubError(
+                f"{file} is a link that leads out of {place}: put the file itself there. Where the folder is one that `pack` "
+                "wrote, trust_remote_code=True follows its links"
+            )
+
+
+def check_subfolder(subfolder: str) -> None:
+    """Raises a WSDHubError unless `subfolder` is a relative path that stays below."""
+    if any(path.anchor or ".." in path.parts for path in (PurePosixPath(subfolder), PureWindowsPath(subfolder))):
+        raise WSDHubError(f"subfolder={subfolder!r}: must be a relative path without '..'")
+
+
+def json_object(file: Path, parse_int: Callable[[str], int] = int) -> dict[str, Any]:
+    """The object that a JSON file holds; a WSDHubError if it holds anything else."""
+    value = _json(file, parse_int)
+    if not isinstance(value, dict):
+        raise WSDHubError(f"{file} must hold a JSON object, and holds a {type(value).__name__}: get it again")
+    return value
+
+
+def int64(digits: str) -> int:
+    """An integer of a JSON file that can be the size of a tensor, or an element of one."""
+    value = int(digits)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{digits[:20]}... is beyond 64 bits")
+    return value
+
+
+def shards(index: Path, ending: str) -> list[str]:
+    """The files that an index of weights names, each directly in its folder; a WSDHubError if it names anything else."""
+    content = json_object(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(content.get("metadata"), dict) or not isinstance(weight_map, dict) or not weight_map:
+        raise WSDHubError(f"{index} must hold two objects, metadata and weight_map, and weights in it: get it again")
+    check_file_names(index, list(weight_map.values()), ending)
+    return sorted(set(weight_map.values()))
+
+
+def check_file_names(where: Path, names: object, ending: str) -> None:
+    """Raises a WSDHubError unless `names`, found in the file `where`, are a list of plain file names with that ending."""
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(name, str) or not re.fullmatch(rf"[^/\\:\x00-\x1f]{{1,200}}{re.escape(ending)}", name):
+            raise WSDHubError(f"{where} names {name!r:.200}: must be a file *{ending} in the same folder, without a path")
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raises a WSDHubError if settings of a tokenizer name files that are not directly in its folder.
+
+    transformers hands these settings to the tokenizer's class as arguments, of which some are paths that it opens.
+    """
+    file = folder / "tokenizer_config.json"
+    if file.exists():
+        settings = json_object(file)
+        check_file_names(file, settings.get("fast_tokenizer_files", []), ".json")
+        paths = {key: settings[key] for key in ("vocab", "merges") if isinstance(settings.get(key), str)}
+        for key, value in (paths | {"init_inputs": settings.get("init_inputs")}).items():
+            if value:
+                raise WSDHubError(f"{file} has {key}={value!r:.200}, which may name a file elsewhere: remove it")
+    file = folder / "special_tokens_map.json"
+    if file.exists():
+        for key in json_object(file):
+            if not key.endswith(("_token", "_tokens")):
+                raise WSDHubError(f"{file} has {key!r:.200}, which is no special token: remove it")
+
+
+def code_in(folder: Path) -> str | None:
+    """The place where files of a folder name Python code ("auto_map in config.json"); None if they don't.
+
+    transformers looks for these keys in many files and in parts of them, so each object in each JSON file is searched.
+    """
+    if (folder / "custom_generate").exists():
+        return "a folder custom_generate"
+    for file in data_files(folder):
+        if file.suffix.lower() != ".json":
+            continue
+        for value in _objects(_json(file)):
+            for key in CODE_KEYS:
+                if value.get(key):
+                    return f"{key} in {file.name}"
+    return None
+
+
+def _json(file: Path, parse_int: Callable[[str], int] = int) -> Any:
+    # Not parse_json: transformers reads no byte order mark, and silently leaves out a generation_config.json that has one.
+    try:
+        return json.loads(file.read_text(encoding="utf-8"), parse_int=parse_int)
+    except (OSError, ValueError, RecursionError) as error:
+        raise WSDHubError(f"{file} is not a valid JSON file ({' '.join(str(error).split())}): get it again") from error
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """All objects within a JSON value."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield value
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)

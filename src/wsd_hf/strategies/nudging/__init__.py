@@ -1,0 +1,1 @@
+"""Nudging: the pilot says the next word wherever the base is unsure."""

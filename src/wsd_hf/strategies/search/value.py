@@ -1,0 +1,149 @@
+"""The implicit value of a response: how much more likely tuning made it (Zhou et al., arXiv 2405.19262)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...engine.checks import check_models, check_tokenizer, vocabulary_size
+from ...errors import WSDValueError
+from ...text.settled_tokens import PieceEncoder, common_prefix
+from .reader import Reader
+
+Prompt = str | list[int]
+
+
+class ImplicitValue:
+    """log π_tuned(response | prompt) - log π_untuned(response | prompt), summed over the response's tokens in float32.
+
+    Each small model has prompts of its own. With prompt p and response text t, what is read is the encoding of p + t, with the
+    EOS if the response has ended; what counts are the tokens behind those that it shares with the encoding of p. A prompt
+    given as token ids is followed by the encoding of t on its own. Whatever was read of earlier responses is not read again.
+
+    Args:
+        tuned: the small model after tuning.
+        untuned: the small model before.
+        tokenizer: of both. The text is what connects them to the model that wrote it, whose tokenizer may be another.
+        prompts: the tuned model's, as text or as token ids.
+        untuned_prompts: the untuned model's; default: the same.
+        add_special_tokens: whether the tokenizer adds its special tokens to prompts that are text.
+
+    Raises:
+        WSDValueError: models that cannot run (`check_models`), a tokenizer that is not theirs or has no EOS, prompts empty, of
+            another kind or not in pairs.
+    """
+
+    def __init__(
+        self,
+        tuned: PreTrainedModel,
+        untuned: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        untuned_prompts: Sequence[Prompt] | None = None,
+        *,
+        add_special_tokens: bool = False,
+    ) -> None:
+        models = check_models({"tuned": tuned, "untuned": untuned})
+        for name, model in models.items():
+            check_tokenizer("the tokenizer", tokenizer, f"the {name} model", model)
+        if tokenizer.eos_token_id is None:
+            raise WSDValueError("the small models' tokenizer has no EOS token, which ends a response: set its eos_token")
+        untuned_prompts = prompts if untuned_prompts is None else untuned_prompts
+        for name, given in (("prompts", prompts), ("untuned_prompts", untuned_prompts)):
+            if isinstance(given, str) or not all(isinstance(prompt, str | list) for prompt in given):
+                raise WSDValueError(f"{name}={given!r}: must be a list of prompts, each a text or a list of token ids")
+        if len(prompts) != len(untuned_prompts) or not len(prompts):
+            raise WSDValueError(f"prompts and untuned_prompts are {len(prompts)} and {len(untuned_prompts)}: must be in pairs")
+        self._prompts = len(prompts)
+        encoder = _Encoder(tokenizer, add_special_tokens)
+        self.tuned = Reader("tuned model", models["tuned"])
+        self.untuned = Reader("untuned model", models["untuned"])
+        self._sides = [_Side(self.tuned, encoder, prompts), _Side(self.untuned, encoder, untuned_prompts)]
+
+    def __call__(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int] | None = None) -> torch.Tensor:
+        """The values of some responses, float32 [responses]; 0 for one that is empty and has not ended.
+
+        Args:
+            texts: what the responses say, or their beginnings.
+            ended: whether each is whole: then its end counts too.
+            of: which prompt each belongs to; default: the first.
+
+        Raises:
+            WSDValueError: arguments of unlike lengths, a prompt that there is not.
+        """
+        of = [0] * len(texts) if of is None else of
+        if not len(texts) == len(ended) == len(of):
+            raise WSDValueError(
+                f"texts, ended and of have {len(texts)}, {len(ended)} and {len(of)} entries: must have the same"
+            )
+        if outside := set(of) - set(range(self._prompts)):
+            raise WSDValueError(f"of contains {min(outside)}, and the prompts are counted from 0 to {self._prompts - 1}")
+        if not len(texts):
+            return _on_host([])
+        tuned, untuned = [side.log_probs(texts, ended, of) for side in self._sides]
+        return _on_host([_on_host(a).sum() - _on_host(b).sum() for a, b in zip(tuned, untuned, strict=True)])
+
+
+def _on_host(values: Sequence[Any]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
+class _Encoder:
+    """From prompts and responses to the tokens of the small models."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> None:
+        self.eos_token_id = int(tokenizer.eos_token_id)
+        self._tokenizer = tokenizer
+        self._pieces = PieceEncoder(tokenizer)
+        self._add_special_tokens = add_special_tokens
+
+    def prompt(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self._encode(prompt)
+        if wrong := [token for token in prompt if isinstance(token, bool) or not hasattr(token, "__index__")]:
+            raise WSDValueError(f"a prompt contains {wrong[0]!r}: must be a text or a list of token ids")
+        return [operator.index(token) for token in prompt]
+
+    def text(self, prompt: Prompt, text: str, ended: bool) -> list[int]:
+        tokens = self._encode(prompt + text) if isinstance(prompt, str) else [*prompt, *self._pieces.encode(text)]
+        return [*tokens, self.eos_token_id] if ended else tokens
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=self._add_special_tokens)
+        return ids
+
+
+class _Side:
+    """One of the two models, with its prompts."""
+
+    def __init__(self, reader: Reader, encoder: _Encoder, prompts: Sequence[Prompt]) -> None:
+        self._reader = reader
+        self._encoder = encoder
+        self._prompts = prompts
+        self._tokens = [encoder.prompt(prompt) for prompt in prompts]
+        if not all(self._tokens):
+            raise WSDValueError("a prompt has no tokens: the first token of a response needs one to follow")
+        self._check_known("a prompt", self._tokens)
+        self._check_known("the end of a response", [[encoder.eos_token_id]])
+        self._read = False
+
+    def log_probs(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> list[list[float]]:
+        if not self._read:  # each prompt once, for all responses to it
+            self._reader.read(self._tokens, [len(tokens) for tokens in self._tokens])
+            self._read = True
+        rows = [self._encoder.text(self._prompts[index], text, end) for index, text, end in zip(of, texts, ended, strict=True)]
+        self._check_known("a response", rows)
+        shared = [len(common_prefix(self._tokens[index], row)) for index, row in zip(of, rows, strict=True)]
+        return self._reader.read(rows, [max(1, length) for length in shared])  # nothing tells of a text's first token
+
+    def _check_known(self, name: str, texts: Sequence[list[int]]) -> None:
+        """Raises if token ids of a prompt or response have no embedding."""
+        size = vocabulary_size(self._reader.model)
+        if unknown := [token for tokens in texts for token in tokens if not 0 <= token < size]:
+            raise WSDValueError(
+                f"{name} contains token id {unknown[0]}, but the vocabulary of the {self._reader.name} has {size} tokens"
+            )

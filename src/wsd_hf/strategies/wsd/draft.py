@@ -1,0 +1,106 @@
+"""One call's draft: what the pilot wrote, how sure the base was, and which rows the base has taken over."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from transformers import StoppingCriteria
+
+from ...engine.checks import check_shared
+from ...engine.sampling import FREE
+
+SwitchReason = Literal["confident", "draft_ended", "draft_limit", "budget", "stopped"]
+
+
+class Draft:
+    """The draft of one call of `generate`, row by row, one token at a time. It knows of no model, and lives on the CPU.
+
+    Args:
+        switch_criteria: asked after every drafted token; fires where the base takes over.
+        rows: of the batch.
+        vocabulary: size of the base's.
+        closing_token_id: token that ends the response where a draft ended unconfirmed; None: the base writes on.
+
+    Attributes:
+        token_ids: drafted tokens, LongTensor[batch, longest draft].
+        log_probs: the base's natural-log probabilities of them, [batch, longest draft]; NaN behind a row's draft.
+        drafting: rows whose next token is the pilot's, BoolTensor[batch].
+        reasons: why each row's draft is over.
+    """
+
+    def __init__(self, switch_criteria: StoppingCriteria, rows: int, vocabulary: int, closing_token_id: int | None) -> None:
+        self.reasons: list[SwitchReason] = ["budget"] * rows
+        self.token_ids = torch.empty(rows, 0, dtype=torch.long, device="cpu")
+        self.log_probs = torch.empty(rows, 0, dtype=torch.float32, device="cpu")
+        self.drafting = torch.ones(rows, dtype=torch.bool, device="cpu")
+        self._closing = torch.zeros(rows, dtype=torch.bool, device="cpu")
+        self._switch_criteria = switch_criteria
+        self._vocabulary = vocabulary
+        self._closing_token_id = closing_token_id
+
+    @property
+    def switch_index(self) -> torch.Tensor:
+        """Tokens drafted so far, LongTensor[batch]."""
+        return (~self.log_probs.isnan()).sum(dim=1)
+
+    def drop(self, finished: torch.Tensor, full: torch.Tensor | None = None) -> None:
+        """Takes out the rows that a criterion has ended, BoolTensor[batch], some of them because they are full."""
+        if full is not None:
+            self.stop(finished & full, "budget")
+        self.stop(finished, "stopped")
+        self._closing &= ~finished
+
+    def take(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> torch.Tensor:
+        """The next token of some drafts.
+
+        Args:
+            tokens: LongTensor[batch]; read where a row is offered one.
+            log_probs: the base's log-probabilities of them, [batch].
+            offered: drafting rows that get a token now, BoolTensor[batch].
+
+        Returns:
+            The token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
+        """
+        forced = torch.where(offered, tokens, self.closing())
+        if offered.any():
+            check_shared(int(tokens[offered].max()), self._vocabulary)
+            self._record(tokens, log_probs, offered)
+            self.stop(offered & self._fired(offered), "confident")
+        return forced
+
+    def closing(self) -> torch.Tensor:
+        """The token that each row must take beside its draft, LongTensor[batch]; `FREE` where the base chooses."""
+        token = FREE if self._closing_token_id is None else self._closing_token_id
+        return torch.where(self._closing, token, FREE)
+
+    def stop(self, rows: torch.Tensor, reason: SwitchReason) -> None:
+        """The drafts of some rows are over, BoolTensor[batch], if they were not before."""
+        rows = rows & self.drafting
+        for row in rows.nonzero().flatten().tolist():
+            self.reasons[row] = reason
+        self.drafting = self.drafting & ~rows
+        if self._closing_token_id is not None and reason in ("draft_ended", "draft_limit"):
+            self._closing |= rows
+
+    def end(self, full: bool) -> None:
+        """The response is over: rows that the pilot was still writing are full, or were stopped at their last token."""
+        if not full:
+            self.stop(self.drafting, "stopped")
+
+    def _record(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> None:
+        rows, ends = offered.nonzero().flatten(), self.switch_index[offered]
+        if int(ends.max()) == self.token_ids.shape[1]:
+            self.token_ids = torch.nn.functional.pad(self.token_ids, (0, 1), value=0)
+            self.log_probs = torch.nn.functional.pad(self.log_probs, (0, 1), value=torch.nan)
+        self.token_ids[rows, ends] = tokens[rows]
+        self.log_probs[rows, ends] = log_probs[rows]
+
+    def _fired(self, offered: torch.Tensor) -> torch.Tensor:
+        """Rows where the criteria fire at the newest token; they are shown drafts of one length at a time."""
+        fired, lengths = torch.zeros_like(offered), self.switch_index
+        for length in sorted(set(lengths[offered].tolist())):
+            fires = self._switch_criteria(self.token_ids[:, :length], self.log_probs[:, :length])
+            asked = torch.as_tensor(fires, device="cpu")
+            fired |= asked & (lengths == length) & offered
+        return fired

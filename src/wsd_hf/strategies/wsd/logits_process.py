@@ -1,0 +1,80 @@
+"""Weak-to-Strong Decoding as a logits processor: until the switch, the pilot's next token is the only one to choose."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+
+from ... import _compat
+from ...engine.checks import check_models, check_prompt
+from ...engine.sampling import force
+from ...engine.small_model import SmallModel
+from ...errors import WSDValueError
+from .config import WSDConfig
+from .draft_setup import DraftArguments
+from .stepwise import DraftSteps
+
+
+class WSDLogitsProcessor(LogitsProcessor):
+    """Weak-to-Strong Decoding as a logits processor, for any causal base, also one that knows nothing of this package.
+
+    `model.generate(..., logits_processor=[WSDLogitsProcessor(pilot)])` gives the sequences of
+    `generate(..., strategy="wsd")`: the check reads the base's raw logits whatever other processors are configured, and
+    the drafted token has the last word over them. One object may serve many calls and threads: each call has a state of
+    its own, and starts afresh.
+
+    Args:
+        pilot: the small aligned model.
+        wsd_config: threshold, window, draft limit; default: the generation config's `wsd_*` keys, then the paper's.
+        switch_criteria: takes the place of the paper's rule; see `SwitchCriteria` for what it is asked.
+        assistant_input_ids: the pilot's prompt, [batch, prompt]; default: the base's, or its text.
+        assistant_attention_mask: its mask, [batch, prompt]; padding on the left. Default: nothing is padded.
+        assistant_do_sample: whether the pilot samples; default: as the base does. It samples with the call's warpers
+            (temperature, top-k, ...).
+        tokenizer: the base's; needed, together with the pilot's, where the two vocabularies differ.
+        assistant_tokenizer: the pilot's. Its EOS ends a draft, beside those of the pilot's generation config.
+
+    Raises:
+        WSDValueError: at the first step, for models or prompts that do not go together, or outside greedy decoding and
+            sampling.
+    """
+
+    def __init__(
+        self,
+        pilot: PreTrainedModel,
+        wsd_config: WSDConfig | None = None,
+        *,
+        switch_criteria: StoppingCriteria | None = None,
+        assistant_input_ids: torch.Tensor | None = None,
+        assistant_attention_mask: torch.Tensor | None = None,
+        assistant_do_sample: bool | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        assistant_tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        model = SmallModel("assistant", pilot, assistant_input_ids, assistant_attention_mask, assistant_tokenizer)
+        self._arguments = DraftArguments(model, assistant_do_sample, tokenizer, wsd_config, switch_criteria)
+        self._steps: dict[int, DraftSteps] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores, with every drafting row's choice reduced to the pilot's token, [batch, vocabulary]."""
+        loop = _compat.decoding_loop()
+        if loop is None:
+            raise WSDValueError(
+                "WSDLogitsProcessor works inside generate() with greedy decoding or sampling; it was called from "
+                "elsewhere (beam search, assisted generation, a loop of your own)"
+            )
+        return force(scores, self._steps_of(loop, input_ids).advance(input_ids, loop.logits, loop.finished))
+
+    def _steps_of(self, loop: _compat.DecodingLoop, input_ids: torch.Tensor) -> DraftSteps:
+        key = id(loop.processors)
+        if key not in self._steps:
+            mask = loop.attention_mask
+            mask = _compat.whole_mask(input_ids, loop.generation_config) if mask is None else mask
+            check_models({"the model": loop.model, "assistant_model": self._arguments.pilot.model})
+            check_prompt("input_ids", input_ids, mask, rows=len(input_ids))
+            setup = self._arguments.prepare(loop.model, input_ids, mask, loop.generation_config, loop.processors)
+            self._steps[key] = DraftSteps(setup)
+            weakref.finalize(loop.processors, self._steps.pop, key, None)
+        return self._steps[key]

@@ -1,0 +1,217 @@
+"""The loop of the fast path: draft, check, decide, keep."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from transformers import LogitsProcessorList
+
+from ...engine.acceptance import keep_or_redraw
+from ...engine.cache import NO_SLOT
+from ...engine.checks import check_usable, unusable, vocabulary_size
+from ...engine.ragged_stream import Stream
+from ...engine.rows import Rows
+from ...engine.sampling import FREE, SAMPLING_WARPERS, draw, force
+from ...engine.scores import Record
+from ...text.bridge import Offer
+from .draft import Draft
+from .pace import Pace
+from .proposer import Proposals, Proposer
+
+
+class Verdict(NamedTuple):
+    """One step as the host sees it, all on the CPU: every row of the batch, c proposals to each, and the end behind them."""
+
+    proposed: torch.Tensor
+    """`FREE` at the end. LongTensor[B, c + 1]."""
+    log_probs: torch.Tensor
+    """The base's log-probabilities of them, float32 [B, c + 1]; read only where a row drafts."""
+    pilot_unusable: torch.Tensor
+    """Where the pilot's logits were no numbers, BoolTensor[B, c + 1]."""
+    base_unusable: torch.Tensor
+    """Where the base's were, BoolTensor[B, c + 1]."""
+    own: torch.Tensor
+    """What the base writes at each position where it may, LongTensor[B, c + 1]."""
+    afresh: torch.Tensor
+    """What it writes there if it doesn't know of the proposal, LongTensor[B, c + 1]."""
+
+
+class Decoding:
+    """One call on the fast path.
+
+    B rows, up to c proposals of the pilot for each, V tokens in the base's vocabulary. Rows that have not finished are live:
+    tensors on the device have those only, and the host knows them all.
+
+    Args:
+        base: stream of the model that is aligned.
+        proposer: the pilot's side.
+        draft: what is drafted.
+        rows: prompts and responses.
+        record: takes the scores of every token; None: nobody wants them.
+        pace: how many tokens to propose.
+        processors: shape the base's choice.
+        do_sample: whether the base samples.
+    """
+
+    def __init__(
+        self,
+        base: Stream,
+        proposer: Proposer,
+        draft: Draft,
+        rows: Rows,
+        record: Record | None,
+        pace: Pace,
+        processors: LogitsProcessorList,
+        do_sample: bool,
+    ) -> None:
+        self.base, self.proposer, self.draft, self.rows, self.record, self.pace = base, proposer, draft, rows, record, pace
+        self._processors = processors
+        self._do_sample = do_sample
+        self._device = rows.device
+        self._vocabulary = vocabulary_size(base.model)
+        # Warpers look at one position's scores only, so that all positions can be chosen for at once; any other processor
+        # is shown the exact prefix of each row.
+        self._at_once = record is None and all(type(processor) in SAMPLING_WARPERS for processor in processors)
+        self._shrinks = not (base.workspace.captures or proposer.stream.workspace.captures)
+        self._live = list(range(len(rows.responses)))
+        # The base's logits after the last token that it was fed, [rows, V].
+        self._behind = torch.empty(0, dtype=torch.float32, device=self._device)
+
+    def run(self) -> None:
+        """Decodes until every row has finished."""
+        while not self.rows.finished.all():
+            self._shrink()
+            free = [row for row in self._live if not self.draft.drafting[row] and not self.rows.finished[row]]
+            chunk = self.pace.chunk(drafting=bool(self.draft.drafting.any()))
+            proposals = self.proposer.propose(chunk, self.rows, self.draft.drafting)
+            logits = self._check(proposals)
+            kept = self._decide(proposals, logits)
+            self._rewind()
+            counts = dict(zip(self._live, proposals.counts, strict=True))
+            self.pace.judged([(kept[row], counts[row]) for row in free])
+        self.draft.drop(self.rows.finished, self.rows.full)
+
+    def _shrink(self) -> None:
+        """Rows that have finished cost nothing more; where forwards are captured they stay, since shapes must."""
+        live = (~self.rows.finished).nonzero().flatten().tolist()
+        if self._shrinks and live != self._live:
+            self._behind = self._behind[[self._live.index(row) for row in live]]
+            self.base.select(live)
+            self.proposer.stream.select(live)
+            self._live = live
+
+    def _check(self, proposals: Proposals) -> torch.Tensor:
+        """The base's logits before each proposal and behind the last, [rows, c + 1, V]."""
+        responses, finished = self.rows.responses, self.rows.finished
+        missing = [None if finished[row] else self.base.missing(row, responses[row]) for row in self._live]
+        if not any(missing) and not any(proposals.counts):  # drafts that wait for the pilot's next word
+            return self._behind[:, None]
+        block = self.base.block(missing, proposals.tokens[:, :-1], proposals.counts)
+        logits = self.base.logits(block, keep=proposals.chunk + 1).to(self._device)
+        if [] in missing:  # these rows were fed their last token before
+            held = (block.slots[:, -proposals.chunk - 1] == NO_SLOT).to(self._device)
+            logits[:, 0] = torch.where(held[:, None], self._behind, logits[:, 0])
+        last = (proposals.tokens != FREE).sum(dim=1)[:, None, None].expand(-1, 1, self._vocabulary)
+        self._behind = logits.gather(1, last).squeeze(1)
+        return logits
+
+    def _decide(self, proposals: Proposals, logits: torch.Tensor) -> list[int]:
+        """Goes through the positions; a row follows while it writes what was proposed. Returns for how long each did."""
+        verdict, draft, rows = self._judge(proposals, logits), self.draft, self.rows
+        offers = self.proposer.offers(proposals, verdict.proposed, draft.drafting & ~rows.finished)
+        counts = [len(offers[row].tokens) if row in offers else 0 for row in range(len(rows.responses))]
+        offered_counts = torch.tensor(counts, device="cpu")
+        following, kept = ~rows.finished, torch.zeros_like(offered_counts)
+        for position in range(proposals.chunk + 1):
+            draft.drop(rows.finished, rows.full)
+            check_usable("pilot", verdict.pilot_unusable[:, position] & following & draft.drafting, rows.lengths)
+            check_usable("base", verdict.base_unusable[:, position] & following, rows.lengths)
+            offered = following & draft.drafting & (position < offered_counts)
+            ended = following & draft.drafting & ~offered
+            self._stop_drafts(offers, ended)
+            following = following & ~(draft.drafting & ~offered)
+            forced = draft.take(verdict.proposed[:, position], verdict.log_probs[:, position], offered)
+            if self.proposer.bridge.token_by_token:
+                self._stop_drafts(offers, offered & (position + 1 == offered_counts), at_limit=True)
+            own = self._own(position, verdict, proposals, logits, forced, following, ended)
+            written = torch.where(forced == FREE, own, forced)
+            rows.append(written, following)
+            following = following & (written == verdict.proposed[:, position])
+            kept += following
+            following = following & ~rows.finished
+            if not following.any():
+                break
+        return kept.tolist()
+
+    def _stop_drafts(self, offers: dict[int, Offer], ended: torch.Tensor, at_limit: bool = False) -> None:
+        """Some drafts have nothing left, BoolTensor[B]; a limit is known with the last token, another end only behind it."""
+        for row in ended.nonzero().flatten().tolist():
+            reason = offers[row].over
+            if reason is not None and (reason == "draft_limit" or not at_limit):
+                self.draft.stop(torch.arange(len(ended), device="cpu") == row, reason)
+
+    def _judge(self, proposals: Proposals, logits: torch.Tensor) -> Verdict:
+        """Everything that the decision needs of the device, in one transfer."""
+        own = afresh = proposals.tokens
+        drafting = bool(self.draft.drafting.any())
+        if self._at_once:
+            scores = self._processors(None, logits.flatten(0, 1).clone()).view_as(logits)
+            if self._do_sample:
+                at = [proposals.drawn_with(position, self._vocabulary) for position in range(proposals.chunk + 1)]
+                drawn_with = torch.stack(at, dim=1)
+                own = keep_or_redraw(scores, proposals.tokens.clamp(min=0), drawn_with)
+                afresh = draw(scores.softmax(dim=-1)) if drafting else own
+            else:
+                own = afresh = scores.argmax(dim=-1)
+        log_probs = torch.zeros_like(own, dtype=torch.float32)
+        if drafting:
+            index = proposals.tokens.clamp(0, self._vocabulary - 1)[..., None]
+            log_probs = logits.log_softmax(dim=-1).gather(2, index).squeeze(2)
+        bits = log_probs.view(torch.int32)  # so that all of it travels as one tensor of integers
+        parts = [proposals.tokens, bits, proposals.unusable, unusable(logits), own, afresh]
+        packed = torch.stack([part.long() for part in parts]).cpu()
+        whole = packed.new_zeros(len(parts), len(self.rows.responses), proposals.chunk + 1)
+        whole[:, self._live] = packed
+        tokens, bits, pilot_unusable, base_unusable, own, afresh = whole
+        return Verdict(tokens, bits.int().view(torch.float32), pilot_unusable.bool(), base_unusable.bool(), own, afresh)
+
+    def _own(
+        self,
+        position: int,
+        verdict: Verdict,
+        proposals: Proposals,
+        logits: torch.Tensor,
+        forced: torch.Tensor,
+        following: torch.Tensor,
+        ended: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the base writes at one position, LongTensor[B]; read only where a row follows and nothing is forced.
+
+        Where a proposal has just ended a draft, BoolTensor[B], the base draws without it: that row is here only because of
+        what was proposed, so the proposal no longer is a draw from the pilot's distribution.
+        """
+        if self._at_once:
+            return torch.where(ended, verdict.afresh[:, position], verdict.own[:, position])
+        chosen = torch.full_like(forced, FREE)
+        asked = following if self.record else following & (forced == FREE)
+        raw, tokens, drawn_with = logits[:, position], proposals.tokens[:, position].clamp(min=0), None
+        raw, tokens = self.rows.whole(self._live, raw), self.rows.whole(self._live, tokens)
+        if self._do_sample:
+            drawn_with = self.rows.whole(self._live, proposals.drawn_with(position, self._vocabulary))
+        for prefix, exact in self.rows.prefixes(asked.nonzero().flatten().tolist(), self._device):
+            scores = self._processors(prefix, raw.clone())
+            if self.record is not None:
+                self.record.add(exact, raw, force(scores, forced.to(scores.device)))
+            if drawn_with is None:
+                choice = scores.argmax(dim=-1)
+            else:
+                choice = keep_or_redraw(scores, tokens, drawn_with * ~ended.to(scores.device)[:, None])
+            chosen[exact] = choice[exact].cpu()
+        return chosen
+
+    def _rewind(self) -> None:
+        """The base's cache goes back to what stands, and one token further where it has yet to say what follows."""
+        drafting = self.draft.drafting.tolist()
+        for row, length in enumerate(self.rows.lengths):
+            self.base.rewind(row, length if drafting[row] else length - 1)

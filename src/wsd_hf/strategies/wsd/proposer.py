@@ -1,0 +1,161 @@
+"""The pilot's side of a call: what it would write next, in the base's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import LogitsProcessorList
+
+from ...engine.checks import check_usable
+from ...engine.ragged_stream import Stream
+from ...engine.rows import Rows
+from ...engine.sampling import FREE, choice
+from ...text.bridge import Bridge, Offer, OneVocabulary
+
+
+class Proposals(NamedTuple):
+    """Up to c tokens for each live row."""
+
+    tokens: torch.Tensor
+    """And `FREE` behind a row's last. LongTensor[rows, c + 1]."""
+    unusable: torch.Tensor
+    """Where the pilot's logits were no numbers, BoolTensor[rows, c + 1]."""
+    probabilities: Sequence[torch.Tensor | None]
+    """What each position was drawn with, [rows, V of the pilot]; None where whoever drew had no choice left to tell of."""
+    counts: list[int]
+    """Tokens for each row."""
+    offers: dict[int, Offer] | None
+    """What each drafting row's draft goes on with, if that is known before the tokens are checked."""
+
+    @property
+    def chunk(self) -> int:
+        """c."""
+        return len(self.probabilities)
+
+    def drawn_with(self, position: int, vocabulary: int) -> torch.Tensor:
+        """A position's probabilities over the base's vocabulary, 0 where nothing usable was proposed: [rows, vocabulary]."""
+        drawn_with = torch.zeros(len(self.tokens), vocabulary, dtype=torch.float32, device=self.tokens.device)
+        probabilities = self.probabilities[position] if position < self.chunk else None
+        if probabilities is None:
+            tokens = self.tokens[:, position, None]
+            known = ((tokens >= 0) & (tokens < vocabulary)).float()
+            return drawn_with.scatter_(1, tokens.clamp(0, vocabulary - 1), known)
+        shared = min(vocabulary, probabilities.shape[-1])
+        drawn_with[:, :shared] = probabilities[:, :shared].nan_to_num()
+        return drawn_with
+
+
+class Proposer:
+    """The pilot, and the bridge that its tokens take to the base.
+
+    Args:
+        stream: of the pilot.
+        bridge: makes its tokens the base's.
+        warpers: shape its choice; None: it is greedy.
+        room: most tokens of a response that its cache has room for, proposals included.
+        device: where proposals are wanted.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        bridge: Bridge,
+        warpers: LogitsProcessorList | None,
+        room: int,
+        device: torch.device,
+    ) -> None:
+        self.stream, self.bridge = stream, bridge
+        self._choice = choice(warpers)
+        self._room = room
+        self._device = device
+        self._written: list[list[int]] = [[] for _ in stream.prompts]  # the pilot's tokens that followed each prompt last
+
+    def propose(self, chunk: int, rows: Rows, drafting: torch.Tensor) -> Proposals:
+        """What the pilot would write next in every live row, whether it will be kept or judged.
+
+        Args:
+            chunk: tokens of the pilot to each.
+            rows: responses so far.
+            drafting: rows whose draft goes on, BoolTensor[B].
+        """
+        live = self.stream.live
+        missing = [self._missing(row, rows, bool(drafting[row]), chunk) if chunk else None for row in live]
+        if all(new is None for new in missing):
+            return self._nothing()
+        block = self.stream.block(missing)
+        tokens, bad, probabilities = [], [], []
+        for _ in range(chunk):
+            token, no_number, probability = self.stream.run(*self._choice, block, keep=1)
+            tokens.append(token)
+            bad.append(no_number)
+            probabilities.append(None if probability is None else probability.to(self._device))
+            block = block.then(token)
+        end = torch.full_like(token, FREE)
+        proposals = Proposals(
+            torch.stack([*tokens, end], dim=1).to(self._device),
+            torch.stack([*bad, end > FREE], dim=1).to(self._device),
+            probabilities,
+            [0 if new is None else chunk for new in missing],
+            None,
+        )
+        return proposals if isinstance(self.bridge, OneVocabulary) else self._cross(proposals, rows, drafting)
+
+    def offers(self, proposals: Proposals, proposed: torch.Tensor, drafting: torch.Tensor) -> dict[int, Offer]:
+        """What each drafting row's draft goes on with.
+
+        Args:
+            proposals: as made by `propose`.
+            proposed: their tokens on the CPU, LongTensor[B, c + 1].
+            drafting: rows whose draft goes on, BoolTensor[B].
+        """
+        if proposals.offers is not None:
+            return proposals.offers
+        offers = {}
+        for row in self.stream.live:
+            tokens = proposed[row, : proposals.chunk].tolist()
+            self._written[row] += tokens
+            if drafting[row]:
+                offers[row] = self.bridge.offer(row, tokens)
+        return offers
+
+    def _missing(self, row: int, rows: Rows, drafting: bool, chunk: int) -> list[int] | None:
+        """What the pilot has to read of a row before it goes on; None if the row has finished, or it has no room for more."""
+        if rows.finished[row]:
+            return None
+        written = self.bridge.pilot_tokens(row, None if drafting else rows.responses[row])
+        if len(written) + chunk > self._room:
+            return None
+        missing = self.stream.resume(row, self._written[row], written)
+        self._written[row] = written
+        return missing
+
+    def _cross(self, proposals: Proposals, rows: Rows, drafting: torch.Tensor) -> Proposals:
+        """The proposals in the base's tokens. What they were drawn with is lost on the way: they count as certain.
+
+        That is exact too, since the rejection rule only asks that the base's own chance plays no part in what is proposed.
+        """
+        tokens, bad, left = proposals.tokens[:, :-1].tolist(), proposals.unusable.any(dim=1).tolist(), rows.left
+        crossed: list[list[int]] = []
+        offers: dict[int, Offer] = {}
+        for place, row in enumerate(self.stream.live):
+            if not proposals.counts[place]:
+                crossed.append([])
+                continue
+            if bad[place] and drafting[row]:
+                check_usable("pilot", torch.arange(len(left), device="cpu") == row, rows.lengths)
+            self._written[row] = self._written[row] + tokens[place]
+            if drafting[row]:
+                new, over = self.bridge.offer(row, tokens[place])
+                offers[row] = Offer(new[: left[row]], over if len(new) <= left[row] else None)
+                crossed.append(offers[row].tokens)
+            else:
+                crossed.append(self.bridge.guess(row, tokens[place])[: left[row]])
+        width = self.stream.workspace.padded(max(map(len, crossed)))
+        padded = torch.tensor([new + [FREE] * (1 + width - len(new)) for new in crossed], device=self._device)
+        return Proposals(padded, torch.zeros_like(padded, dtype=torch.bool), [None] * width, [*map(len, crossed)], offers)
+
+    def _nothing(self) -> Proposals:
+        tokens = torch.full((len(self.stream.live), 1), FREE, device=self._device)
+        return Proposals(tokens, tokens > FREE, [], [0] * len(tokens), None)

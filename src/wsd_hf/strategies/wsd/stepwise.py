@@ -1,0 +1,116 @@
+"""The step-by-step engine: transformers' own loop, with one token of the draft and one forward of the base each time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from ...engine.call import Call
+from ...engine.checks import check_usable, unusable
+from ...engine.hf_loop import WatchedCriteria, base_tokens, run
+from ...engine.lockstep_stream import StepStream
+from ...engine.sampling import choose, force
+from ...engine.stats import WSDStats, peak_memory
+from ...text.bridge import DraftOver, Offer
+from .config import WSDConfig
+from .draft_setup import DraftSetup
+
+
+class DraftSteps:
+    """The draft of one call, token by token, with forwards of the pilot as they are needed.
+
+    Attributes:
+        taken: steps so far, one response token each.
+    """
+
+    def __init__(self, setup: DraftSetup) -> None:
+        self.draft = setup.draft
+        self.stream = StepStream(setup.pilot, setup.input_ids, setup.attention_mask, setup.longest)
+        self.taken = 0
+        self._bridge = setup.bridge
+        self._warpers = setup.warpers
+        self._offers = [Offer([], None) for _ in setup.input_ids]
+
+    def advance(self, input_ids: torch.Tensor, logits: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
+        """One step of every row.
+
+        Args:
+            input_ids: prompt and response so far, [batch, length].
+            logits: the base's raw logits at its last token, float32 [batch, vocabulary].
+            finished: rows that need nothing more, BoolTensor[batch].
+
+        Returns:
+            The token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
+        """
+        check_usable("base", unusable(logits) & ~finished, [self.taken] * len(logits))
+        self.taken += 1
+        self.draft.drop(finished.cpu())
+        tokens = self._next_tokens(input_ids.device)
+        if not self.draft.drafting.any():
+            return self.draft.closing().to(input_ids.device)
+        index = tokens.clamp(max=logits.shape[-1] - 1)[:, None].to(logits.device)
+        log_probs = logits.log_softmax(dim=-1).gather(1, index).squeeze(1).cpu()
+        forced = self.draft.take(tokens, log_probs, self.draft.drafting).to(input_ids.device)
+        if self._bridge.token_by_token:
+            self._stop_exhausted("draft_limit")
+        return forced
+
+    def _next_tokens(self, device: torch.device) -> torch.Tensor:
+        """The next token of each draft, LongTensor[batch]; drafts that have none are stopped."""
+        while any(self._offers[row] == Offer([], None) for row in self._drafting()):
+            self._propose(device)
+        self._stop_exhausted("draft_ended", "draft_limit")
+        tokens = torch.zeros(len(self._offers), dtype=torch.long, device="cpu")
+        for row in self._drafting():
+            tokens[row] = self._offers[row].tokens.pop(0)
+        return tokens
+
+    def _propose(self, device: torch.device) -> None:
+        """One more token of the pilot in every row, though some may have enough for now."""
+        logits = self.stream.next_logits().to(device)
+        proposed, bad, _ = choose(logits, self._warpers)
+        check_usable("pilot", bad.cpu() & self.draft.drafting, [self.taken - 1] * len(logits))
+        self.stream.append(proposed)
+        for row in self._drafting():
+            tokens, over = self._offers[row]
+            if over is None:
+                offer = self._bridge.offer(row, [int(proposed[row])])
+                self._offers[row] = Offer(tokens + offer.tokens, offer.over)
+
+    def _drafting(self) -> list[int]:
+        return self.draft.drafting.nonzero().flatten().tolist()
+
+    def _stop_exhausted(self, *reasons: DraftOver) -> None:
+        """Stops the drafts that have nothing left, for one of some reasons."""
+        for reason in reasons:
+            exhausted = [offer == Offer([], reason) for offer in self._offers]
+            self.draft.stop(torch.tensor(exhausted, device="cpu"), reason)
+
+
+def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDStats]:
+    """Decodes with any causal base; returns what transformers' loop returns, and the work done."""
+    criteria, steps = WatchedCriteria(call.criteria), DraftSteps(setup)
+    output = run(call, [_DraftThenShape(steps, call.processors, criteria)], criteria)
+    return output, WSDStats(
+        base_forwards=steps.taken,
+        base_tokens=base_tokens(call, steps.taken),
+        pilot_forwards=steps.stream.forwards,
+        pilot_tokens=steps.stream.tokens,
+        cache_memory=None,
+        peak_memory=peak_memory(call.base, setup.pilot),
+    )
+
+
+class _DraftThenShape(LogitsProcessor):
+    """The only processor of the loop, so that the draft sees raw logits and has the last word over the caller's."""
+
+    def __init__(self, steps: DraftSteps, processors: LogitsProcessorList, criteria: WatchedCriteria) -> None:
+        self._steps = steps
+        self._processors = processors
+        self._criteria = criteria
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        tokens = self._steps.advance(input_ids, scores, self._criteria.ended(input_ids))
+        return force(self._processors(input_ids, scores), tokens)
