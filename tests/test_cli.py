@@ -1,9 +1,12 @@
+import importlib.metadata
 import json
+import runpy
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
+import wsd_hf
 from wsd_hf.cli import app
 from wsd_hf.tiny import FOLDER
 
@@ -18,6 +21,17 @@ def run():
 
 def pair(base="base", pilot="pilot"):
     return "--base", FOLDER / base, "--pilot", FOLDER / pilot
+
+
+def test_the_version_is_that_of_the_package(run, monkeypatch, capsys):
+    version = importlib.metadata.version("wsd_hf")
+    assert wsd_hf.__version__ == version
+    assert run("--version").output == f"wsd-hf {version}\n"
+    monkeypatch.setattr(sys, "argv", ["wsd_hf", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("wsd_hf", run_name="__main__")
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"wsd-hf {version}\n"
 
 
 def test_demo_shows_base_pilot_and_both(run, tmp_path):

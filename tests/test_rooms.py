@@ -12,7 +12,7 @@ import wsd_hf
 ROOT = Path(wsd_hf.__file__).parent
 
 FLOORS = ["errors", "_compat", "files", "text", "engine", "strategies", "generation", "trace", "tiny", "integrations"]
-FLOORS += ["bundle", "comparison", "cli"]
+FLOORS += ["bundle", "comparison", "cli", "__main__"]
 """Modules and folders at the top level, each of which imports only those before it."""
 
 MODULES = {

@@ -8,6 +8,8 @@ A small aligned model (the pilot) begins the answer, a large base model finishes
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 from .bundle import Packed, pack
 from .engine.stats import GuidedGenerateOutput, GuidedStats, WSDStats
 from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
@@ -27,6 +29,8 @@ from .text.streaming import AnswerStreamer
 from .text.urial import URIAL_PROMPT, urial_messages
 from .tiny import load_tiny_pair
 from .trace import Trace, TracedToken, explain
+
+__version__ = version("wsd_hf")
 
 __all__ = [
     "BASE_CHAT_TEMPLATE",

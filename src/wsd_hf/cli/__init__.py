@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,8 +42,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"wsd-hf {version('wsd_hf')}")
+        raise typer.Exit
+
+
 @app.callback()
-def around_each_command(context: typer.Context) -> None:
+def around_each_command(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Runs before a command; what it opens is closed after it."""
     context.with_resource(exit_on_sigterm())
 
