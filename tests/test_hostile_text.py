@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import wsd_hf
 from scripted import EOS, PAD, ScriptedModel, scripted_model
-from wsd_hf import WSDConfig, WSDValueError, build_inputs, bundle, urial_messages
+from wsd_hf import ImplicitValue, WSDConfig, WSDValueError, build_inputs, bundle, urial_messages
 from wsd_hf.cli import app
 from wsd_hf.cli.conversation import Conversation
 from wsd_hf.comparison.prompts import read_prompts
@@ -278,6 +278,17 @@ def test_the_harness(pair: Any, half: str, tried: Any) -> None:
         with pytest.raises(WSDValueError, match="holds half of a surrogate pair"):
             model._inputs([prompt])
     tried("prompts and arguments that are no text", 2)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_value_is_of_texts(half: str, pair: Any, tried: Any) -> None:
+    _, pilot, _, tokenizer = pair
+    with pytest.raises(WSDValueError, match="a prompt: holds half of a surrogate pair"):
+        ImplicitValue(pilot, pilot, tokenizer, [half])
+    for prompt in ("Hi", [3, 4]):
+        with pytest.raises(WSDValueError, match="a response: holds half of a surrogate pair"):
+            ImplicitValue(pilot, pilot, tokenizer, [prompt])([half], [False])
+    tried("prompts and arguments that are no text", 3)
 
 
 @pytest.mark.parametrize("half", HALVES)

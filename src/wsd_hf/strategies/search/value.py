@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...engine.checks import check_models, check_tokenizer, vocabulary_size
 from ...errors import WSDValueError
+from ...text.chat import check_text
 from ...text.settled_tokens import PieceEncoder, common_prefix
 from .reader import Reader
 
@@ -103,12 +104,14 @@ class _Encoder:
 
     def prompt(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
+            check_text("a prompt", prompt)
             return self._encode(prompt)
         if wrong := [token for token in prompt if isinstance(token, bool) or not hasattr(token, "__index__")]:
             raise WSDValueError(f"a prompt contains {wrong[0]!r}: must be a text or a list of token ids")
         return [operator.index(token) for token in prompt]
 
     def text(self, prompt: Prompt, text: str, ended: bool) -> list[int]:
+        check_text("a response", text)
         tokens = self._encode(prompt + text) if isinstance(prompt, str) else [*prompt, *self._pieces.encode(text)]
         return [*tokens, self.eos_token_id] if ended else tokens
 
