@@ -24,6 +24,16 @@ from .checks import check_prompt, check_token_ids, closing_token_id, eos_token_i
 from .numbers import MOST_SAMPLES, check_integer, check_positive_integer
 from .small_model import Prompt
 
+logger = logging.get_logger(__name__)
+
+INTEGERS = {"max_new_tokens", "max_length", "min_new_tokens", "min_length", "num_return_sequences", "top_k", "pad_token_id"}
+INTEGERS |= {"bos_token_id", "forced_bos_token_id", "prefill_chunk_size"}
+INTEGERS |= {"no_repeat_ngram_size", "encoder_no_repeat_ngram_size"}
+"""Settings of transformers that may come as other numbers than Python's integers."""
+
+ENDS = ("eos_token_id", "forced_eos_token_id")
+"""Settings that are a token id or several, which may come so as well."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -76,17 +86,6 @@ class Call:
         if mask is None:
             mask = _compat.whole_mask(self.input_ids, self.generation_config)
         return Prompt(self.input_ids, mask)
-
-
-logger = logging.get_logger(__name__)
-
-INTEGERS = {"max_new_tokens", "max_length", "min_new_tokens", "min_length", "num_return_sequences", "top_k", "pad_token_id"}
-INTEGERS |= {"bos_token_id", "forced_bos_token_id", "prefill_chunk_size"}
-INTEGERS |= {"no_repeat_ngram_size", "encoder_no_repeat_ngram_size"}
-"""Settings of transformers that may come as other numbers than Python's integers."""
-
-ENDS = ("eos_token_id", "forced_eos_token_id")
-"""Settings that are a token id or several, which may come so as well."""
 
 
 def decode_within(
