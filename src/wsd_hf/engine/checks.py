@@ -71,8 +71,9 @@ def check_models(models: Mapping[str, object]) -> dict[str, PreTrainedModel]:
                 f"{name} is in training mode with gradient checkpointing, under which layers ignore their cache: "
                 "call its eval() or gradient_checkpointing_disable() before it generates"
             )
-    for (name, model), (other, second) in combinations(inner.items(), 2):
-        if _compat.adapter_layers(model) & _compat.adapter_layers(second):
+    adapters = {name: _compat.adapter_layers(model) for name, model in inner.items()}
+    for (name, layers), (other, others) in combinations(adapters.items(), 2):
+        if layers & others:
             raise WSDValueError(
                 f"{name} and {other} share layers that have adapters (PEFT), so each would run with the other's: load the "
                 "weights a second time for one of them, or merge the adapters into a copy (merge_and_unload)"
