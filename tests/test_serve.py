@@ -147,21 +147,24 @@ def test_the_document_runs(server: Server) -> None:
     assert run(f"{shlex.quote(sys.executable)} -c {shlex.quote(script)}", server.folder) == ANSWER
 
 
-def test_answers_are_those_of_direct_calls(server: Server, expected: list[str]) -> None:
+def test_answers_are_those_of_direct_calls(server: Server, expected: list[str], tried: Any) -> None:
     assert expected[0] == ANSWER
     assert [said(ask(server, *chat, max_tokens=256)).rstrip() for chat in CHATS] == expected
+    tried("requests to a server", len(CHATS))
 
 
-def test_streamed_answers_are_those_of_direct_calls(server: Server, expected: list[str]) -> None:
+def test_streamed_answers_are_those_of_direct_calls(server: Server, expected: list[str], tried: Any) -> None:
     assert [text(streamed(server, *chat, max_tokens=256)).rstrip() for chat in CHATS] == expected
+    tried("requests to a server", len(CHATS))
 
 
-def test_requests_at_once_get_their_own_answers(server: Server, expected: list[str]) -> None:
+def test_requests_at_once_get_their_own_answers(server: Server, expected: list[str], tried: Any) -> None:
     with ThreadPoolExecutor(2 * len(CHATS)) as pool:
         whole = [pool.submit(ask, server, *chat, max_tokens=256) for chat in CHATS]
         streams = [pool.submit(streamed, server, *chat, max_tokens=256) for chat in CHATS]
         assert [said(future.result()).rstrip() for future in whole] == expected
         assert [text(future.result()).rstrip() for future in streams] == expected
+    tried("requests to a server", 2 * len(CHATS))
 
 
 def test_why_an_answer_ended(server: Server) -> None:
@@ -175,12 +178,20 @@ def test_stop_strings_of_a_request(server: Server) -> None:
     assert said(ask(server, user(KELOFT), stop=["far"])) == "That is a very good question. As far"
 
 
-def test_a_server_goes_on_after_a_request_that_it_refuses(server: Server) -> None:
+@pytest.mark.parametrize("max_tokens", [10**6, 10**30])
+def test_a_request_may_ask_for_more_than_memory_holds(server: Server, max_tokens: int, tried: Any) -> None:
+    assert said(ask(server, user(KELOFT), max_tokens=max_tokens)) == ANSWER
+    assert text(streamed(server, user(KELOFT), max_tokens=max_tokens)) == ANSWER
+    tried("requests to a server", 2)
+
+
+def test_a_server_goes_on_after_a_request_that_it_refuses(server: Server, tried: Any) -> None:
     long = user("word " * 3000)
     with pytest.raises(urllib.error.HTTPError):
         ask(server, long)
     assert "error" in streamed(server, long)[-1]
     assert said(ask(server, user(KELOFT))) == ANSWER
+    tried("requests to a server", 3)
 
 
 def test_text_completion_gives_both_models_the_text(server: Server) -> None:
