@@ -130,6 +130,11 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "shard of a long name": shard("x" * 5000 + ".safetensors"),
     "shard missing": shard("none.safetensors"),
     "shard a folder": lambda folder: [shard("deep.safetensors")(folder), (folder / "deep.safetensors").mkdir()],
+    # code of the Hub
+    "attention from the Hub": config(attn_implementation="somebody/attention"),
+    "attention from the Hub, paged": config(_attn_implementation="paged|somebody/attention@main"),
+    "attention from the Hub, by part": config(attn_implementation={"": "sdpa", "text_config": "somebody/attention"}),
+    "experts from the Hub": config(text_config={"experts_implementation": "somebody/experts"}),
     # links
     "link: config": link("config.json"),
     "link: tokenizer": link("tokenizer.json"),

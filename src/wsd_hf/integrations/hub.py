@@ -47,7 +47,17 @@ from .. import _compat
 from ..engine.checks import check_causal
 from ..errors import WSDError, WSDHubError, WSDValueError
 from .card import pilot_card
-from .model_folder import DATA, check_links, check_subfolder, check_tokenizer_files, code_in, int64, json_object, shards
+from .model_folder import (
+    DATA,
+    check_kernels,
+    check_links,
+    check_subfolder,
+    check_tokenizer_files,
+    code_in,
+    int64,
+    json_object,
+    shards,
+)
 
 WEIGHTS = r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?"
 """Where transformers looks for weights; the first that it finds are the ones it loads."""
@@ -225,7 +235,7 @@ def fetch_model(
     if not name:
         raise WSDHubError(f'the name of the {kind} is empty: give a folder ("." is the current one), or namespace/name')
     source = os.path.expanduser(name)
-    if source.endswith(".gguf") and os.path.exists(source):
+    if source.lower().endswith(".gguf") and os.path.exists(source):
         raise WSDHubError(f"{name} {GGUF}")
     check_subfolder(subfolder)
     patterns = (*DATA, "*.py") if trust_remote_code else DATA
@@ -325,6 +335,8 @@ def _config(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreT
     for file in ("config.json", "generation_config.json"):
         if (folder / file).exists():
             json_object(folder / file, parse_int=int64)
+    if not trust_remote_code:
+        check_kernels(folder / "config.json")
     with _reading(f"{name} has a config that no model can be made from"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         text = config.get_text_config(decoder=True)

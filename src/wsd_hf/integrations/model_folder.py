@@ -103,6 +103,17 @@ def check_tokenizer_files(folder: Path) -> None:
                 raise WSDHubError(f"{file} has {key!r:.200}, which is no special token: remove it")
 
 
+def check_kernels(file: Path) -> None:
+    """Raises a WSDHubError if a config names an implementation of attention or experts that transformers would fetch.
+
+    A name of the form `namespace/name` is a repository of compiled code, loaded where the package `kernels` is installed.
+    """
+    for value in _objects(_json(file)):
+        for key, named in value.items():
+            if "_implementation" in key and "/" in json.dumps(named):
+                raise WSDHubError(f"{file} has {key}={named!r:.200}, code of the Hub that nobody asked for: remove it")
+
+
 def code_in(folder: Path) -> str | None:
     """The place where files of a folder name Python code ("auto_map in config.json"); None if they don't.
 
