@@ -79,7 +79,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "beams": ({"num_beams": 4}, r"beam_search \(num_beams=4\)"),
     "sampling beams": ({"num_beams": 4, "do_sample": True}, r"beam_sample \(num_beams=4\)"),
-    "prompt lookup": ({"prompt_lookup_num_tokens": 3}, r"prompt_lookup_num_tokens=3 is a setting of transformers' assisted generation"),
+    "prompt lookup": (
+        {"prompt_lookup_num_tokens": 3},
+        r"prompt_lookup_num_tokens=3 is a setting of transformers'",
+    ),
     "custom generate": ({"custom_generate": print}, r"custom_generate cannot be combined with strategy='wsd'"),
     "synced gpus": ({"synced_gpus": True}, r"synced_gpus=True is not supported"),
     "token healing": ({"token_healing": True}, r"token_healing=True is not supported"),

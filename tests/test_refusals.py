@@ -90,7 +90,7 @@ def test_a_strategy_without_a_pilot_refuses_one(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(STRATEGIES, "alone", alone)
     world, ids = CASES[0].world, CASES[0].prompt(3)
     assert world.base.generate(ids, strategy="alone", depth=3) == 3
-    with pytest.raises(wsd_hf.WSDValueError, match="assistant_model belongs to .*, not to strategy='alone'"):
+    with pytest.raises(wsd_hf.WSDValueError, match=r"assistant_model belongs to .*, not to strategy='alone'"):
         world.base.generate(ids, strategy="alone", depth=3, assistant_model=world.pilot)
     with pytest.raises(wsd_hf.WSDValueError, match="strategy='alone' needs depth: pass depth="):
         world.base.generate(ids, strategy="alone")
@@ -146,13 +146,14 @@ REFUSED: dict[str, Any] = {
 """Keywords of transformers that every strategy refuses by name, and a value."""
 
 OTHER_MODES: dict[str, Any] = {"dola_layers": "low", "constraints": [1], "force_words_ids": [[5]]}
-OTHER_MODES |= {"penalty_alpha": 0.6, "num_beam_groups": 2}
+OTHER_MODES |= {"penalty_alpha": 0.6}
 """Settings of transformers that select another mode of decoding, which is refused."""
 
 NOTHING_TO_IGNORE = {
     "early_stopping": "of beam search; without it transformers warns and ignores it as well",
     "length_penalty": "of beam search; without it transformers warns and ignores it as well",
-    "diversity_penalty": "of group beam search, which num_beam_groups selects",
+    "num_beam_groups": "of beam search, which num_beams selects",
+    "diversity_penalty": "of beam search, which num_beams selects",
     "low_memory": "of contrastive search, which penalty_alpha selects",
     "decoder_start_token_id": "of encoder-decoders, which are refused",
     "encoder_no_repeat_ngram_size": "of the encoder's input; transformers reads the prompt instead, as under no strategy",
@@ -168,16 +169,15 @@ NOTHING_TO_IGNORE = {
     "kwargs": "everything else",
 }
 
-HONOURED = set("""
-    inputs generation_config logits_processor stopping_criteria prefix_allowed_tokens_fn assistant_model streamer
-    negative_prompt_ids negative_prompt_attention_mask guidance_scale
-    max_length max_new_tokens min_length min_new_tokens max_time stop_strings do_sample use_cache
-    temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff repetition_penalty no_repeat_ngram_size
-    bad_words_ids renormalize_logits forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias watermarking_config
-    num_return_sequences output_attentions output_hidden_states output_scores output_logits return_dict_in_generate
-    pad_token_id bos_token_id eos_token_id
-""".split())  # fmt: skip
+HONOURED = {"inputs", "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"}
+HONOURED |= {"assistant_model", "streamer", "negative_prompt_ids", "negative_prompt_attention_mask", "guidance_scale"}
+HONOURED |= {"max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings", "do_sample"}
+HONOURED |= {"use_cache", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+HONOURED |= {"repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "renormalize_logits", "forced_bos_token_id"}
+HONOURED |= {"forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"}
+HONOURED |= {"begin_suppress_tokens", "sequence_bias", "watermarking_config", "num_return_sequences", "output_attentions"}
+HONOURED |= {"output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate", "pad_token_id"}
+HONOURED |= {"bos_token_id", "eos_token_id"}
 """Served, by transformers' preparation of the call or the strategy, or refused by name by a strategy that can't."""
 
 
@@ -261,8 +261,8 @@ def test_a_pipeline_refuses_likewise(message: str) -> None:
         with pytest.raises(wsd_hf.WSDValueError, match=f"^{message}"):
             pipe("The Keloft", **settings, **WRONG[message])
         if "belongs" in message:
+            wsd_hf.disable_wsd(pair[0])
             with pytest.raises(wsd_hf.WSDValueError, match=f"^{message}.*: pass strategy="):
-                wsd_hf.disable_wsd(pair[0])
                 pipe("The Keloft", max_new_tokens=4, **WRONG[message])
     assert not base + pilot
     assert pipe("The Keloft", **settings)
