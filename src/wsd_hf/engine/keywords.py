@@ -126,4 +126,4 @@ def _owners(name: str, strategies: Strategies) -> list[str]:
 
 
 def _named(strategies: list[str]) -> str:
-    return " and ".join(map(repr, strategies))
+    return ", ".join(map(repr, strategies))
