@@ -191,8 +191,11 @@ def test_padded_embeddings_are_one_vocabulary_if_the_tokenizers_are() -> None:
     [
         ({"beta": float("nan")}, "beta=nan: must be a finite number"),
         ({"beta": "1"}, "beta='1': must be a finite number"),
-        ({"reference_model": None}, "reference_model=None: must be a causal language model"),
-        ({"assistant_model": None}, "assistant_model=None: must be a causal language model"),
+        (
+            {"reference_model": None},
+            "needs the small model before its tuning: pass reference_model=",
+        ),
+        ({"assistant_model": None}, "strategy='emulated_fine_tuning' needs a pilot: pass assistant_model="),
         ({"reference_attention_mask": torch.ones(1, 5)}, "reference_attention_mask belongs to reference_input_ids"),
         ({"reference_input_ids": [[1]]}, "reference_input_ids is of type list: must be a Tensor"),
         (

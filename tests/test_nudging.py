@@ -521,7 +521,7 @@ def test_words_need_a_tokenizer() -> None:
 
 
 def test_a_pilot_is_needed() -> None:
-    with pytest.raises(wsd_hf.WSDValueError, match="assistant_model=None"):
+    with pytest.raises(wsd_hf.WSDValueError, match="strategy='nudging' needs a pilot: pass assistant_model="):
         nudge(pair()[0], None)  # type: ignore[arg-type]
 
 

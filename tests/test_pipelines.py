@@ -150,7 +150,16 @@ def test_each_model_reads_a_text_with_its_own_tokenizer_and_no_template() -> Non
 def test_both_tokenizers_reach_generate_also_where_transformers_drops_them(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
 
-    def strategy(generate: Any, base: Any, input_ids: Any, **kwargs: Any) -> Any:
+    def strategy(
+        generate: Any,
+        base: Any,
+        *,
+        input_ids: Any,
+        assistant_model: Any,
+        assistant_input_ids: Any,
+        assistant_attention_mask: Any,
+        **kwargs: Any,
+    ) -> Any:
         given.update(kwargs)
         return input_ids
 

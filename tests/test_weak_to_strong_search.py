@@ -443,8 +443,11 @@ def test_a_value_forgets_what_an_interrupted_reading_left_behind() -> None:
         ({"official_ties": "yes"}, "official_ties='yes': must be True or False"),
         ({"value": 3}, "value=3: must be a function of (texts, ended, of)"),
         ({"tokenizer": None}, "tokenizer=None: strategy='weak_to_strong_search' judges text"),
-        ({"assistant_model": None}, "assistant_model=None: must be a causal language model"),
-        ({"reference_model": None}, "reference_model=None: must be a causal language model"),
+        ({"assistant_model": None}, "strategy='weak_to_strong_search' needs a pilot: pass assistant_model="),
+        (
+            {"reference_model": None},
+            "needs the small model before its tuning: pass reference_model=",
+        ),
         ({"do_sample": False}, "do_sample=False: strategy='weak_to_strong_search' chooses among samples"),
         ({"num_return_sequences": 5}, "num_return_sequences=5: must be at most beam_width=4"),
         ({"output_scores": True, "return_dict_in_generate": True}, "cannot serve this call: output_scores=True was given"),

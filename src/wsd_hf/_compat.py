@@ -38,6 +38,22 @@ def update_model_kwargs(model: PreTrainedModel, outputs: Any, model_kwargs: dict
     return updated
 
 
+def takes_input(model: Any, name: str, value: Any) -> bool:
+    """Whether transformers hands a keyword of `generate` on to the model's forward, or PEFT takes it out before."""
+    if name in getattr(model, "special_peft_forward_args", ()):
+        return True
+    try:
+        unwrapped(model)._validate_model_kwargs({name: value})
+    except ValueError:
+        return False
+    return True
+
+
+def default_setting(name: str) -> Any:
+    """The value that transformers fills in where neither caller nor model has set a generation setting."""
+    return GenerationConfig._get_default_generation_params().get(name)
+
+
 CACHES = ("past_key_values", "cache_params")
 """What models call their cache; the second is Mamba's name."""
 

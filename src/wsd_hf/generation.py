@@ -14,13 +14,11 @@ from transformers.generation import BaseStreamer
 
 from . import _compat
 from .engine.checks import check_data, check_models
+from .engine.keywords import SMALL_MODELS, check_keywords, check_without_strategy
 from .errors import WSDValueError
 from .strategies import STRATEGIES
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-SMALL_MODELS = ("assistant_model", "reference_model")
-"""Arguments of `generate` that hold the models beside the base."""
 
 
 class WSDGenerationMixin(GenerationMixin):
@@ -58,13 +56,13 @@ class WSDGenerationMixin(GenerationMixin):
             LongTensor[batch, prompt + response], or a `WSDGenerateOutput` with `return_dict_in_generate=True`.
 
         Raises:
-            WSDValueError: an unknown strategy, an illegal setting, models or prompts that do not go together, beam search
-                and other modes that cannot work; before any forward.
+            WSDValueError: an unknown strategy or keyword, a keyword that would have no effect, an illegal setting, models or
+                prompts that do not go together, beam search and other modes that cannot work; before any forward.
             WSDLogitsError: NaN or +inf in a model's logits, or -inf in all of them.
         """
-        if strategy is None:
-            return super().generate(*args, **kwargs)
         generate = super().generate
+        if strategy is None:
+            return generate_plainly(generate, self, *args, **kwargs)
         kwargs |= dict(zip(inspect.signature(generate).parameters, args, strict=False))
         return generate_with(strategy, generate, self, **kwargs)
 
@@ -84,7 +82,19 @@ def generate_with(strategy: str, generate: Callable[..., Any], model: PreTrained
         small = {name: kwargs[name] for name in SMALL_MODELS if kwargs.get(name) is not None}
         check_models({"the model": model, **small})
         check_data(kwargs)
+        check_keywords(strategy, STRATEGIES, generate, model, kwargs)
         return STRATEGIES[strategy](generate, model, **kwargs)
+
+
+def generate_plainly(generate: Callable[..., Any], model: PreTrainedModel, /, *args: Any, **kwargs: Any) -> Any:
+    """One call of transformers' own `generate`.
+
+    Raises:
+        WSDValueError: a keyword that only strategies take.
+    """
+    with streamer_ended_on_error(kwargs.get("streamer")):
+        check_without_strategy(STRATEGIES, generate, model, kwargs)
+    return generate(*args, **kwargs)
 
 
 def enable_wsd(model: Model) -> Model:

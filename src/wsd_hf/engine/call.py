@@ -165,6 +165,8 @@ def _check_arguments(strategy: str, keywords: dict[str, Any], *configs: Generati
     """Raises if no strategy can serve what was passed; `_check` looks at what transformers has made of it."""
     if setting("token_healing", keywords, *configs):
         raise WSDValueError(f"token_healing=True is not supported by strategy={strategy!r}: heal the prompt before the call")
+    if setting("cache_implementation", keywords, *configs) == "paged":  # transformers would leave for generate_batch
+        raise WSDValueError(f"cache_implementation='paged' is not supported by strategy={strategy!r}: leave it out")
     if (copies := setting("num_return_sequences", keywords, *configs)) is not None:
         check_positive_integer("num_return_sequences", copies, MOST_SAMPLES)  # before transformers copies the prompt as often
     for name in ("inputs", "input_ids"):

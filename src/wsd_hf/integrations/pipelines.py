@@ -14,8 +14,10 @@ from transformers.utils import logging
 from .. import _compat
 from .._compat import Chat
 from ..engine.checks import check_causal
+from ..engine.keywords import check_without_strategy
 from ..errors import WSDValueError
 from ..generation import generate_with
+from ..strategies import STRATEGIES
 from ..text.chat import before_next_turn, chat_prompts, check_text, next_turn_criteria
 from ..text.streaming import AnswerStreamer
 
@@ -100,6 +102,7 @@ class WSDTextGenerationPipeline(TextGenerationPipeline):
 
     def _forward(self, model_inputs: Any, strategy: str | None = None, **kwargs: Any) -> Any:
         if strategy is None:
+            check_without_strategy(STRATEGIES, self.model.generate, self.model, kwargs)
             return super()._forward(model_inputs, **kwargs)
         for name in ("assistant_input_ids", "assistant_attention_mask"):
             if name in model_inputs:

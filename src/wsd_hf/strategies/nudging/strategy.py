@@ -52,7 +52,7 @@ def nudging(
     generate: Callable[..., Any],
     base: PreTrainedModel,
     *,
-    assistant_model: PreTrainedModel | None = None,
+    assistant_model: PreTrainedModel,
     assistant_input_ids: torch.Tensor | None = None,
     assistant_attention_mask: torch.Tensor | None = None,
     assistant_do_sample: bool | None = None,

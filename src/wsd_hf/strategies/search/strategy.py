@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ... import _compat
 from ...engine.call import Call, decode_within, setting
 from ...engine.checks import check_kind, check_models, check_room, eos_token_ids, vocabulary_size
+from ...engine.keywords import needed
 from ...engine.lockstep_stream import StepStream
 from ...engine.small_model import SmallModel, tuned_and_untuned
 from ...engine.stats import GuidedStats, peak_memory
@@ -88,6 +89,9 @@ def weak_to_strong_search(
     check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
     if tokenizer is None:
         raise WSDValueError("tokenizer=None: strategy='weak_to_strong_search' judges text; pass the base's tokenizer")
+    for name, model in (("assistant_model", assistant_model), ("reference_model", reference_model)):
+        if value is None and model is None:
+            raise needed("weak_to_strong_search", name)
     scorer = tokenizer if assistant_tokenizer is None else assistant_tokenizer
     models = (
         (assistant_model, assistant_input_ids, assistant_attention_mask),

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging
 
 from ...engine.call import Call, decode_within
+from ...engine.keywords import with_settings
 from ...engine.small_model import SmallModel
 from ...engine.supported import stateful_reason, unsupported_reason
 from ...errors import WSDValueError
@@ -21,11 +22,12 @@ from .output import WSDGenerateOutput
 logger = logging.get_logger(__name__)
 
 
+@with_settings(WSDConfig().to_dict())
 def weak_to_strong_decoding(
     generate: Callable[..., Any],
     base: PreTrainedModel,
     *,
-    assistant_model: PreTrainedModel | None = None,
+    assistant_model: PreTrainedModel,
     assistant_input_ids: torch.Tensor | None = None,
     assistant_attention_mask: torch.Tensor | None = None,
     assistant_do_sample: bool | None = None,
