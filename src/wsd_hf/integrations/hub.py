@@ -19,18 +19,12 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    constants,
     hf_hub_download,
     snapshot_download,
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from safetensors import safe_open
@@ -43,10 +37,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .. import _compat
 from ..engine.checks import check_causal
-from ..errors import WSDError, WSDHubError, WSDValueError
+from ..errors import WSDHubError, WSDValueError
 from .card import pilot_card
+from .hub_errors import explained, one_line, reading
 from .model_folder import (
     DATA,
     check_kernels,
@@ -188,7 +182,7 @@ def push_pilot(
                 f"{code}: whoever trusts the repository would run Python code that a pilot pushed from here must not bring; "
                 "remove that from its config, if transformers knows the type without it, or use transformers' push_to_hub"
             )
-        with _explained(repo_id):
+        with explained(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             pilot_card(repo_id, base=base, finetuned_from=finetuned_from, results=results).save(folder / "README.md")
             files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
@@ -239,7 +233,7 @@ def fetch_model(
         raise WSDHubError(f"{name} {GGUF}")
     check_subfolder(subfolder)
     patterns = (*DATA, "*.py") if trust_remote_code else DATA
-    with _explained(name, revision), _files(source, revision, subfolder, cache or {}, patterns) as (folder, fetch):
+    with explained(name, revision), _files(source, revision, subfolder, cache or {}, patterns) as (folder, fetch):
         shown = f"{name}/{subfolder}" if subfolder else name
         if subfolder and not folder.is_dir():
             raise WSDHubError(f"{name} has no folder {subfolder}: get all of it again, or give another subfolder")
@@ -277,7 +271,7 @@ def read_model(fetched: Fetched, dtype: Any = "auto", device_map: Any = None, **
     except Exception as error:
         if kwargs or device_map is not None or not (dtype == "auto" or isinstance(dtype, torch.dtype)):
             raise  # the arguments may be to blame
-        raise WSDHubError(f"{fetched.name} cannot be loaded ({_line(error)})") from error
+        raise WSDHubError(f"{fetched.name} cannot be loaded ({one_line(error)})") from error
     if report["mismatched_keys"] and not kwargs.get("ignore_mismatched_sizes"):
         key, stored, asked = sorted(report["mismatched_keys"])[0]
         raise WSDHubError(
@@ -337,7 +331,7 @@ def _config(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreT
             json_object(folder / file, parse_int=int64)
     if not trust_remote_code:
         check_kernels(folder / "config.json")
-    with _reading(f"{name} has a config that no model can be made from"):
+    with reading(f"{name} has a config that no model can be made from"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         text = config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
@@ -352,7 +346,7 @@ def _config(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreT
 
 def _tokenizer(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreTrainedTokenizerBase:
     check_tokenizer_files(folder)
-    with _reading(f"{name} has no tokenizer that can be loaded: a {kind} needs its own"):
+    with reading(f"{name} has no tokenizer that can be loaded: a {kind} needs its own"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if kind == "pilot" and not tokenizer.chat_template:
         raise WSDHubError(
@@ -391,7 +385,7 @@ def _check_sizes(name: str, config: PreTrainedConfig, weights: list[Path], trust
         raise WSDHubError(f"{name} has num_hidden_layers={layers} in its config, and {tensors:.0f} weights: give a whole model")
     if trust_remote_code:
         return  # a model with code of its own may need more than its config
-    with _reading(f"{name} has a config that no model can be made from"), READING, torch.device("meta"):
+    with reading(f"{name} has a config that no model can be made from"), READING, torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype(), trust_remote_code=False)
     numbers, size = sum(weight.numel() for weight in model.parameters()), sum(file.stat().st_size for file in weights)
     if numbers > 16 * size:
@@ -404,7 +398,7 @@ def _tensors(file: Path) -> float:
     """Number of weights in a file; infinity if it isn't a safetensors file, since others must be loaded to be counted."""
     if file.suffix != ".safetensors":
         return math.inf
-    with _reading(f"{file} is damaged (cut off or changed), get it again"), safe_open(file, "pt") as content:
+    with reading(f"{file} is damaged (cut off or changed), get it again"), safe_open(file, "pt") as content:
         return len(content.keys())
 
 
@@ -427,53 +421,3 @@ def _is_whole(file: Path) -> bool:
     if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}", blob.name):
         return git_hash(file.read_bytes()) == blob.name
     return True
-
-
-@contextmanager
-def _reading(problem: str) -> Iterator[None]:
-    """Errors of readers over files that somebody else wrote, as a WSDHubError."""
-    try:
-        yield
-    except WSDError:
-        raise
-    except Exception as error:
-        raise WSDHubError(f"{problem} ({_line(error)})") from error
-
-
-@contextmanager
-def _explained(name: str, revision: str | None = None) -> Iterator[None]:
-    """Errors of the Hub's client and of transformers' readers as one of ours, which says what to do."""
-    try:
-        yield
-    except (_compat.HTTPError, EntryNotFoundError, OSError, RuntimeError, ValueError, KeyError) as error:
-        if isinstance(error, WSDError):
-            raise
-        raise WSDHubError(_explanation(name, error, revision)) from error
-
-
-def _explanation(name: str, error: Exception, revision: str | None) -> str:
-    log_in = "log in (`hf auth login`) or pass token="
-    match error:
-        case GatedRepoError():
-            return f"{name} is gated: accept its conditions at {constants.ENDPOINT}/{name}, then {log_in}"
-        case RepositoryNotFoundError():
-            return f"{name} is neither a folder nor known at {constants.ENDPOINT}: check the name; if it is private, {log_in}"
-        case RevisionNotFoundError():
-            return f"{name} has no revision {revision!r}: give one of its branches, tags or commits"
-        case HFValidationError():
-            return f"{name} is neither a folder nor a name on the Hub: check the path, or give namespace/name ({_line(error)})"
-        case LocalEntryNotFoundError():
-            return (
-                f"{name} is not in the cache, or not all of it, and {constants.ENDPOINT} was not reached: call again with a "
-                "connection, and without HF_HUB_OFFLINE and local_files_only"
-            )
-        case HfHubHTTPError() if error.response.status_code in (401, 403):
-            return f"{name} is closed to you: {log_in} that may do this ({_line(error)})"
-        case _compat.HTTPError() | RuntimeError():
-            return f"{name} was interrupted: call again, files that arrived whole are kept ({_line(error)})"
-    return f"{name}: {_line(error)}"
-
-
-def _line(error: Exception) -> str:
-    line = " ".join(str(error).split())
-    return line if " " in line else f"{type(error).__name__}: {line}"
