@@ -58,15 +58,7 @@ class DraftArguments(PilotArguments):
         generation_config: GenerationConfig,
         processors: LogitsProcessorList,
     ) -> DraftSetup:
-        """What one call of `generate` drafts with, checked and ready; runs no forward.
-
-        Args:
-            base: the model that generates.
-            input_ids: its prompt, [batch, prompt].
-            attention_mask: [batch, prompt].
-            generation_config: the call's, complete.
-            processors: the call's; their sampling warpers shape the pilot's sampling too.
-        """
+        """What one call of `generate` drafts with, checked and ready; runs no forward. Arguments as for `side`."""
         side = self.side(base, input_ids, attention_mask, generation_config, processors)
         config = self.wsd_config or WSDConfig.resolve({}, None, generation_config)
         limits = side.room.clamp(max=min(config.max_draft_tokens, sys.maxsize))
