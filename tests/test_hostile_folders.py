@@ -335,7 +335,7 @@ def test_what_leads_elsewhere_is_refused_before_weights_are_read(
 ) -> None:
     HOSTILE[case](folder)
     for reader in ("AutoModelForCausalLM.from_pretrained", "safe_open"):
-        monkeypatch.setattr(f"wsd_hf.integrations.hub.{reader}", lambda *_, **__: pytest.fail("was read"))
+        monkeypatch.setattr(f"wsd_hf.hub.loading.{reader}", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(WSDHubError):
         load_pilot(folder)
     with pytest.raises(WSDHubError):

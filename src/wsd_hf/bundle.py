@@ -26,8 +26,8 @@ from .engine.checks import check_prompt, check_token_ids, eos_token_ids, known_i
 from .engine.small_model import left_padded
 from .errors import WSDValueError
 from .generation import generate_with, streamer_ended_on_error
-from .integrations.hub import Fetched, check_whole, fetch_model, load_pilot
-from .integrations.model_folder import data_files, json_object
+from .hub.loading import Fetched, check_whole, fetch_model, load_pilot
+from .hub.model_folder import data_files, json_object
 from .strategies.wsd.config import WSDConfig
 from .text.chat import BASE_CHAT_TEMPLATE, answer_length, encode_turns, next_turn_criteria
 from .text.chat_parser import ChatLayout

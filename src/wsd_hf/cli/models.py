@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .._compat import input_device
 from ..errors import WSDValueError
 from ..generation import enable_wsd
-from ..integrations.hub import fetch_model, load_pilot, read_model
+from ..hub.loading import fetch_model, load_pilot, read_model
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.output import WSDGenerateOutput
 from ..text.chat import Messages, answer_text, build_inputs

@@ -1,1 +1,1 @@
-"""What other programs and places meet: the Hub, pipelines, evaluation harnesses, answer files."""
+"""Adapters for other programs: pipelines, evaluation harnesses, answer files of judges."""

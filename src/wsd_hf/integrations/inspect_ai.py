@@ -27,10 +27,10 @@ from .._compat import input_device
 from ..engine.checks import eos_token_ids
 from ..errors import WSDValueError
 from ..generation import enable_wsd
+from ..hub.loading import fetch_model, load_pilot, read_model
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.output import WSDGenerateOutput
 from ..text.chat import Messages, before_next_turn, build_inputs
-from .hub import fetch_model, load_pilot, read_model
 
 MAX_TOKENS = 2048
 """Most tokens in an answer, where neither task nor command line says another number."""

@@ -17,9 +17,9 @@ from transformers import BatchEncoding
 from .._compat import input_device
 from ..errors import WSDValueError
 from ..generation import enable_wsd
+from ..hub.loading import load_pilot
 from ..strategies.wsd.config import WSDConfig
 from ..text.chat import before_next_turn, build_inputs, check_text
-from .hub import load_pilot
 
 WITHOUT_EFFECT = ("chat_template_args", "enable_thinking", "think_end_token", "truncation", "mixed_precision_dtype")
 """Arguments of `HFLM` that nothing here would heed."""

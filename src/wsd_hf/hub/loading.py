@@ -40,7 +40,7 @@ from transformers import (
 from ..engine.checks import check_causal
 from ..errors import WSDHubError, WSDValueError
 from .card import pilot_card
-from .hub_errors import explained, one_line, reading
+from .errors import explained, one_line, reading
 from .model_folder import (
     DATA,
     check_kernels,

@@ -1,0 +1,1 @@
+"""Models of the Hub and of folders: fetched, checked and read; pilots published there with a card."""
