@@ -16,12 +16,12 @@ class Expected:
 
     Attributes:
         tokens: its ids, without padding.
-        switch_index: how many of them the pilot wrote.
+        draft_length: how many of them the pilot wrote.
         reason: why no more.
     """
 
     tokens: list[int]
-    switch_index: int
+    draft_length: int
     reason: str
 
 

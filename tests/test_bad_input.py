@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "draft limit zero": ({"wsd_max_draft_tokens": 0}, r"max_draft_tokens=0: must be an integer of at least 1"),
     "draft end": ({"wsd_draft_end": "halt"}, r"draft_end='halt': must be 'continue' or 'stop'"),
     "unknown setting": ({"wsd_gamma": 0.5}, r"wsd_gamma: unknown keyword; known are .*wsd_threshold"),
-    "settings of another type": ({"wsd_config": {"threshold": 0.5}}, r"wsd_config=\{.*\}: must be a WSDConfig"),
+    "settings of another type": ({"strategy": {"threshold": 0.5}}, r"strategy=\{.*\}: unknown; known are 'wsd', "),
     "stop without eos": ({"wsd_draft_end": "stop", "eos_token_id": -1}, r"draft_end='stop'.*eos_token_id"),
     "stop with an eos that the base lacks": (
         {"wsd_draft_end": "stop", "eos_token_id": 1000},
@@ -250,7 +250,7 @@ def test_what_a_pilot_would_write_behind_a_rows_switch_is_nobodys_concern() -> N
     ids, mask = left_padded([torch.tensor([switched]), torch.tensor([drafting])], 0)
     kwargs = {"tokenizer": tokenizer, "assistant_tokenizer": tokenizer, "wsd_threshold": 0.8, "wsd_window_size": 1}
     out = decode(base, pilot, ids, attention_mask=mask, return_dict_in_generate=True, **kwargs)
-    assert out.switch_index.tolist() == [1, 3]
+    assert out.draft_length.tolist() == [1, 3]
 
 
 def test_an_eos_of_the_pilot_may_lie_outside_the_bases_vocabulary(base: Any, pilot: Any) -> None:
@@ -399,7 +399,7 @@ def test_one_token_below_its_context_the_pilot_drafts_one_token() -> None:
     prompt = random_prompt(0, 11)
     out = decode(base, pilot, prompt, wsd_threshold=1.0, return_dict_in_generate=True)
     want = compose(base, pilot, prompt, threshold=1.0, window=1, limit=1, max_new_tokens=8)
-    assert (out.switch_index.tolist(), out.switch_reason) == ([1], ["draft_limit"])
+    assert (out.draft_length.tolist(), out.switch_reason) == ([1], ["draft_limit"])
     assert out.sequences[0, 11:].tolist() == want.tokens
 
 
@@ -427,5 +427,5 @@ def test_a_pilots_context_that_one_row_has_used_up_binds_no_other_row() -> None:
     out = decode(base, pilot, ids, attention_mask=mask, wsd_threshold=1.0, return_dict_in_generate=True)
     for row, prompt in enumerate(rows):
         want = compose(base, pilot, prompt, threshold=1.0, window=1, limit=12 - prompt.shape[1], max_new_tokens=8)
-        assert int(out.switch_index[row]) == want.switch_index
+        assert int(out.draft_length[row]) == want.draft_length
         assert out.sequences[row, 10 : 10 + len(want.tokens)].tolist() == want.tokens

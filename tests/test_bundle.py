@@ -269,7 +269,7 @@ def test_settings_of_a_call_are_respected(folder: Path) -> None:
     model, tokenizer = load(folder)
     inputs = prompt(tokenizer, [user(KELOFT)])
     output = model.generate(**inputs, max_new_tokens=64, wsd_threshold=0.01, wsd_window_size=1, return_dict_in_generate=True)
-    assert output.switch_index.tolist() == [1]
+    assert output.draft_length.tolist() == [1]
     with pytest.raises(WSDValueError, match="strategy='other': unknown"):
         model.generate(**inputs, strategy="other")
     with pytest.raises(WSDValueError, match="wsd_treshold: unknown keyword"):

@@ -62,7 +62,7 @@ def test_a_chat_is_read_from_a_file(run, tmp_path):
 def test_json_holds_answer_switch_and_trace(run):
     answer = json.loads(run("generate", "--json", QUESTION).stdout)
     assert answer["response"] == ANSWER
-    assert answer["switch_index"] == 12
+    assert answer["switch"]["index"] == 12
     assert answer["switch_reason"] == "confident"
     assert "".join(token["text"] for token in answer["tokens"]) == ANSWER
     assert answer["stats"]["pilot_forwards"] >= 12
@@ -70,7 +70,7 @@ def test_json_holds_answer_switch_and_trace(run):
 
 def test_settings_reach_the_decoding(run):
     answer = json.loads(run("generate", "--json", "--threshold", 0.01, "--window", 2, "--max-new-tokens", 5, QUESTION).stdout)
-    assert answer["switch_index"] == 2
+    assert answer["switch"]["index"] == 2
     assert len(answer["tokens"]) == 5
 
 

@@ -109,7 +109,8 @@ def expected(pair: Any, strategy: str, limit: int) -> dict[str, Any]:
                 both = {**inputs, "assistant_input_ids": own["input_ids"], "assistant_model": pilot, "strategy": "wsd"}
                 output = base.generate(**both, max_new_tokens=limit, return_dict_in_generate=True)
                 ids = output.sequences
-                work |= {name: getattr(output.stats, name) + tokens[name] for name in tokens}  # without padding, unlike ours
+                work |= {"base_tokens": output.stats.base.tokens + tokens["base_tokens"]}
+                work |= {"pilot_tokens": output.stats.pilot.tokens + tokens["pilot_tokens"]}  # without padding, unlike ours
                 drafts += output.switch_index.tolist()
                 reasons += output.switch_reason
             else:

@@ -54,7 +54,7 @@ def task(base: PreTrainedModel, pilot: PreTrainedModel, index: int, **kwargs: An
             return_dict_in_generate=True,
             **kwargs,
         )
-        return out.sequences.tolist(), out.switch_index.tolist(), out.switch_reason, out.stats
+        return out.sequences.tolist(), out.draft_length.tolist(), out.switch_reason, out.stats
 
     return run
 

@@ -86,7 +86,7 @@ def test_the_neighbours_write_what_they_write_on_a_cpu(strategy: str, apart: boo
     there, here = write("cuda", "cpu" if apart else "cuda"), write("cpu", "cpu")
     assert there.sequences.device.type == "cuda"
     assert there.sequences.tolist() == here.sequences.tolist()
-    assert (there.stats.base_forwards, there.stats.pilot_tokens) == (here.stats.base_forwards, here.stats.pilot_tokens)
+    assert (there.stats.base.forwards, there.stats.pilot.tokens) == (here.stats.base.forwards, here.stats.pilot.tokens)
     if strategy == "weak_to_strong_search":
         torch.testing.assert_close(there.values.cpu(), here.values, rtol=0, atol=1e-3)
 

@@ -144,8 +144,8 @@ def test_each_model_reads_its_prompt_once_and_every_token_once() -> None:
         for hook in hooks:
             hook.remove()
     assert fed == {name: [7, 1, 1, 1, 1] for name in fed}
-    assert (out.stats.base_forwards, out.stats.pilot_forwards, out.stats.reference_forwards) == (5, 5, 5)
-    assert (out.stats.base_tokens, out.stats.pilot_tokens, out.stats.reference_tokens) == (11, 11, 11)
+    assert (out.stats.base.forwards, out.stats.pilot.forwards, out.stats.reference.forwards) == (5, 5, 5)
+    assert (out.stats.base.tokens, out.stats.pilot.tokens, out.stats.reference.tokens) == (11, 11, 11)
     assert out.prompt_length == 7
 
 

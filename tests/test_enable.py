@@ -158,7 +158,7 @@ def test_only_generating_models_can_be_enabled() -> None:
 
 
 def test_the_generation_config_keeps_wsd_settings_when_saved(own_base: Any, tmp_path: Path) -> None:
-    config = wsd_hf.WSDConfig(0.4, 3, 33, "stop")
+    config = wsd_hf.WSDConfig(threshold=0.4, window_size=3, max_draft_tokens=33, draft_end="stop")
     own_base.generation_config = config.to_generation_config(own_base.generation_config)
     own_base.save_pretrained(tmp_path)
     again = wsd_hf.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -167,7 +167,8 @@ def test_the_generation_config_keeps_wsd_settings_when_saved(own_base: Any, tmp_
 
 def test_settings_may_be_given_in_any_place_generate_reads(own_base: Any, pilot: Any) -> None:
     check_decodes(own_base, pilot)
-    own_base.generation_config = wsd_hf.WSDConfig(0.15, 2).to_generation_config(own_base.generation_config)
+    config = wsd_hf.WSDConfig(threshold=0.15, window_size=2)
+    own_base.generation_config = config.to_generation_config(own_base.generation_config)
     own_base.generation_config.max_new_tokens = 12
     out = own_base.generate(PROMPT, None, None, attention_mask=ones(PROMPT), assistant_model=pilot, strategy="wsd")
     want = compose(tiny_model("llama"), pilot, PROMPT, threshold=0.15, window=2, max_new_tokens=12)

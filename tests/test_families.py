@@ -25,15 +25,14 @@ def test_a_padded_batch_gives_the_composition_in_every_row(family: str, threshol
         ids,
         attention_mask=mask,
         assistant_model=pilot,
-        strategy="wsd",
-        wsd_config=wsd_hf.WSDConfig(threshold, window, max_draft_tokens=9),
+        strategy=wsd_hf.WSDConfig(threshold=threshold, window_size=window, max_draft_tokens=9),
         max_new_tokens=14,
         return_dict_in_generate=True,
     )
     for row, prompt in enumerate(PROMPTS):
         want = compose(base, pilot, prompt, threshold=threshold, window=window, limit=9, max_new_tokens=14)
         assert response(out.sequences[row], ids.shape[1], want, PAD) == want.tokens
-        assert (int(out.switch_index[row]), out.switch_reason[row]) == (want.switch_index, want.reason)
+        assert (int(out.draft_length[row]), out.switch_reason[row]) == (want.draft_length, want.reason)
 
 
 def test_the_cases_above_switch_early_late_and_never() -> None:
@@ -50,7 +49,7 @@ def test_the_cases_above_switch_early_late_and_never() -> None:
                     limit=9,
                     max_new_tokens=9,
                 )
-                seen[want.reason if want.reason != "confident" else "early" if want.switch_index <= 3 else "late"] += 1
+                seen[want.reason if want.reason != "confident" else "early" if want.draft_length <= 3 else "late"] += 1
     assert min(seen[kind] for kind in ("early", "late", "draft_limit", "draft_ended")) >= 3, seen
 
 

@@ -99,7 +99,7 @@ def both(base: PreTrainedModel, pilot: PreTrainedModel, ids: torch.Tensor = PROM
     """The fast path's output and the step-by-step path's, which must say the same."""
     fast, step = (decode(base, pilot, ids, **kwargs, wsd_engine=engine) for engine in ("fast", "step"))
     assert fast.sequences.tolist() == step.sequences.tolist()
-    assert fast.switch_index.tolist() == step.switch_index.tolist()
+    assert fast.draft_length.tolist() == step.draft_length.tolist()
     assert fast.switch_reason == step.switch_reason
     torch.testing.assert_close(fast.draft_log_probs, step.draft_log_probs, equal_nan=True, atol=1e-4, rtol=1e-4)
     return fast, step
@@ -275,7 +275,7 @@ def test_a_function_of_the_callers_that_allows_tokens_goes_step_by_step() -> Non
     kwargs = {"attention_mask": mask, "prefix_allowed_tokens_fn": allowed, "eos_token_id": None}
     auto = decode(base, pilot, ids, **kwargs, wsd_engine="auto")
     assert seen == sorted(seen)
-    assert auto.stats.base_forwards == 14
+    assert auto.stats.base.forwards == 14
 
 
 def test_what_is_returned_owns_its_memory() -> None:
@@ -369,7 +369,7 @@ def test_a_draft_is_checked_chunk_by_chunk_and_less_than_a_chunk_is_thrown_away(
     kwargs = {"max_new_tokens": switch + 1, "eos_token_id": None, "switch_criteria": FiresAt(switch)}
     with Watch(base) as watch:
         out = decode(base, pilot, wsd_chunk=chunk, wsd_speculate=False, **kwargs)
-    assert int(out.switch_index) == switch
+    assert int(out.draft_length) == switch
     assert watch.forwards <= -(-switch // chunk) + 1
     assert watch.tokens <= 6 + switch + chunk - 1
 
@@ -382,16 +382,16 @@ def test_the_base_is_fed_the_response_and_rejected_proposals_only(chunk: int | N
         out = decode(base, pilot, ids, attention_mask=mask, wsd_chunk=chunk, eos_token_id=None)
     fed = watch.tokens
     assert fed <= 4 + 9 + 2 * 14 + 2 * proposing.forwards
-    assert (watch.forwards, fed) == (out.stats.base_forwards, out.stats.base_tokens)
-    assert proposing.forwards == out.stats.pilot_forwards
-    assert proposing.tokens == out.stats.pilot_tokens
+    assert (watch.forwards, fed) == (out.stats.base.forwards, out.stats.base.tokens)
+    assert proposing.forwards == out.stats.pilot.forwards
+    assert proposing.tokens == out.stats.pilot.tokens
 
 
 def test_a_pilot_that_is_always_right_saves_three_forwards_of_four() -> None:
     base, _ = pair("llama")
     with Watch(base) as watch:
         out = decode(base, copy.deepcopy(base), wsd_chunk=5, max_new_tokens=80, eos_token_id=None)
-    drafted = int(out.switch_index)
+    drafted = int(out.draft_length)
     assert out.sequences.shape[1] == 86
     assert watch.forwards <= -(-drafted // 5) + 1 + 0.25 * (80 - drafted)
 
@@ -402,8 +402,8 @@ def test_a_ragged_batch_takes_no_more_forwards_than_its_slowest_row(chunk: int) 
     rows = [random_prompt(seed, 3 + 2 * seed) for seed in range(8)]
     ids, mask = left_padded(rows, PAD)
     kwargs = {"wsd_chunk": chunk, "max_new_tokens": 24}
-    alone = [decode(base, pilot, row, **kwargs).stats.base_forwards for row in rows]
-    assert decode(base, pilot, ids, attention_mask=mask, **kwargs).stats.base_forwards <= max(alone) + 2
+    alone = [decode(base, pilot, row, **kwargs).stats.base.forwards for row in rows]
+    assert decode(base, pilot, ids, attention_mask=mask, **kwargs).stats.base.forwards <= max(alone) + 2
 
 
 def test_caches_are_sized_to_the_call() -> None:
@@ -543,7 +543,7 @@ def test_a_pilot_that_samples_leaves_a_greedy_base_its_choice() -> None:
     for seed in range(6):
         torch.manual_seed(seed)
         out = decode(base, pilot, assistant_do_sample=True, switch_criteria=FiresAt(3))
-        drafted = int(out.switch_index)
+        drafted = int(out.draft_length)
         assert out.sequences[0, 6 + drafted :].tolist() == plain_tokens(base, out.sequences[:, : 6 + drafted], 14 - drafted)
 
 
@@ -681,7 +681,7 @@ def test_a_family_that_cannot_rewind_is_refused_by_name_and_goes_step_by_step(
     with pytest.raises(wsd_hf.WSDValueError, match=f"the {role} is of type 'mamba', which is not among those tested"):
         decode(base, pilot)
     step = decode(base, pilot, wsd_engine="step")
-    logger = wsd_hf.strategies.wsd.strategy.logger
+    logger = wsd_hf.strategies.wsd.config.logger
     logger.warning_once.cache_clear()
     monkeypatch.setattr(logger.parent, "propagate", True)
     for _ in range(3):
@@ -756,7 +756,7 @@ def test_an_error_at_any_forward_comes_through_and_leaves_nothing_changed(role: 
     model = {"base": base, "pilot": pilot}[role]
     want = decode(base, pilot)
     before = state(base), state(pilot), torch.is_grad_enabled()
-    forwards = want.stats.base_forwards if role == "base" else want.stats.pilot_forwards
+    forwards = want.stats.base.forwards if role == "base" else want.stats.pilot.forwards
     assert forwards >= 4
     for at in range(1, forwards + 1):
         with failing(model, at, error), pytest.raises(type(error)) as caught:
@@ -819,7 +819,7 @@ def test_eight_threads_on_one_pair_equal_serial_calls() -> None:
 
         def run() -> Any:
             out = decode(base, pilot, random_prompt(index, 4 + index), **kwargs)
-            return out.sequences.tolist(), out.switch_index.tolist(), out.switch_reason, out.stats
+            return out.sequences.tolist(), out.draft_length.tolist(), out.switch_reason, out.stats
 
         return run
 
@@ -839,6 +839,6 @@ def test_a_subclass_with_a_forward_of_its_own_goes_step_by_step() -> None:
     own.load_state_dict(base.state_dict())
     out, expected = (decode(wsd_hf.enable_wsd(model), pilot, wsd_engine="auto") for model in (own, base))
     assert out.sequences.tolist() == expected.sequences.tolist()
-    assert out.stats.base_forwards > expected.stats.base_forwards
+    assert out.stats.base.forwards > expected.stats.base.forwards
     with pytest.raises(wsd_hf.WSDValueError, match=r"the base has a forward of its own \(Own\)"):
         decode(own, pilot, wsd_engine="fast")

@@ -99,7 +99,7 @@ def test_an_interruption_at_any_forward_leaves_both_models_as_they_were(
 
 def test_the_models_run_exactly_as_often_as_the_faults_above_are_placed(base: Any, pilot: Any) -> None:
     stats = decode(base, pilot, return_dict_in_generate=True).stats
-    assert (stats.base_forwards, stats.pilot_forwards) == (BUDGET, DRAFTED)
+    assert (stats.base.forwards, stats.pilot.forwards) == (BUDGET, DRAFTED)
 
 
 @pytest.mark.parametrize("role", ["base", "pilot"])

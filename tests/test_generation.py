@@ -39,17 +39,17 @@ def scripted_pair(
     return wsd_hf.enable_wsd(base), pilot
 
 
-def decode(base: PreTrainedModel, pilot: PreTrainedModel, ids: torch.Tensor, **kwargs: Any) -> wsd_hf.WSDGenerateOutput:
+def decode(base: PreTrainedModel, pilot: PreTrainedModel, ids: torch.Tensor, **kwargs: Any) -> wsd_hf.WSDOutput:
     kwargs = {"attention_mask": ones(ids), "max_new_tokens": 14, "return_dict_in_generate": True, **kwargs}
-    return base.generate(ids, assistant_model=pilot, strategy="wsd", **kwargs)
+    return base.generate(ids, assistant_model=pilot, **{"strategy": "wsd", **kwargs})
 
 
-def new_tokens(output: wsd_hf.WSDGenerateOutput, row: int = 0) -> list[int]:
+def new_tokens(output: wsd_hf.WSDOutput, row: int = 0) -> list[int]:
     return output.sequences[row, output.prompt_length :].tolist()
 
 
 def rule(threshold: float, window: int, **kwargs: Any) -> dict[str, Any]:
-    return {"wsd_config": wsd_hf.WSDConfig(threshold, window, **kwargs)}
+    return {"strategy": wsd_hf.WSDConfig(threshold=threshold, window_size=window, **kwargs)}
 
 
 class Ends(StoppingCriteria):
@@ -76,9 +76,9 @@ def test_a_scripted_switch_at_every_index_gives_the_composition(switch_at: int, 
     base, pilot = scripted_pair(probabilities)
     out = decode(base, pilot, IDS, **rule(0.8, window))
     want = compose(base, pilot, IDS, threshold=0.8, window=window, max_new_tokens=14)
-    assert want.switch_index == switch_at
+    assert want.draft_length == switch_at
     assert new_tokens(out) == want.tokens
-    assert (out.switch_index.tolist(), out.switch_reason) == ([switch_at], ["confident"])
+    assert (out.draft_length.tolist(), out.switch_reason) == ([switch_at], ["confident"])
 
 
 @pytest.mark.parametrize("length", range(len(DRAFT) + 1))
@@ -86,7 +86,7 @@ def test_a_draft_that_the_pilot_ends_is_kept_whole(length: int) -> None:
     base, pilot = scripted_pair([1e-4] * length, DRAFT[:length])
     out = decode(base, pilot, IDS, **rule(0.8, 1))
     want = compose(base, pilot, IDS, threshold=0.8, window=1, max_new_tokens=14)
-    assert (new_tokens(out)[:length], want.switch_index) == (DRAFT[:length], length)
+    assert (new_tokens(out)[:length], want.draft_length) == (DRAFT[:length], length)
     assert new_tokens(out) == want.tokens
     assert out.switch_reason == ["draft_ended"]
 
@@ -103,7 +103,7 @@ def test_an_eos_first_leaves_the_whole_response_to_the_base() -> None:
     base, pilot = scripted_pair([], [])
     out = decode(base, pilot, IDS)
     assert new_tokens(out) == plain_tokens(base, IDS, 14)
-    assert (out.switch_index.tolist(), out.switch_reason, out.draft_log_probs.shape) == ([0], ["draft_ended"], (1, 0))
+    assert (out.draft_length.tolist(), out.switch_reason, out.draft_log_probs.shape) == ([0], ["draft_ended"], (1, 0))
 
 
 def test_the_base_may_end_the_response_right_at_the_switch() -> None:
@@ -145,7 +145,7 @@ def test_a_pilot_that_is_the_base_changes_nothing(base: Any, threshold: float, w
 def test_switch_index_and_log_probabilities_are_those_of_one_forward(base: Any, pilot: Any) -> None:
     prompt = random_prompt(1, 6)
     out = decode(base, pilot, prompt, **rule(0.3, 2))
-    drafted = int(out.switch_index)
+    drafted = int(out.draft_length)
     with torch.no_grad():
         rows = base(out.sequences[:, : 6 + drafted]).logits[0, 5:-1].log_softmax(-1)
     want = rows.gather(1, out.sequences[0, 6 : 6 + drafted, None])[:, 0]
@@ -161,7 +161,7 @@ def test_a_custom_switch_criterion_takes_the_place_of_the_rule(base: Any, pilot:
             return input_ids.shape[1] == 4
 
     out = decode(base, pilot, prompt, switch_criteria=AtFourth())
-    assert (out.switch_index.tolist(), out.switch_reason) == ([4], ["confident"])
+    assert (out.draft_length.tolist(), out.switch_reason) == ([4], ["confident"])
     assert new_tokens(out)[:4] == plain_tokens(pilot, prompt, 4)
 
 
@@ -217,7 +217,7 @@ def test_a_criterion_stops_inside_the_draft_at_the_switch_and_behind_it(after: i
     whole = new_tokens(decode(base, pilot, IDS, **rule(0.8, 1)))
     out = decode(base, pilot, IDS, stopping_criteria=[Ends(3, after=after)], **rule(0.8, 1))
     assert new_tokens(out) == whole[:after]
-    assert out.switch_index.tolist() == [min(after, 4)]
+    assert out.draft_length.tolist() == [min(after, 4)]
     assert out.switch_reason == ["stopped" if after < 4 else "confident"]
 
 
@@ -232,7 +232,7 @@ def test_a_criterion_stops_one_row_inside_its_draft_and_leaves_the_others(base: 
         assert new_tokens(out, row)[:end] == tokens[:end]
         assert set(new_tokens(out, row)[end:]) <= {PAD}
     assert out.switch_reason[0] == "stopped"
-    assert out.switch_index[0] == alone[0].index(token) + 1
+    assert out.draft_length[0] == alone[0].index(token) + 1
 
 
 def test_a_response_that_stops_and_is_full_at_once_ran_out_of_budget(base: Any, pilot: Any) -> None:
@@ -253,7 +253,7 @@ def test_a_stop_string_ends_the_response_where_it_becomes_complete(place: str, d
         kwargs["stop_strings"] = [text]
     elif door == "passed config":
         kwargs["generation_config"] = GenerationConfig(stop_strings=text, max_new_tokens=14, return_dict_in_generate=True)
-        out = base.generate(IDS, assistant_model=pilot, strategy="wsd", attention_mask=ones(IDS), **kwargs)
+        out = base.generate(IDS, assistant_model=pilot, attention_mask=ones(IDS), **kwargs)
         assert out.sequences[0].tolist() == whole[:end]
         return
     elif door == "model's config":
@@ -281,14 +281,14 @@ def test_every_row_of_a_batch_equals_its_own_run(base: Any, pilot: Any, threshol
     out = decode(base, pilot, ids, attention_mask=mask, **rule(threshold, window, max_draft_tokens=10))
     for row, prompt in enumerate(rows):
         alone = decode(base, pilot, prompt, **rule(threshold, window, max_draft_tokens=10))
-        want = Expected(new_tokens(alone), int(alone.switch_index), alone.switch_reason[0])
+        want = Expected(new_tokens(alone), int(alone.draft_length), alone.switch_reason[0])
         assert response(out.sequences[row], ids.shape[1], want, PAD) == want.tokens
-        assert (int(out.switch_index[row]), out.switch_reason[row]) == (want.switch_index, want.reason)
+        assert (int(out.draft_length[row]), out.switch_reason[row]) == (want.draft_length, want.reason)
         torch.testing.assert_close(
-            out.draft_log_probs[row, : want.switch_index], alone.draft_log_probs[0], atol=1e-5, rtol=1e-5
+            out.draft_log_probs[row, : want.draft_length], alone.draft_log_probs[0], atol=1e-5, rtol=1e-5
         )
-        assert out.draft_log_probs[row, want.switch_index :].isnan().all()
-    assert len(set(out.switch_index.tolist())) >= 3, "the rows should switch at different steps"
+        assert out.draft_log_probs[row, want.draft_length :].isnan().all()
+    assert len(set(out.draft_length.tolist())) >= 3, "the rows should switch at different steps"
 
 
 def test_num_return_sequences_samples_several_responses_per_prompt(base: Any, pilot: Any) -> None:
@@ -376,7 +376,7 @@ def test_scores_and_logits_have_an_entry_for_every_token(base: Any, pilot: Any) 
     out = decode(base, pilot, random_prompt(1, 6), output_scores=True, output_logits=True, **rule(0.3, 2))
     assert len(out.scores) == len(out.logits) == len(new_tokens(out))
     assert [int(scores.argmax()) for scores in out.scores] == new_tokens(out)
-    switch = int(out.switch_index)
+    switch = int(out.draft_length)
     assert 0 < switch < 14
     assert [int(logits.argmax()) for logits in out.logits[switch:]] == new_tokens(out)[switch:]
     for step in range(switch, 14):
@@ -408,8 +408,8 @@ def test_stats_count_the_forwards_and_tokens_of_both_models(base: Any, pilot: An
     for hook in hooks:
         hook.remove()
     stats = out.stats
-    assert fed["base"] == [stats.base_forwards, stats.base_tokens]
-    assert fed["pilot"] == [stats.pilot_forwards, stats.pilot_tokens]
+    assert fed["base"] == [stats.base.forwards, stats.base.tokens]
+    assert fed["pilot"] == [stats.pilot.forwards, stats.pilot.tokens]
 
 
 @pytest.mark.parametrize(
@@ -457,9 +457,9 @@ def test_processors_shape_the_continuation_and_never_the_draft(base: Any, pilot:
     out = decode(base, pilot, prompt, **rule(0.15, 2, max_draft_tokens=8), **kwargs)
     want = compose(base, pilot, prompt, threshold=0.15, window=2, limit=8, max_new_tokens=14, **kwargs)
     assert new_tokens(out) == want.tokens
-    assert int(out.switch_index) == want.switch_index
+    assert int(out.draft_length) == want.draft_length
     plain = compose(base, pilot, prompt, threshold=0.15, window=2, limit=8, max_new_tokens=14)
-    assert plain.switch_index == want.switch_index
+    assert plain.draft_length == want.draft_length
 
 
 def test_every_processor_sees_every_exact_prefix(base: Any, pilot: Any) -> None:
@@ -534,7 +534,7 @@ def test_assistant_do_sample_true_samples_the_draft_of_a_greedy_base(base: Any, 
     for seed in range(6):
         torch.manual_seed(seed)
         out = decode(base, pilot, prompt, assistant_do_sample=True, **rule(1e-9, 3))
-        drafted = int(out.switch_index)
+        drafted = int(out.draft_length)
         drafts.add(tuple(new_tokens(out)[:drafted]))
         assert new_tokens(out)[drafted:] == plain_tokens(base, out.sequences[:, : 5 + drafted], 14 - drafted)
     assert len(drafts) > 1
@@ -565,7 +565,7 @@ def test_greedy_decoding_is_identical_a_hundred_times(base: Any, pilot: Any) -> 
 # Settings
 
 
-def test_a_keyword_beats_wsd_config_beats_the_calls_config_beats_the_models(own_base: Any, pilot: Any) -> None:
+def test_a_keyword_beats_the_settings_object_beats_the_calls_config_beats_the_models(own_base: Any, pilot: Any) -> None:
     prompt = random_prompt(0, 5)
     own_base.generation_config.wsd_max_draft_tokens = 2
     own_base.generation_config.wsd_window_size = 1
@@ -575,22 +575,25 @@ def test_a_keyword_beats_wsd_config_beats_the_calls_config_beats_the_models(own_
     def limit(**kwargs: Any) -> int:
         never = StoppingCriteriaList()
         out = own_base.generate(
-            prompt, attention_mask=ones(prompt), assistant_model=pilot, strategy="wsd", switch_criteria=never, **kwargs
+            prompt,
+            attention_mask=ones(prompt),
+            assistant_model=pilot,
+            **{"strategy": "wsd", "switch_criteria": never, **kwargs},
         )
-        return int(out.switch_index)
+        return int(out.draft_length)
 
     config = wsd_hf.WSDConfig(window_size=1, max_draft_tokens=4)
     assert limit(max_new_tokens=14, return_dict_in_generate=True) == 2
     assert limit(generation_config=passed) == 3
-    assert limit(generation_config=passed, wsd_config=config) == 4
-    assert limit(generation_config=passed, wsd_config=config, wsd_max_draft_tokens=5) == 5
+    assert limit(generation_config=passed, strategy=config) == 4
+    assert limit(generation_config=passed, strategy=config, wsd_max_draft_tokens=5) == 5
 
 
 @pytest.mark.parametrize("field", ["threshold", "window_size", "max_draft_tokens", "draft_end"])
 def test_the_output_tells_the_settings_it_was_made_with(base: Any, pilot: Any, field: str) -> None:
     value = {"threshold": 0.25, "window_size": 2, "max_draft_tokens": 7, "draft_end": "stop"}[field]
     out = decode(base, pilot, random_prompt(0, 5), **{f"wsd_{field}": value})
-    assert getattr(out.wsd_config, field) == value
+    assert getattr(out.strategy, field) == value
 
 
 def test_configs_and_arguments_of_the_caller_are_left_unchanged(base: Any, pilot: Any) -> None:
@@ -637,7 +640,7 @@ def test_the_eos_of_the_pilots_tokenizer_ends_a_draft(base: Any, pilot: Any) -> 
     tokenizer = letter_tokenizer(64)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(drafted[3])
     out = decode(base, pilot, prompt, assistant_tokenizer=tokenizer, **rule(1.0, 1))
-    assert (out.switch_index.tolist(), out.switch_reason) == ([3], ["draft_ended"])
+    assert (out.draft_length.tolist(), out.switch_reason) == ([3], ["draft_ended"])
     assert new_tokens(out) == drafted[:3] + plain_tokens(base, torch.cat([prompt, torch.tensor([drafted[:3]])], 1), 11)
 
 

@@ -74,7 +74,7 @@ def test_a_step_is_replayed_from_its_third_time_on(captures: Captures) -> None:
     base, pilot = pair("llama")
     kwargs = {"max_new_tokens": 60, "eos_token_id": None, "wsd_chunk": 4}
     out = both(base, pilot, **kwargs)[0]
-    forwards = out.stats.base_forwards + out.stats.pilot_forwards
+    forwards = out.stats.base.forwards + out.stats.pilot.forwards
     assert 0 < len(captures.shapes) <= 5
     assert captures.replays >= forwards - 2 * len(captures.shapes) - 4
 

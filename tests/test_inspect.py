@@ -62,7 +62,7 @@ def direct(pair: Any, messages: list[dict[str, str]], **settings: Any) -> tuple[
     output = base.generate(**inputs, assistant_model=pilot, strategy="wsd", tokenizer=tokenizer, **settings)
     read = inputs["input_ids"].shape[1]
     texts = [tokenizer.decode(row[read:], skip_special_tokens=True) for row in output.sequences]
-    return [text.split("\n\n[")[0].strip() for text in texts], read, int(output.switch_index[0])
+    return [text.split("\n\n[")[0].strip() for text in texts], read, int(output.draft_length[0])
 
 
 def user(content: str) -> dict[str, str]:
@@ -94,10 +94,10 @@ def test_an_evaluation_gets_the_answers_of_direct_calls(model: Model, pair: Any,
     assert log.status == "success"
     assert len(log.samples) == len(samples)
     for sample in log.samples:
-        (answer,), read, switch_index = direct(pair, [user(sample.input)])
+        (answer,), read, draft_length = direct(pair, [user(sample.input)])
         assert sample.output.completion == answer
         assert sample.output.stop_reason == "stop"
-        assert sample.output.message.metadata == {"switch_index": switch_index, "switch_reason": "confident"}
+        assert sample.output.message.metadata == {"draft_length": draft_length, "switch_reason": "confident"}
         assert sample.output.usage.input_tokens == read
 
 
@@ -121,7 +121,7 @@ def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
     (log,) = (tmp_path / "logs").glob("*.json")
     (sample,) = json.loads(log.read_text("utf-8"))["samples"]
     (choice,) = sample["output"]["choices"]
-    assert choice["message"]["metadata"] == {"switch_index": 2, "switch_reason": "confident"}
+    assert choice["message"]["metadata"] == {"draft_length": 2, "switch_reason": "confident"}
     assert choice["stop_reason"] == "max_tokens"
 
 

@@ -22,11 +22,10 @@ from test_fast_path import EXACT, PROMPT, both, decode, pair
 from test_graphs import Captures, captures  # noqa: F401
 from test_nudging import nudge
 from test_stream import feed_all, streaming
-from wsd_hf import WSDConfig, WSDValueError, bundle
+from wsd_hf import SearchConfig, WSDConfig, WSDValueError, bundle
 from wsd_hf.engine import cuda_graphs as graphs
 from wsd_hf.engine.cache import RaggedCache
 from wsd_hf.engine.numbers import MOST_SAMPLES
-from wsd_hf.strategies.search.beam import BeamSettings
 from wsd_hf.strategies.wsd.config import MOST_PROPOSALS
 from wsd_hf.tiny import FOLDER
 
@@ -172,7 +171,7 @@ def test_growing_changes_no_token(family: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(RaggedCache, "grow", method)
         out = call()
         assert out.sequences.tolist() == want.sequences.tolist()
-        assert (out.stats.base_forwards, out.stats.pilot_tokens) == (want.stats.base_forwards, want.stats.pilot_tokens)
+        assert (out.stats.base.forwards, out.stats.pilot.tokens) == (want.stats.base.forwards, want.stats.pilot.tokens)
 
 
 def test_a_response_longer_than_was_expected_is_copied_seldom() -> None:
@@ -267,9 +266,10 @@ def test_work_without_a_bound_is_refused_before_any_forward(case: Case, name: st
 
 def test_the_limits_themselves_are_legal() -> None:
     assert WSDConfig(chunk=MOST_PROPOSALS).chunk == MOST_PROPOSALS
-    assert BeamSettings(MOST_SAMPLES, 1).beam_width == BeamSettings(1, MOST_SAMPLES).successors == MOST_SAMPLES
+    assert SearchConfig(beam_width=MOST_SAMPLES, successors=1).beam_width == MOST_SAMPLES
+    assert SearchConfig(beam_width=1, successors=MOST_SAMPLES).successors == MOST_SAMPLES
     with pytest.raises(WSDValueError, match=r"beam_width=129 and successors=128: .* at most 16,384"):
-        BeamSettings(129, 128)
+        SearchConfig(beam_width=129, successors=128)
     base, pilot = pair("llama")
     assert decode(base, pilot, wsd_chunk=MOST_PROPOSALS).sequences.tolist() == decode(base, pilot).sequences.tolist()
 

@@ -24,7 +24,7 @@ from families import EOS, PAD, tiny_model, tiny_pilot
 from oracle import compose, left_padded, ones, random_prompt
 from wsd_hf import WSDConfig, WSDLogitsProcessor
 
-RULE = WSDConfig(0.15, 2, max_draft_tokens=9)
+RULE = WSDConfig(threshold=0.15, window_size=2, max_draft_tokens=9)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def with_processor(
 
 def with_strategy(base: PreTrainedModel, pilot: PreTrainedModel, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     """Step by step, as the processor goes, so that the two draw the same random numbers."""
-    kwargs = {"attention_mask": ones(ids), "max_new_tokens": 14, "wsd_config": RULE, "wsd_engine": "step", **kwargs}
-    return base.generate(ids, assistant_model=pilot, strategy="wsd", **kwargs)
+    kwargs = {"attention_mask": ones(ids), "max_new_tokens": 14, "strategy": RULE, "wsd_engine": "step", **kwargs}
+    return base.generate(ids, assistant_model=pilot, **kwargs)
 
 
 CONFIGURED: dict[str, dict[str, Any]] = {
@@ -211,7 +211,10 @@ def test_the_pilots_end_of_sequence_ends_the_draft(plain: Any, pilot: Any) -> No
     prompt = random_prompt(1, 5)
     want = compose(plain, pilot, prompt, threshold=1.0, window=1, max_new_tokens=14)
     assert want.reason == "draft_ended"
-    assert with_processor(plain, prompt, WSDLogitsProcessor(pilot, WSDConfig(1.0, 1)))[0, 5:].tolist() == want.tokens
+    assert (
+        with_processor(plain, prompt, WSDLogitsProcessor(pilot, WSDConfig(threshold=1.0, window_size=1)))[0, 5:].tolist()
+        == want.tokens
+    )
 
 
 def test_beam_search_is_refused_by_name(plain: Any, pilot: Any) -> None:

@@ -58,7 +58,7 @@ def test_the_trace_holds_the_response_token_by_token(output, tokenizer, row):
 @pytest.mark.parametrize("row", [0, 1])
 def test_the_trace_tells_who_wrote_each_token_and_how_sure_the_base_was(base, output, tokenizer, row):
     trace = wsd_hf.explain(output, tokenizer, row)
-    k = trace.switch_index
+    k = trace.switch.index
     assert 3 <= k < len(trace.tokens)
     assert [token.writer for token in trace.tokens] == ["pilot"] * k + ["base"] * (len(trace.tokens) - k)
 
@@ -86,9 +86,9 @@ def test_plain_text_marks_the_switch(output, tokenizer):
     trace = wsd_hf.explain(output, tokenizer)
     drafted, written = str(trace).split("│", 1)
     ids = response_ids(output, tokenizer, 0)
-    assert drafted == tokenizer.decode(ids[: trace.switch_index])
-    assert written.startswith(tokenizer.decode(ids[trace.switch_index :]))
-    assert f"pilot: {trace.switch_index} tokens of {len(ids)}" in written
+    assert drafted == tokenizer.decode(ids[: trace.switch.index])
+    assert written.startswith(tokenizer.decode(ids[trace.switch.index :]))
+    assert f"pilot: {trace.switch.index} tokens of {len(ids)}" in written
     assert "confidence reached 0.5 over 3 tokens" in written
 
 
@@ -113,8 +113,8 @@ def test_exports(output, tokenizer):
 
 
 def test_html_escapes_the_text():
-    token = wsd_hf.TracedToken(1, "<b>&", "base", None, None)
-    assert "&lt;b&gt;&amp;" in wsd_hf.Trace((token,), 0, "draft_ended", 0.8, 6).to_html()
+    token = wsd_hf.TracedToken(1, "<b>&", "base")
+    assert "&lt;b&gt;&amp;" in wsd_hf.Trace((token,)).to_html()
 
 
 def test_wrong_arguments_are_named(output, tokenizer):
@@ -128,12 +128,14 @@ def test_a_character_cut_across_tokens_is_shown_once():
     tokenizer = tokenizer_with_template()
     ids = tokenizer.encode("é水😀", add_special_tokens=False)
     assert len(ids) > 3
-    output = wsd_hf.WSDGenerateOutput(
+    output = wsd_hf.WSDOutput(
         sequences=torch.tensor([ids]),
-        switch_index=torch.tensor([len(ids)]),
+        draft_length=torch.tensor([len(ids)]),
+        switch_index=torch.tensor([-1]),
+        written_by_pilot=torch.ones(1, len(ids), dtype=torch.bool),
         draft_log_probs=torch.zeros(1, len(ids)),
         switch_reason=["budget"],
-        wsd_config=wsd_hf.WSDConfig(),
+        strategy=wsd_hf.WSDConfig(),
         prompt_length=0,
     )
     trace = wsd_hf.explain(output, tokenizer)
@@ -151,14 +153,14 @@ def test_the_trace_can_end_before_a_stop_string(output, tokenizer):
 
 def test_a_draft_that_ends_at_a_stop_string_was_stopped(output, tokenizer):
     whole = wsd_hf.explain(output, tokenizer)
-    assert whole.switch_reason == "confident"
-    stop = whole.tokens[whole.switch_index - 1].text
-    assert stop not in "".join(token.text for token in whole.tokens[: whole.switch_index - 1])
+    assert whole.switch.reason == "confident"
+    stop = whole.tokens[whole.switch.index - 1].text
+    assert stop not in "".join(token.text for token in whole.tokens[: whole.switch.index - 1])
     trace = wsd_hf.explain(output, tokenizer, stop_strings=[stop])
-    assert trace.switch_reason == "stopped"
+    assert trace.switch.reason == "stopped"
     assert "a stop criterion ended the response" in trace.summary()
 
 
 def test_a_switch_by_other_criteria_is_not_called_confidence():
     tokens = (wsd_hf.TracedToken(1, "Sure", "pilot", 0.1, None), wsd_hf.TracedToken(2, ".", "base", None, None))
-    assert "the caller's switch criteria fired" in wsd_hf.Trace(tokens, 1, "confident", 0.8, 6).summary()
+    assert "the caller's switch criteria fired" in wsd_hf.Trace(tokens, wsd_hf.Switch(1, "confident", 0.8, 6)).summary()

@@ -45,7 +45,7 @@ def test_adapters_take_part(wrapped: str, engine: str) -> None:
         eos_token_id=None,
     )
     alone = [merged(model) if isinstance(model, PeftModel) else model for model in (base, pilot)]
-    drafted = int(out.switch_index)
+    drafted = int(out.draft_length)
     draft = plain_tokens(alone[1], PROMPT, drafted)
     begun = torch.cat([PROMPT, torch.tensor([draft])], dim=1)
     assert out.sequences[0, 6:].tolist() == draft + plain_tokens(alone[0], begun, 12 - drafted, eos_token_id=None)

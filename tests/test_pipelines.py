@@ -127,7 +127,7 @@ def test_a_text_is_continued_by_both_models() -> None:
     settings = {"wsd_threshold": 0.15, "wsd_window_size": 2, "max_new_tokens": 10, "do_sample": False}
     for text in ("abcdef", "xyz"):
         wanted = compose(base, pilot, torch.tensor([tokenizer(text).input_ids]), threshold=0.15, window=2, max_new_tokens=10)
-        assert 0 < wanted.switch_index < 10
+        assert 0 < wanted.draft_length < 10
         (record,) = pipe(text, strategy="wsd", return_full_text=False, **settings)
         assert record["generated_text"] == tokenizer.decode(wanted.tokens, skip_special_tokens=True)
         (record,) = pipe(text, strategy="wsd", return_tensors=True, **settings)
@@ -221,7 +221,9 @@ def test_a_streamer_is_ended_when_generation_fails(pipe: Any, pair: Any) -> None
     assert "".join(streamer) == ""
 
 
-@pytest.mark.parametrize("where", ["call", "construction", "wsd_config", "generation_config", "the model's generation config"])
+@pytest.mark.parametrize(
+    "where", ["call", "construction", "a settings object", "generation_config", "the model's generation config"]
+)
 def test_settings_arrive(pair: Any, where: str) -> None:
     settings = {"wsd_threshold": 0.01, "wsd_window_size": 2}
     wanted = without_header(expected(pair, KELOFT, **settings))
@@ -233,8 +235,8 @@ def test_settings_arrive(pair: Any, where: str) -> None:
         at_call |= {"strategy": "wsd", **settings}
     elif where == "construction":
         at_construction, at_call = {"strategy": "wsd", **settings, **GREEDY}, {}
-    elif where == "wsd_config":
-        at_call |= {"strategy": "wsd", "wsd_config": config}
+    elif where == "a settings object":
+        at_call |= {"strategy": config}
     elif where == "generation_config":
         generation_config = config.to_generation_config(GenerationConfig(**GREEDY, eos_token_id=2))
         at_call = {"strategy": "wsd", "generation_config": generation_config}

@@ -86,8 +86,7 @@ def test_every_row_is_the_composition_within_its_budget(
         ids,
         attention_mask=mask,
         assistant_model=pilot,
-        strategy="wsd",
-        wsd_config=wsd_hf.WSDConfig(threshold, window, limit, draft_end),
+        strategy=wsd_hf.WSDConfig(threshold=threshold, window_size=window, max_draft_tokens=limit, draft_end=draft_end),
         max_new_tokens=budget,
         return_dict_in_generate=True,
         output_logits=True,
@@ -102,7 +101,7 @@ def test_every_row_is_the_composition_within_its_budget(
         length = len(want.tokens)
         assert out.sequences[row, width : width + length].tolist() == want.tokens
         assert set(out.sequences[row, width + length :].tolist()) <= {PAD}
-        assert (int(out.switch_index[row]), out.switch_reason[row]) == (want.switch_index, want.reason)
+        assert (int(out.draft_length[row]), out.switch_reason[row]) == (want.draft_length, want.reason)
         assert not set(want.tokens[:-1]) & set(base_eos)
         tokens = torch.cat([prompt, torch.tensor([want.tokens])], dim=1)
         check_logits(base, tokens, prompt.shape[1], [logits[row] for logits in out.logits])
@@ -120,7 +119,7 @@ def test_every_row_is_the_composition_within_its_budget(
 def test_the_processor_alone_gives_the_sequences_of_the_strategy(
     rows: list[torch.Tensor], threshold: float, window: int, seed: int, do_sample: bool, penalty: float
 ) -> None:
-    config = wsd_hf.WSDConfig(threshold, window, max_draft_tokens=8)
+    config = wsd_hf.WSDConfig(threshold=threshold, window_size=window, max_draft_tokens=8)
     ids, mask = left_padded(rows, PAD)
     kwargs: dict[str, Any] = {
         "attention_mask": mask,
@@ -132,7 +131,7 @@ def test_the_processor_alone_gives_the_sequences_of_the_strategy(
     torch.manual_seed(seed)
     alone = base.generate(ids, logits_processor=LogitsProcessorList([wsd_hf.WSDLogitsProcessor(pilot, config)]), **kwargs)
     torch.manual_seed(seed)
-    kwargs |= {"assistant_model": pilot, "strategy": "wsd", "wsd_config": config, "wsd_engine": "step"}
+    kwargs |= {"assistant_model": pilot, "strategy": config, "wsd_engine": "step"}
     assert torch.equal(wsd_hf.enable_wsd(copy.copy(base)).generate(ids, **kwargs), alone)
 
 
@@ -162,7 +161,7 @@ def test_the_switch_is_where_the_scripted_probabilities_say(probabilities: list[
         return_dict_in_generate=True,
     )
     crossing = next((end for end, mean in means.items() if mean >= math.log(threshold)), None)
-    assert int(out.switch_index) == (crossing or len(draft))
+    assert int(out.draft_length) == (crossing or len(draft))
     assert out.switch_reason == ["confident" if crossing else "draft_ended"]
     torch.testing.assert_close(
         out.draft_log_probs[0], torch.tensor(logs[: crossing or len(logs)]), atol=2e-4, rtol=1e-4, check_dtype=False

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pydoc
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,12 +21,14 @@ from every_strategy import CASES, WAYS, Case, counting, every_case
 from families import tiny_model
 from oracle import ones, plain_tokens, random_prompt
 from wsd_hf.bundle import pack
+from wsd_hf.engine.call import Call
 from wsd_hf.engine.keywords import ASSISTED
+from wsd_hf.engine.strategy import StrategyConfig, StrategyOutput
 from wsd_hf.strategies import STRATEGIES
 from wsd_hf.tiny import FOLDER
 
 OWN: dict[str, dict[str, Any]] = {
-    "wsd": {"wsd_threshold": 0.5, "wsd_chunk": 2, "wsd_config": wsd_hf.WSDConfig()},
+    "wsd": {"wsd_threshold": 0.5, "wsd_chunk": 2},
     "nudging": {"nudging_threshold": 0.5},
     "emulated_fine_tuning": {"beta": 1.0},
     "weak_to_strong_search": {"beam_width": 2, "successors": 2, "chunk_length": 3, "official_ties": True, "value": max},
@@ -84,12 +88,19 @@ def test_a_small_model_that_is_not_taken_is_refused(case: Case) -> None:
 
 
 def test_a_strategy_without_a_pilot_refuses_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def alone(generate: Any, base: Any, *, depth: int, **kwargs: Any) -> Any:
-        return depth
+    @dataclass(frozen=True, kw_only=True)
+    class Alone(StrategyConfig):
+        name = "alone"
+        partners = ()
+        depth: int
 
-    monkeypatch.setitem(STRATEGIES, "alone", alone)
+        def decode(self, call: Call) -> StrategyOutput:
+            return StrategyOutput(sequences=call.input_ids[:, [*range(6), *[0] * self.depth]])
+
+    monkeypatch.setitem(STRATEGIES, "alone", Alone)
     world, ids = CASES[0].world, CASES[0].prompt(3)
-    assert world.base.generate(ids, strategy="alone", depth=3) == 3
+    assert world.base.generate(ids, strategy="alone", depth=3).tolist() == ids[:, [*range(6), 0, 0, 0]].tolist()
+    assert world.base.generate(ids, strategy=Alone(depth=3)).tolist() == ids[:, [*range(6), 0, 0, 0]].tolist()
     with pytest.raises(wsd_hf.WSDValueError, match=r"assistant_model belongs to .*, not to strategy='alone'"):
         world.base.generate(ids, strategy="alone", depth=3, assistant_model=world.pilot)
     with pytest.raises(wsd_hf.WSDValueError, match="strategy='alone' needs depth: pass depth="):
@@ -236,9 +247,16 @@ def test_inputs_and_entries_of_the_models_own_are_no_unknown_keywords(case: Case
     assert torch.equal(case.repeatable(ids, my_entry=4), want)
 
 
-def test_signatures_show_what_strategies_take() -> None:
-    for name, settings in OWN.items():
-        assert settings.keys() <= inspect.signature(STRATEGIES[name]).parameters.keys()
+def test_the_signature_shows_the_parameters_of_transformers_and_of_all_strategies() -> None:
+    base, plain = CASES[0].world.base, inspect.signature(GenerationMixin.generate).parameters
+    shown = inspect.signature(base.generate).parameters
+    ours = {"strategy", "assistant_input_ids", "reference_model", "wsd_window_size", "switch_criteria", "assistant_do_sample"}
+    assert shown.keys() >= plain.keys() - {"self"} | ours.union(*OWN.values())
+    assert [name for name in shown if name in plain] == [name for name in plain if name != "self"]
+    assert list(shown)[-1] == "kwargs"
+    text = pydoc.plain(pydoc.render_doc(base.generate))
+    assert "wsd_threshold" in text
+    assert "assistant_model: the pilot" in text
 
 
 # Other doors

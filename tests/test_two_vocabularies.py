@@ -194,7 +194,7 @@ def as_ids(eos: Any) -> set[int]:
 
 class Expected(NamedTuple):
     tokens: list[int]
-    switch_index: int
+    draft_length: int
     reason: str
 
 
@@ -280,7 +280,7 @@ def test_random_calls_give_what_their_parts_compose_to(name: tuple[str, str]) ->
         }
         for out in both(world, ids, **kwargs):
             assert out.sequences[0, ids.shape[1] :].tolist() == want.tokens
-            assert out.switch_index.tolist() == [want.switch_index]
+            assert out.draft_length.tolist() == [want.draft_length]
             assert out.switch_reason == [want.reason]
     assert len(seen) > 2
 
@@ -366,7 +366,7 @@ def test_why_a_draft_that_fills_the_response_is_over_does_not_depend_on_the_pace
     ids = prompt.pop("input_ids")
     for limit in range(2, 5):
         kwargs = {**prompt, "wsd_threshold": 1.0, "wsd_window_size": 1, "wsd_max_draft_tokens": limit}
-        drafted = int(decode(world, ids, **kwargs, max_new_tokens=8).switch_index)
+        drafted = int(decode(world, ids, **kwargs, max_new_tokens=8).draft_length)
         out, _ = both(world, ids, **kwargs, max_new_tokens=drafted, wsd_chunk=chunk)
         assert out.switch_reason == ["budget"]
 
@@ -390,7 +390,7 @@ def test_each_row_of_a_batch_is_what_it_is_alone(name: tuple[str, str]) -> None:
             answer = alone.sequences[0, prompt.shape[1] :].tolist()
             together = out.sequences[row, ids.shape[1] :].tolist()
             assert together == answer + [0] * (len(together) - len(answer))
-            assert out.switch_index[row] == alone.switch_index[0]
+            assert out.draft_length[row] == alone.draft_length[0]
             assert out.switch_reason[row] == alone.switch_reason[0]
 
 
@@ -466,8 +466,8 @@ def test_each_prompt_is_read_once_and_what_stands_is_not_read_again(chunk: int |
     proposed = len(inputs) * proposing.forwards
     assert watch.tokens <= int(mask.sum()) + len(inputs) * budget + proposed
     assert proposing.tokens <= int(pilot_mask.sum()) + spoken + proposed
-    assert (watch.forwards, watch.tokens) == (out.stats.base_forwards, out.stats.base_tokens)
-    assert (proposing.forwards, proposing.tokens) == (out.stats.pilot_forwards, out.stats.pilot_tokens)
+    assert (watch.forwards, watch.tokens) == (out.stats.base.forwards, out.stats.base.tokens)
+    assert (proposing.forwards, proposing.tokens) == (out.stats.pilot.forwards, out.stats.pilot.tokens)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 16])
@@ -476,7 +476,7 @@ def test_a_draft_takes_a_forward_for_each_chunk_and_one_for_the_word_that_waits(
     kwargs = {**of_one_mind(chats(1)[0]), "switch_criteria": FiresAt(switch), "eos_token_id": None}
     with Watch(agreeing().base) as watch:
         out = decode(agreeing(), **kwargs, max_new_tokens=switch, wsd_chunk=chunk)
-    assert int(out.switch_index) == switch
+    assert int(out.draft_length) == switch
     assert watch.forwards <= -(-switch // chunk) + 1 + (2 if chunk == 1 else 1)
 
 
@@ -495,8 +495,8 @@ def test_a_pilot_of_other_words_saves_forwards_too() -> None:
     for prompt in chats(6):
         ids = prompt.pop("input_ids")
         fast, step = both(world, ids, **prompt, wsd_threshold=0.8, wsd_window_size=6, max_new_tokens=60, wsd_chunk=None)
-        forwards += fast.stats.base_forwards
-        written += step.stats.base_forwards
+        forwards += fast.stats.base.forwards
+        written += step.stats.base.forwards
     assert forwards <= 0.6 * written
 
 
@@ -646,7 +646,7 @@ def test_an_error_at_any_forward_comes_through_and_leaves_nothing_changed(role: 
     ids, kwargs = a_prompt(random.Random(0), world.tokenizer), {"max_new_tokens": 10, "wsd_engine": engine, "wsd_chunk": 1}
     want = decode(world, ids, **kwargs)
     before = state(world.base), state(world.pilot)
-    forwards = want.stats.base_forwards if role == "base" else want.stats.pilot_forwards
+    forwards = want.stats.base.forwards if role == "base" else want.stats.pilot.forwards
     assert forwards >= 3
     errors = itertools.cycle([PilotBroke(), KeyboardInterrupt(), torch.OutOfMemoryError()])
     for at, error in zip(range(1, forwards + 1), errors, strict=False):
@@ -677,7 +677,7 @@ def test_eight_threads_on_one_pair_equal_serial_calls() -> None:
         def run() -> Any:
             kwargs = {"wsd_threshold": 10 ** -(index % 4), "wsd_chunk": 1 + index % 5, "max_new_tokens": 8}
             out = decode(world, ids, **kwargs)
-            return out.sequences.tolist(), out.switch_index.tolist(), out.switch_reason, out.stats
+            return out.sequences.tolist(), out.draft_length.tolist(), out.switch_reason, out.stats
 
         return run
 
@@ -705,7 +705,7 @@ def test_of_an_empty_draft_the_base_knows_nothing() -> None:
     ids = a_prompt(random.Random(0), world.tokenizer)
     for out in both(world, ids):
         assert out.sequences[0, ids.shape[1] :].tolist() == plain_tokens(world.base, ids, 14)
-        assert (out.switch_index.tolist(), out.switch_reason) == ([0], ["draft_ended"])
+        assert (out.draft_length.tolist(), out.switch_reason) == ([0], ["draft_ended"])
 
 
 @pytest.mark.parametrize("chunk", [1, 5])
@@ -716,7 +716,7 @@ def test_a_draft_of_special_tokens_says_nothing(chunk: int) -> None:
     ids = a_prompt(random.Random(0), world.tokenizer)
     for out in both(world, ids, wsd_max_draft_tokens=7, wsd_chunk=chunk):
         assert out.sequences[0, ids.shape[1] :].tolist() == plain_tokens(world.base, ids, 14)
-        assert (out.switch_index.tolist(), out.switch_reason) == ([0], ["draft_limit"])
+        assert (out.draft_length.tolist(), out.switch_reason) == ([0], ["draft_limit"])
 
 
 @pytest.mark.parametrize("draft_end", ["continue", "stop"])
@@ -726,7 +726,7 @@ def test_a_draft_that_spells_an_end_of_the_base_ends_before_it(draft_end: str) -
     drafted = decode(world, ids, wsd_threshold=1.0).sequences[0, ids.shape[1] :].tolist()
     place = next(place for place in range(2, 12) if drafted[place] not in drafted[:place])
     for out in both(world, ids, wsd_threshold=1.0, eos_token_id=drafted[place], wsd_draft_end=draft_end):
-        assert (out.switch_index.tolist(), out.switch_reason) == ([place], ["draft_ended"])
+        assert (out.draft_length.tolist(), out.switch_reason) == ([place], ["draft_ended"])
         if draft_end == "stop":
             assert out.sequences[0, ids.shape[1] :].tolist() == drafted[: place + 1]
 
@@ -747,7 +747,7 @@ def test_the_pilots_context_may_end_before_the_response(family: str, chunk: int)
         limits = {"budget": 40, "limit": 24 - pilot_ids.shape[1]}
         want = composed(world._replace(pilot=pilot), prompt, pilot_ids, threshold=1.0, window=1, **limits)
         assert out.sequences[row, ids.shape[1] :].tolist() == want.tokens
-        assert (int(out.switch_index[row]), out.switch_reason[row]) == (want.switch_index, want.reason)
+        assert (int(out.draft_length[row]), out.switch_reason[row]) == (want.draft_length, want.reason)
 
 
 def test_a_pilots_prompt_that_is_not_in_its_own_ids_is_refused() -> None:
@@ -780,7 +780,7 @@ def test_the_processor_alone_gives_the_sequences_of_the_strategy(name: tuple[str
     rng, world = random.Random(f"processor {name}"), a_world(name)
     for _ in range(3):
         ids, mask = a_batch(rng, world.tokenizer, 3)
-        config = wsd_hf.WSDConfig(10 ** rng.uniform(-4, -1), 2)
+        config = wsd_hf.WSDConfig(threshold=10 ** rng.uniform(-4, -1), window_size=2)
         processor = wsd_hf.WSDLogitsProcessor(world.pilot, config, **world.tokenizers)
         kwargs = {"attention_mask": mask, "max_new_tokens": 14}
         alone = world.base.generate(ids, logits_processor=[processor], **kwargs)

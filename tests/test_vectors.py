@@ -82,7 +82,7 @@ def test_responses(case):
     assert output.sequences[0, : output.prompt_length].tolist() == expected["base_prompt_ids"]
     assert response == expected["final_ids"]
     drafted = min(expected["n_accepted"], case["config"]["max_response_tokens"])
-    assert output.switch_index.tolist() == [drafted]
+    assert output.draft_length.tolist() == [drafted]
     probabilities = torch.tensor(expected["probs"])[:drafted]
     assert torch.allclose(output.draft_log_probs[0, :drafted].exp(), probabilities, rtol=0, atol=1e-5)
     if expected["crossed"] and expected["n_accepted"] <= drafted:
@@ -107,12 +107,12 @@ def test_responses_across_vocabularies(case, engine):
     response, output = answer(case, stopping_criteria=None, wsd_engine=engine)
     assert output.sequences[0, : output.prompt_length].tolist() == expected["base_prompt_ids"]
     if case["category"] == "utf8_cut":  # a draft never says half a character
-        text = tokenizer(case["pair"]["base_tokenizer"]).decode(response[: int(output.switch_index)])
+        text = tokenizer(case["pair"]["base_tokenizer"]).decode(response[: int(output.draft_length)])
         assert text == case["pilot"]["draft_text"].rstrip("\ufffd")[: len(text)]
         assert "\ufffd" not in text
         return
     drafted = min(expected["n_accepted"], case["config"]["max_response_tokens"])
-    assert output.switch_index.tolist() == [drafted]
+    assert output.draft_length.tolist() == [drafted]
     assert response == expected["final_ids"]
     probabilities = torch.tensor(expected["probs"])[:drafted]
     assert torch.allclose(output.draft_log_probs[0, :drafted].exp(), probabilities, rtol=0, atol=1e-5)

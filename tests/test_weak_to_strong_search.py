@@ -96,7 +96,8 @@ def test_official_searches_from_their_seed(run: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("run", RUNS, ids=run_id)
 def test_official_selections_step_by_step(run: dict[str, Any]) -> None:
-    value, beam = golden_value(run, run["prompt"]), Beam(BeamSettings(run["w"], run["k"], run["l"], official_ties=True))
+    settings = BeamSettings(beam_width=run["w"], successors=run["k"], chunk_length=run["l"], official_ties=True)
+    value, beam = golden_value(run, run["prompt"]), Beam(settings)
     for step in run["steps"]:
         values = value(step["responses"], step["eos"])
         torch.testing.assert_close(values, torch.tensor(step["scores"]), rtol=0, atol=2e-4)
@@ -364,11 +365,11 @@ def test_prompts_are_read_once_and_the_beginnings_of_responses_too() -> None:
     finally:
         hook.remove()
     assert counts == [40] + [4] * 119
-    assert (out.stats.base_forwards, out.stats.base_tokens) == (120, 40 + 4 * 119)
+    assert (out.stats.base.forwards, out.stats.base.tokens) == (120, 40 + 4 * 119)
     official = sum(40 + len(one.tokens) for selection in out.tree[0] for one in selection.candidates)
-    assert out.stats.pilot_tokens == out.stats.reference_tokens
-    assert out.stats.pilot_tokens <= official / 2
-    assert out.stats.pilot_forwards == 1 + len(out.tree[0])
+    assert out.stats.pilot.tokens == out.stats.reference.tokens
+    assert out.stats.pilot.tokens <= official / 2
+    assert out.stats.pilot.forwards == 1 + len(out.tree[0])
 
 
 def test_the_work_of_a_value_that_serves_many_calls_is_told_for_each() -> None:
@@ -380,7 +381,7 @@ def test_the_work_of_a_value_that_serves_many_calls_is_told_for_each() -> None:
         for _ in range(2):
             counts.clear()
             out = search(ids, value=value, chunk_length=2, max_new_tokens=4)
-            assert out.stats.pilot_forwards == out.stats.reference_forwards == len(counts)
+            assert out.stats.pilot.forwards == out.stats.reference.forwards == len(counts)
     finally:
         hook.remove()
 

@@ -109,7 +109,7 @@ class Bench:
                 **config,
             )
         response = out.sequences[0, inputs["input_ids"].shape[1] :]
-        switch_index = int(out.switch_index[0]) if out.switch_reason[0] == "confident" else None
+        switch_index = int(out.draft_length[0]) if out.switch_reason[0] == "confident" else None
         return Answer(text_of(response, self.tokenizer), len(response), switch_index, *forwards)
 
 

@@ -11,24 +11,27 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from .bundle import Packed, pack
-from .engine.stats import GuidedGenerateOutput, GuidedStats, WSDStats
+from .engine.stats import Stats, Work
+from .engine.strategy import StrategyConfig, StrategyOutput
 from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
 from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, enable_wsd
 from .hub.card import pilot_card
 from .hub.loading import load_pilot, push_pilot
 from .integrations.pipelines import WSDTextGenerationPipeline
-from .strategies.nudging.output import NudgingGenerateOutput
-from .strategies.search.output import SearchGenerateOutput
+from .strategies.emulated_fine_tuning import EmulatedFineTuningConfig
+from .strategies.nudging.config import NudgingConfig
+from .strategies.search.config import SearchConfig
+from .strategies.search.output import SearchOutput
 from .strategies.search.value import ImplicitValue
 from .strategies.wsd.config import WSDConfig
 from .strategies.wsd.logits_process import WSDLogitsProcessor
-from .strategies.wsd.output import WSDGenerateOutput
+from .strategies.wsd.output import WSDOutput
 from .strategies.wsd.switch import SwitchCriteria, confidence, switch_index
 from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
 from .text.streaming import AnswerStreamer
 from .text.urial import URIAL_PROMPT, urial_messages
 from .tiny import load_tiny_pair
-from .trace import Trace, TracedToken, explain
+from .trace import Switch, Trace, TracedToken, explain
 
 __version__ = version("wsd_hf")
 
@@ -38,25 +41,29 @@ __all__ = [
     "URIAL_PROMPT",
     "AnswerStreamer",
     "AutoModelForCausalLM",
-    "GuidedGenerateOutput",
-    "GuidedStats",
+    "EmulatedFineTuningConfig",
     "ImplicitValue",
-    "NudgingGenerateOutput",
+    "NudgingConfig",
     "Packed",
-    "SearchGenerateOutput",
+    "SearchConfig",
+    "SearchOutput",
+    "Stats",
+    "StrategyConfig",
+    "StrategyOutput",
+    "Switch",
     "SwitchCriteria",
     "Trace",
     "TracedToken",
     "WSDConfig",
     "WSDError",
-    "WSDGenerateOutput",
     "WSDGenerationMixin",
     "WSDHubError",
     "WSDLogitsError",
     "WSDLogitsProcessor",
-    "WSDStats",
+    "WSDOutput",
     "WSDTextGenerationPipeline",
     "WSDValueError",
+    "Work",
     "build_inputs",
     "confidence",
     "disable_wsd",

@@ -149,7 +149,7 @@ def _generate(model: PreTrainedModel, given: dict[str, Any]) -> Any:
     strategy = given.pop("strategy", "wsd")
     partner = _partner(model, given.pop("revision", None))
     if strategy == "wsd" and partner.wsd_config is not None:
-        given.setdefault("wsd_config", partner.wsd_config)
+        strategy = partner.wsd_config
     prompt = given.get("input_ids", given.get("inputs"))
     chats = prompt is not None and partner.add_pilot_prompt(given, prompt, model)
     transcript = chats and BASE_CHAT_TEMPLATE in partner.tokenizer.chat_template

@@ -14,7 +14,17 @@ from transformers.generation import BaseStreamer
 
 from . import _compat
 from .engine.checks import check_data, check_models
-from .engine.keywords import SMALL_MODELS, check_keywords, check_without_strategy
+from .engine.keywords import (
+    SMALL_MODELS,
+    check_keywords,
+    check_partners,
+    check_without_strategy,
+    chosen,
+    own_keywords,
+)
+from .engine.preparation import decode_within
+from .engine.small_model import small_models
+from .engine.strategy import StrategyConfig
 from .errors import WSDValueError
 from .strategies import STRATEGIES
 
@@ -24,36 +34,36 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 class WSDGenerationMixin(GenerationMixin):
     """Adds `strategy=` to `generate`. Put it first: `class MyModel(WSDGenerationMixin, LlamaForCausalLM)`."""
 
-    def generate(self, *args: Any, strategy: str | None = None, **kwargs: Any) -> Any:
-        """`transformers.GenerationMixin.generate`, and with `strategy="wsd"` Weak-to-Strong Decoding.
+    def generate(self, *args: Any, strategy: str | StrategyConfig | None = None, **kwargs: Any) -> Any:
+        """`transformers.GenerationMixin.generate`, and with `strategy=` a base and small models that decode together.
 
-        The arguments below are those of "wsd". Its neighbours "nudging", "emulated_fine_tuning" and "weak_to_strong_search"
-        take the same models, prompts and tokenizers, the last two also `reference_model=`, the small model before tuning.
-        What else each takes is told by its function in `wsd_hf.strategies`.
+        `strategy="nudging", nudging_threshold=0.5` is the same call as `strategy=NudgingConfig(threshold=0.5)`. A keyword
+        beats the settings object, which beats the call's and then the model's generation config.
 
         Everything of ordinary greedy decoding and sampling goes on working: batches with left padding,
-        `num_return_sequences`, processors and warpers (they shape the base's continuation, never its check of the draft),
-        stopping criteria, stop strings, streamers, `return_dict_in_generate`. `max_new_tokens` counts the whole response.
+        `num_return_sequences`, processors and warpers (they shape the base's own tokens), stopping criteria, stop strings,
+        streamers, `return_dict_in_generate`. `max_new_tokens` counts the whole response.
 
         Args:
-            *args: as transformers' `generate` takes them.
-            strategy: None (plain transformers) or a name in `wsd_hf.strategies.STRATEGIES`.
+            *args: as for transformers' `generate`.
+            strategy: None (plain transformers), the name of a strategy, or its settings object: "wsd" (`WSDConfig`), "nudging"
+                (`NudgingConfig`), "emulated_fine_tuning" (`EmulatedFineTuningConfig`), "weak_to_strong_search"
+                (`SearchConfig`).
             assistant_model: the pilot, a loaded causal model. Of `torch.compile(model)` the model inside is used, as of a base
                 in transformers; `model.compile()` compiles the forwards that are run.
-            assistant_input_ids: the pilot's prompt, LongTensor[batch, prompt]; default: the base's.
+            assistant_input_ids: the pilot's prompt, LongTensor[batch, prompt]; default: the base's, or its text.
             assistant_attention_mask: its mask, [batch, prompt]; padding on the left. Default: nothing is padded.
-            assistant_do_sample: whether the pilot samples; default: as the base does.
-            switch_criteria: a `StoppingCriteria` in the place of the paper's rule; see `SwitchCriteria`.
-            wsd_config: a `WSDConfig`; beats the `wsd_*` keys of generation configs.
-            wsd_threshold, wsd_window_size, wsd_max_draft_tokens, wsd_draft_end, wsd_engine, wsd_speculate, wsd_chunk,
-                wsd_cuda_graphs: single settings; beat `wsd_config`.
+            reference_model: the pilot as it was before its tuning, for emulated fine-tuning and search.
+            reference_input_ids, reference_attention_mask: its prompt; default: the pilot's.
             tokenizer: the base's; needed for `stop_strings`, and together with the pilot's where the vocabularies differ: equal
-                widths without tokenizers are taken for one vocabulary.
-            assistant_tokenizer: the pilot's. Its EOS ends a draft, beside those of the pilot's generation config.
-            **kwargs: as transformers' `generate` takes them.
+                widths without tokenizers count as one vocabulary.
+            assistant_tokenizer: of the small models. Its EOS ends a draft, beside those of the pilot's generation config.
+            **kwargs: settings of the strategy (`wsd_threshold`, `nudging_threshold`, `beta`, ...: see its settings object), and
+                the arguments of transformers' `generate`.
 
         Returns:
-            LongTensor[batch, prompt + response], or a `WSDGenerateOutput` with `return_dict_in_generate=True`.
+            LongTensor[batch, prompt + response], or a `StrategyOutput` with `return_dict_in_generate=True`: for "wsd" a
+            `WSDOutput`, for search a `SearchOutput`.
 
         Raises:
             WSDValueError: an unknown strategy or keyword, a keyword that would have no effect, an illegal setting, models or
@@ -67,23 +77,41 @@ class WSDGenerationMixin(GenerationMixin):
         return generate_with(strategy, generate, self, **kwargs)
 
 
-def generate_with(strategy: str, generate: Callable[..., Any], model: PreTrainedModel, /, **kwargs: Any) -> Any:
+def _shown_signature() -> inspect.Signature:
+    """The parameters of transformers' `generate`, and those of all strategies."""
+    signature = inspect.signature(GenerationMixin.generate)
+    *plain, rest = signature.parameters.values()
+    own = [name for strategy in STRATEGIES.values() for name in own_keywords(strategy)]
+    added = [name for name in dict.fromkeys(["strategy", *own]) if name not in signature.parameters]
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in added]
+    return signature.replace(parameters=[*plain, *parameters, rest])
+
+
+vars(WSDGenerationMixin.generate)["__signature__"] = _shown_signature()
+
+
+def generate_with(
+    strategy: str | StrategyConfig, generate: Callable[..., Any], model: PreTrainedModel, /, **kwargs: Any
+) -> Any:
     """One call of a strategy on a model that need not be enabled; `WSDGenerationMixin.generate` documents the arguments.
 
     Args:
-        strategy: a name in `wsd_hf.strategies.STRATEGIES`.
+        strategy: a name in `wsd_hf.strategies.STRATEGIES`, or a settings object.
         generate: transformers' own `generate` of the model.
         model: the base.
-        **kwargs: everything else, by name.
+        **kwargs: the other arguments, by name.
     """
     with streamer_ended_on_error(kwargs.get("streamer")):
-        if strategy not in STRATEGIES:
-            raise WSDValueError(f"strategy={strategy!r}: unknown; known are {', '.join(map(repr, STRATEGIES))}")
+        kind = chosen(strategy, STRATEGIES)
         small = {name: kwargs[name] for name in SMALL_MODELS if kwargs.get(name) is not None}
         check_models({"the model": model, **small})
         check_data(kwargs)
-        check_keywords(strategy, STRATEGIES, generate, model, kwargs)
-        return STRATEGIES[strategy](generate, model, **kwargs)
+        check_keywords(kind, STRATEGIES, generate, model, kwargs)
+        own = {name: kwargs.pop(name) for name in own_keywords(kind) if name in kwargs and name != "tokenizer"}
+        given = strategy if isinstance(strategy, StrategyConfig) else None
+        config = kind.resolve(own, given, kwargs.get("generation_config"), model.generation_config)
+        check_partners(config, own)
+        return decode_within(config, generate, model, small_models(kind.partners, own), **kwargs)
 
 
 def generate_plainly(generate: Callable[..., Any], model: PreTrainedModel, /, *args: Any, **kwargs: Any) -> Any:

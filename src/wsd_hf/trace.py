@@ -1,4 +1,4 @@
-"""The trace of a response: who wrote which token, and why the base took over."""
+"""The trace of a response: the writer of each token, and the end of the draft."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from .engine.strategy import StrategyOutput
 from .errors import WSDValueError
+from .strategies.wsd.config import WSDConfig
 from .strategies.wsd.draft import SwitchReason
-from .strategies.wsd.output import WSDGenerateOutput
+from .strategies.wsd.output import WSDOutput
 from .strategies.wsd.switch import confidence
 from .text.visible import html_text, visible
 
@@ -30,7 +32,7 @@ class TracedToken:
 
     Attributes:
         id: the token.
-        text: what it adds to the response's text.
+        text: its part of the response's text.
         writer: "pilot" or "base".
         probability: the base's probability of it; None where it was not recorded (after the switch it is, if the call had
             `output_logits=True`).
@@ -40,55 +42,78 @@ class TracedToken:
     id: int
     text: str
     writer: str
-    probability: float | None
-    confidence: float | None
+    probability: float | None = None
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class Switch:
+    """The end of a draft of Weak-to-Strong Decoding.
+
+    Attributes:
+        index: the paper's k, or -1 where the base never became confident.
+        reason: as in `WSDOutput.switch_reason`.
+        threshold: of confidence.
+        window_size: tokens that confidence is measured over.
+    """
+
+    index: int
+    reason: SwitchReason
+    threshold: float
+    window_size: int
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Who wrote which token of one response, and why the base took over. Made by `explain`.
+    """The writer of each token of one response, and of a draft the end. Made by `explain`.
 
-    `print(trace)` gives plain text, `trace.print()` colours on a terminal. What is printed or exported as a picture or page is
-    well-formed and safe to show, whatever the text: control characters have a visible form there, as ␛. `tokens` and
-    `to_dict()` hold the text as it is.
+    `print(trace)` gives plain text, `trace.print()` colours on a terminal. In plain text the pilot begins, and each `│` is a
+    change of the writer. Printed text, pictures and pages are well-formed and safe to show, whatever the text: control
+    characters have a visible form there, as ␛. `tokens` and `to_dict()` hold the text as it is.
+
+    Attributes:
+        tokens: of the response, without padding.
+        switch: the end of the draft; None unless the strategy is "wsd".
     """
 
     tokens: tuple[TracedToken, ...]
-    switch_index: int
-    switch_reason: SwitchReason
-    threshold: float
-    window_size: int
+    switch: Switch | None = None
 
     def __rich__(self) -> Text:
         text = Text()
         for position, token in enumerate(self.tokens):
-            if position == self.switch_index and position:
+            if position and token.writer != self.tokens[position - 1].writer:
                 text.append("│", style="bold white")
             text.append(visible(token.text), style=f"#101010 on {_colour(token)}")
         return text + Text(f"\n{self.summary()}", style="dim italic")
 
     def __str__(self) -> str:
-        drafted = "".join(token.text for token in self.tokens[: self.switch_index])
-        written = "".join(token.text for token in self.tokens[self.switch_index :])
-        return f"{visible(drafted)}│{visible(written)}\n{self.summary()}"
+        text, writer = "", "pilot"
+        for token in self.tokens:
+            text += ("" if token.writer == writer else "│") + token.text
+            writer = token.writer
+        return f"{visible(text)}\n{self.summary()}"
 
     def summary(self) -> str:
-        """One line: the switch and its reason."""
+        """One line: the pilot's part of the response, and the end of its draft."""
+        by_pilot = sum(token.writer == "pilot" for token in self.tokens)
+        part = f"pilot: {by_pilot} token{'' if by_pilot == 1 else 's'} of {len(self.tokens)}"
+        if self.switch is None:
+            return part
         reasons = {
-            "confident": f"there {self._trigger()}",
+            "confident": f"there {self._trigger(self.switch, by_pilot)}",
             "draft_ended": "there the pilot was done, before the base became confident",
             "draft_limit": "there the draft limit was reached, before the base became confident",
             "budget": "that is the whole response: the base never became confident",
             "stopped": "there a stop criterion ended the response",
         }
-        drafted = f"{self.switch_index} token{'' if self.switch_index == 1 else 's'}"
-        return f"pilot: {drafted} of {len(self.tokens)}; {reasons[self.switch_reason]}"
+        return f"{part}; {reasons[self.switch.reason]}"
 
-    def _trigger(self) -> str:
-        reached = self.tokens[self.switch_index - 1].confidence if self.tokens else None
-        if reached is None or reached < self.threshold * (1 - 1e-9):
+    def _trigger(self, switch: Switch, drafted: int) -> str:
+        reached = self.tokens[drafted - 1].confidence if drafted else None
+        if reached is None or reached < switch.threshold * (1 - 1e-9):
             return "the caller's switch criteria fired"
-        return f"the base's confidence reached {self.threshold:g} over {self.window_size} tokens"
+        return f"the base's confidence reached {switch.threshold:g} over {switch.window_size} tokens"
 
     def print(self, console: Console | None = None) -> None:
         """Prints the trace; in colour where the console (default: standard output) can."""
@@ -97,8 +122,8 @@ class Trace:
     def to_dict(self) -> dict[str, Any]:
         """The trace as plain data, ready for JSON.
 
-        >>> Trace((), 0, "draft_ended", 0.8, 6).to_dict()["switch_reason"]
-        'draft_ended'
+        >>> Trace((TracedToken(7, "Hi", "base"),)).to_dict()["tokens"][0]["writer"]
+        'base'
         """
         return asdict(self)
 
@@ -118,51 +143,63 @@ class Trace:
 
 
 def explain(
-    output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0, stop_strings: Sequence[str] = ()
+    output: StrategyOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0, stop_strings: Sequence[str] = ()
 ) -> Trace:
-    """Who wrote which token of a response, and how confident the base was while the pilot wrote.
+    """The writer of each token of a response, and the base's confidence while the pilot drafted.
 
     Args:
-        output: what `generate(..., strategy="wsd", return_dict_in_generate=True)` returned. With `output_logits=True` the
-            base's probabilities of its own tokens are traced too.
+        output: of `generate(..., strategy=..., return_dict_in_generate=True)`, for a strategy whose tokens have one writer
+            each. With `output_logits=True` the base's probabilities of its own tokens are traced too.
         tokenizer: the base's.
-        row: which response of the batch.
+        row: of the batch.
         stop_strings: the trace ends before the first of them; a response that was stopped contains its stop string.
 
     Raises:
-        WSDValueError: the output of another call, or a row that it does not have.
+        WSDValueError: the output of another call, a strategy that mixes the models in every token, or a row that there is not.
     """
-    if not isinstance(output, WSDGenerateOutput):
+    if not isinstance(output, StrategyOutput):
         raise WSDValueError(
-            "explain needs the output of generate(..., strategy='wsd', return_dict_in_generate=True), "
+            "explain needs the output of generate(..., strategy=..., return_dict_in_generate=True), "
             f"not {type(output).__name__}"
         )
+    if output.written_by_pilot is None:
+        raise WSDValueError(f"explain: under strategy={output.strategy.name!r} every token is the work of several models")
     if not 0 <= row < len(output.sequences):
         raise WSDValueError(f"row={row}: the output has {len(output.sequences)} rows, counted from 0")
-    drafted = int(output.switch_index[row])
-    log_probs = output.draft_log_probs[row, :drafted].tolist()
-    confidences = confidence(log_probs, output.wsd_config.window_size).tolist()
     ids = _response(output.sequences[row, output.prompt_length :].tolist(), tokenizer)
-    for position in range(drafted, len(ids) if output.logits else 0):
-        log_probs.append(float(output.logits[position][row].log_softmax(dim=-1)[ids[position]]))
-    tokens = tuple(
-        TracedToken(
-            id=token,
-            text=text,
-            writer="pilot" if position < drafted else "base",
+    writers = ["pilot" if by_pilot else "base" for by_pilot in output.written_by_pilot[row, : len(ids)].tolist()]
+    tokens = tuple(map(TracedToken, ids, _pieces(ids, tokenizer), writers))
+    if not isinstance(output, WSDOutput):
+        return Trace(_before(stop_strings, tokens))
+    return _with_switch(_before(stop_strings, _with_confidence(tokens, output, row)), output, row)
+
+
+def _with_confidence(tokens: tuple[TracedToken, ...], output: WSDOutput, row: int) -> tuple[TracedToken, ...]:
+    drafted, window = int(output.draft_length[row]), _settings(output).window_size
+    log_probs = output.draft_log_probs[row, :drafted].tolist()
+    confidences = confidence(log_probs, window).tolist()
+    for position in range(drafted, len(tokens) if output.logits else 0):
+        log_probs.append(float(output.logits[position][row].log_softmax(dim=-1)[tokens[position].id]))
+    return tuple(
+        replace(
+            token,
             probability=math.exp(log_probs[position]) if position < len(log_probs) else None,
-            confidence=confidences[position] if output.wsd_config.window_size <= position + 1 <= drafted else None,
+            confidence=confidences[position] if window <= position + 1 <= drafted else None,
         )
-        for position, (token, text) in enumerate(zip(ids, _pieces(ids, tokenizer), strict=True))
+        for position, token in enumerate(tokens)
     )
-    tokens = _before(stop_strings, tokens)
-    return Trace(
-        tokens,
-        switch_index=min(drafted, len(tokens)),
-        switch_reason=output.switch_reason[row] if drafted <= len(tokens) else "stopped",
-        threshold=output.wsd_config.threshold,
-        window_size=output.wsd_config.window_size,
-    )
+
+
+def _with_switch(tokens: tuple[TracedToken, ...], output: WSDOutput, row: int) -> Trace:
+    """A trace whose draft may have been cut by a stop string."""
+    settings, index, reason = _settings(output), int(output.switch_index[row]), output.switch_reason[row]
+    if output.draft_length[row] > len(tokens):
+        index, reason = -1, "stopped"
+    return Trace(tokens, Switch(index, reason, settings.threshold, settings.window_size))
+
+
+def _settings(output: WSDOutput) -> WSDConfig:
+    return cast("WSDConfig", output.strategy)
 
 
 def _before(stop_strings: Sequence[str], tokens: tuple[TracedToken, ...]) -> tuple[TracedToken, ...]:

@@ -17,9 +17,9 @@ from ..bundle import pack as write_bundle
 from ..comparison.judges import JUDGES
 from ..comparison.methods import METHODS
 from ..errors import WSDValueError
-from ..strategies.nudging.strategy import THRESHOLD as NUDGING_THRESHOLD
+from ..strategies.nudging.config import NudgingConfig
 from ..strategies.wsd.config import WSDConfig
-from ..strategies.wsd.output import WSDGenerateOutput
+from ..strategies.wsd.output import WSDOutput
 from ..text.chat import Messages, build_inputs, check_messages, check_text, turn_headers
 from ..text.json_data import parse_json
 from ..text.visible import visible
@@ -150,7 +150,7 @@ def compare(
     window: Window = WSDConfig.window_size,
     nudging_threshold: Annotated[
         float, typer.Option(help="Certainty below which the pilot says the next word, in (0, 1].")
-    ] = NUDGING_THRESHOLD,
+    ] = NudgingConfig.threshold,
     max_new_tokens: MaxNewTokens = 256,
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
@@ -208,7 +208,7 @@ def _messages(question: str | None, file: Path | None) -> Messages:
     return chat
 
 
-def _print_answer(output: WSDGenerateOutput, tokenizer: PreTrainedTokenizerBase, as_json: bool) -> None:
+def _print_answer(output: WSDOutput, tokenizer: PreTrainedTokenizerBase, as_json: bool) -> None:
     text = response_text(output.sequences, output.prompt_length, tokenizer)
     trace = explain(output, tokenizer, stop_strings=turn_headers(tokenizer))
     if as_json:

@@ -16,7 +16,7 @@ from ..errors import WSDValueError
 from ..generation import enable_wsd
 from ..hub.loading import fetch_model, load_pilot, read_model
 from ..strategies.wsd.config import WSDConfig
-from ..strategies.wsd.output import WSDGenerateOutput
+from ..strategies.wsd.output import WSDOutput
 from ..text.chat import Messages, answer_text, build_inputs
 from ..tiny import load_tiny_pair
 
@@ -56,16 +56,15 @@ def load_reference(reference: str, device: str, dtype: DType) -> PreTrainedModel
         return read_model(fetch_model(reference, "reference", use_safetensors=None), dtype.value).to(**_target(device, dtype))
 
 
-def answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int, **kwargs: Any) -> WSDGenerateOutput:
+def answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int, **kwargs: Any) -> WSDOutput:
     """What base and pilot together say to a chat; `kwargs` are more keywords of `generate`."""
     base, pilot, tokenizer, assistant_tokenizer = pair
-    output: WSDGenerateOutput = base.generate(
+    output: WSDOutput = base.generate(
         **build_inputs(chat, tokenizer, assistant_tokenizer).to(input_device(base)),
         assistant_model=pilot,
-        strategy="wsd",
         tokenizer=tokenizer,
         assistant_tokenizer=assistant_tokenizer,
-        wsd_config=config,
+        strategy=config,
         max_new_tokens=max_new_tokens,
         return_dict_in_generate=True,
         **kwargs,

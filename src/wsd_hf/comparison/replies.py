@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._compat import input_device
 from ..engine.checks import check_room
+from ..engine.strategy import StrategyConfig
 from ..strategies.wsd.config import WSDConfig
 from ..text.chat import Messages, answer_text, next_turn_criteria, turn_headers
 from ..trace import explain
 
 WORK = tuple(f"{model}_{unit}" for model in ("base", "pilot", "reference") for unit in ("forwards", "tokens"))
-"""What an answer costs: forwards of each model, and token positions fed to it; named as in `WSDStats`."""
+"""What an answer costs: forwards of each model, and token positions fed to it; named as in `Stats`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Reply:
         seconds: of this process's CPUs; where a GPU does the work, seconds that passed.
         work: numbers for some of `WORK`; what is missing is 0.
         written_by_pilot: of the response's tokens; None where every token is the work of several models.
-        switch_index, switch_reason: as in `WSDGenerateOutput`; None where there is no switch.
+        switch_index, switch_reason: as in `WSDOutput`; None where there is no switch.
         html: who wrote what, as an HTML element; None where one model wrote it all.
     """
 
@@ -94,12 +95,11 @@ def _plain(
 
 def by_wsd(bench: Bench, inputs: Mapping[str, Any]) -> Reply:
     """Weak-to-Strong Decoding."""
-    output, reply = _together("wsd", bench, inputs, wsd_config=bench.config)
-    drafted = int(output.switch_index[0])
+    output, reply = _together(bench.config, bench, inputs)
     return replace(
         reply,
-        written_by_pilot=drafted,
-        switch_index=drafted,
+        written_by_pilot=int(output.draft_length[0]),
+        switch_index=int(output.switch_index[0]),
         switch_reason=output.switch_reason[0],
         html=explain(output, bench.tokenizer, stop_strings=turn_headers(bench.tokenizer)).to_html(),
     )
@@ -126,7 +126,7 @@ def by_search(bench: Bench, inputs: Mapping[str, Any]) -> Reply:
     return replace(reply, written_by_pilot=0)
 
 
-def _together(strategy: str, bench: Bench, inputs: Mapping[str, Any], **settings: Any) -> tuple[Any, Reply]:
+def _together(strategy: str | StrategyConfig, bench: Bench, inputs: Mapping[str, Any], **settings: Any) -> tuple[Any, Reply]:
     """One of our strategies; its output tells what it cost."""
     output, seconds = _generate(
         bench.base,
@@ -140,7 +140,8 @@ def _together(strategy: str, bench: Bench, inputs: Mapping[str, Any], **settings
         **settings,
     )
     response = output.sequences[0, inputs["input_ids"].shape[1] :]
-    work = {name: getattr(output.stats, name) for name in WORK if hasattr(output.stats, name)}
+    works = {name: work for name in ("base", "pilot", "reference") if (work := getattr(output.stats, name))}
+    work = {f"{name}_{unit}": count for name, work in works.items() for unit, count in asdict(work).items()}
     return output, Reply(response=answer_text(response, bench.tokenizer), tokens=len(response), seconds=seconds, work=work)
 
 

@@ -1,18 +1,20 @@
-"""transformers' own decoding loop, for ways of decoding that are a logits processor in it."""
+"""transformers' own decoding loop, for strategies that are a logits processor in it."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
 from .. import _compat
 from .call import Call
 
 
 class WatchedCriteria(StoppingCriteriaList):
-    """A call's criteria, and a memory of the rows that they have ended."""
+    """A call's criteria, and the rows that they have ended."""
 
     _ended: torch.Tensor | None = None
 
@@ -28,17 +30,44 @@ class WatchedCriteria(StoppingCriteriaList):
         return self._ended
 
 
-def run(call: Call, processors: list[LogitsProcessor], criteria: WatchedCriteria) -> Any:
-    """Decodes with some processors in the place of the call's own; returns what transformers' loop returns."""
-    return _compat.sample(
+def run(
+    call: Call,
+    processors: list[LogitsProcessor],
+    criteria: WatchedCriteria,
+    writers: deque[torch.Tensor] | None = None,
+) -> GenerateDecoderOnlyOutput:
+    """Decodes with some processors in the place of the call's own.
+
+    Args:
+        call: checked and prepared.
+        processors: all that shape the base's choice.
+        criteria: end a response.
+        writers: rows whose token the pilot writes, BoolTensor[batch], one for each token; filled by the processors.
+    """
+    output = _compat.sample(
         call.base,
         call.input_ids,
         logits_processor=LogitsProcessorList(processors),
         stopping_criteria=criteria,
         generation_config=call.generation_config,
-        streamer=call.streamer,
+        streamer=None if call.streamer is None else _Streamer(call, writers),
         **call.model_kwargs,
     )
+    return output if isinstance(output, GenerateDecoderOnlyOutput) else GenerateDecoderOnlyOutput(sequences=output)
+
+
+class _Streamer(BaseStreamer):
+    """Hands the loop's tokens to the streamer of a call; the loop may put a token after it has chosen the next."""
+
+    def __init__(self, call: Call, writers: deque[torch.Tensor] | None) -> None:
+        self._call, self._writers = call, writers
+
+    def put(self, value: torch.Tensor) -> None:
+        """The next token of every row, LongTensor[batch]."""
+        self._call.stream(value, self._writers.popleft() if self._writers else None)
+
+    def end(self) -> None:
+        """Nothing: the streamer is ended with the call."""
 
 
 def base_tokens(call: Call, steps: int) -> int:

@@ -1,20 +1,20 @@
-"""Keywords of `generate`: which strategy takes them, and which would have no effect; checked before anything is prepared."""
+"""Keywords of `generate`: those that each strategy takes, and those that would have no effect; checked before any work."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from .. import _compat
 from ..errors import WSDValueError
 from .checks import check_kind
+from .strategy import StrategyConfig
 
-Strategies = Mapping[str, Callable[..., Any]]
-Strategy = TypeVar("Strategy", bound=Callable[..., Any])
+Strategies = Mapping[str, type[StrategyConfig]]
 
 SMALL_MODELS = {"assistant_model": "a pilot", "reference_model": "the small model before its tuning"}
 """Arguments of `generate` that hold the models beside the base, and what each is."""
@@ -31,62 +31,70 @@ PLAIN = HIDDEN.union(inspect.signature(GenerationMixin.generate).parameters, var
 """Every keyword that transformers' `generate` takes, inputs of the model excepted."""
 
 
-def with_settings(names: Iterable[str]) -> Callable[[Strategy], Strategy]:
-    """Shows settings that a strategy takes as `**kwargs` in its signature, which is where `check_keywords` looks for them."""
-
-    def show(strategy: Strategy) -> Strategy:
-        signature = inspect.signature(strategy)
-        *named, rest = signature.parameters.values()
-        shown = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names]
-        vars(strategy)["__signature__"] = signature.replace(parameters=[*named, *shown, rest])
-        return strategy
-
-    return show
+def chosen(strategy: str | StrategyConfig, strategies: Strategies) -> type[StrategyConfig]:
+    """The class of the strategy that a call chose by name or by a settings object."""
+    if isinstance(strategy, StrategyConfig):
+        return type(strategy)
+    if not isinstance(strategy, str) or strategy not in strategies:
+        known = ", ".join(map(repr, strategies))
+        raise WSDValueError(f"strategy={strategy!r}: unknown; known are {known}, and settings objects such as WSDConfig()")
+    return strategies[strategy]
 
 
-def needed(strategy: str, name: str) -> WSDValueError:
-    """The error for a call that lacks a keyword."""
-    return WSDValueError(f"strategy={strategy!r} needs {SMALL_MODELS.get(name, name)}: pass {name}=")
+def own_keywords(strategy: type[StrategyConfig]) -> list[str]:
+    """The keywords that a strategy takes beside those of transformers' `generate`."""
+    kinds = ("model", "input_ids", "attention_mask")
+    partners = [f"{partner}_{kind}" for partner in strategy.partners for kind in kinds]
+    return [*partners, *(["assistant_tokenizer", "tokenizer"] if partners else []), *strategy.keywords()]
 
 
 def check_keywords(
-    strategy: str, strategies: Strategies, generate: Callable[..., Any], model: PreTrainedModel, keywords: Mapping[str, Any]
+    strategy: type[StrategyConfig],
+    strategies: Strategies,
+    generate: Callable[..., Any],
+    model: PreTrainedModel,
+    keywords: Mapping[str, Any],
 ) -> None:
-    """Raises unless every keyword of a call has a meaning under its strategy, and none that it needs is missing.
+    """Raises unless every keyword of a call has a meaning under its strategy.
 
-    None counts as not given. Whether a keyword is an input of the model is left to transformers.
+    None counts as not given. transformers itself checks inputs of the model.
 
     Args:
-        strategy: the name of the call's strategy.
+        strategy: that of the call.
         strategies: all of them, by name.
         generate: transformers' own `generate` of the model.
         model: the base.
-        keywords: what the call was given.
+        keywords: of the call.
 
     Raises:
-        WSDValueError: a keyword of another strategy, of transformers' assisted generation, of nobody, or a missing one.
+        WSDValueError: a keyword of another strategy, of transformers' assisted generation, or an unknown one.
     """
     given = {name: value for name, value in keywords.items() if value is not None}
-    own = _own(strategies[strategy])
-    for name, parameter in own.items():
-        if parameter.default is parameter.empty and name not in given:
-            raise needed(strategy, name)
+    own = own_keywords(strategy)
     config = given.get("generation_config")
     check_kind("generation_config", config, GenerationConfig)
-    _check_assisted(strategy, given, config, model)
-    legal = {*own, *PLAIN, *inspect.signature(generate).parameters} - (SMALL_MODELS.keys() - own)
+    _check_assisted(strategy.name, given, config, model)
+    legal = {*own, *_plain(strategies, generate)} - (SMALL_MODELS.keys() - own)
     for name, value in given.items():
         if name in legal or _compat.takes_input(model, name, value):
             continue
         if owners := _owners(name, strategies):
-            raise WSDValueError(f"{name} belongs to {_named(owners)}, not to strategy={strategy!r}: leave it out")
+            raise WSDValueError(f"{name} belongs to {_named(owners)}, not to strategy={strategy.name!r}: leave it out")
         if name not in {**vars(model.generation_config), **(vars(config) if config else {})}:
-            known = {*legal, *inspect.signature(model.forward).parameters}.union(*map(_own, strategies.values()))
+            known = {*legal, *inspect.signature(model.forward).parameters}.union(*map(own_keywords, strategies.values()))
             near = difflib.get_close_matches(name, sorted(known), n=1)
             raise WSDValueError(
                 f"{name}: unknown keyword; known are {', '.join(own)}, those of transformers' generate, and inputs of the model"
                 + (f"; {near[0]} is near" if near else "")
             )
+
+
+def check_partners(strategy: StrategyConfig, keywords: Mapping[str, Any]) -> None:
+    """Raises if a call lacks a small model that its strategy needs."""
+    for partner in strategy.needed:
+        name = f"{partner}_model"
+        if keywords.get(name) is None:
+            raise WSDValueError(f"strategy={strategy.name!r} needs {SMALL_MODELS[name]}: pass {name}=")
 
 
 def check_without_strategy(
@@ -95,11 +103,17 @@ def check_without_strategy(
     """Raises if a call without `strategy=` has a keyword that only strategies take; arguments as for `check_keywords`."""
     if keywords.get("custom_generate") is not None:  # which may take anything
         return
-    legal = PLAIN.union(inspect.signature(generate).parameters)
+    legal = _plain(strategies, generate)
     for name, value in keywords.items():
         owners = _owners(name, strategies)
         if value is not None and owners and name not in legal and not _compat.takes_input(model, name, value):
             raise WSDValueError(f"{name} belongs to {_named(owners)}: pass strategy={owners[0]!r}")
+
+
+def _plain(strategies: Strategies, generate: Callable[..., Any]) -> set[str]:
+    """Keywords of transformers' `generate`; that of an enabled model shows those of all strategies too."""
+    of_strategies = {"strategy"}.union(*map(own_keywords, strategies.values()))
+    return PLAIN | (inspect.signature(generate).parameters.keys() - of_strategies)
 
 
 def _check_assisted(strategy: str, given: Mapping[str, Any], config: GenerationConfig | None, model: PreTrainedModel) -> None:
@@ -115,14 +129,8 @@ def _check_assisted(strategy: str, given: Mapping[str, Any], config: GenerationC
                 )
 
 
-def _own(strategy: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keywords that a strategy names: its parameters after `generate` and the base."""
-    _generate, _base, *named = inspect.signature(strategy).parameters.items()
-    return {name: parameter for name, parameter in named if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
-
-
 def _owners(name: str, strategies: Strategies) -> list[str]:
-    return [owner for owner, function in strategies.items() if name in _own(function)]
+    return [owner for owner, strategy in strategies.items() if name in own_keywords(strategy)]
 
 
 def _named(strategies: list[str]) -> str:

@@ -1,10 +1,10 @@
-"""A small model beside the base, as the arguments of `generate` describe it, and the prompt that it reads."""
+"""The small models beside the base, as the arguments of `generate` describe them, and the prompts that they read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,22 +70,23 @@ class SmallModel:
         return Prompt(known_ids(blamed, *prompt, f"{self.name}_model", self.model), prompt.attention_mask)
 
 
-Given = tuple[PreTrainedModel | None, torch.Tensor | None, torch.Tensor | None]
-"""`*_model`, `*_input_ids` and `*_attention_mask`, as they were passed."""
-
-
-def tuned_and_untuned(tuned: Given, untuned: Given, tokenizer: PreTrainedTokenizerBase | None) -> tuple[SmallModel, SmallModel]:
-    """The small model after its tuning and before, which reads the same prompt unless it was given one.
+def small_models(names: Iterable[str], keywords: Mapping[str, Any]) -> dict[str, SmallModel]:
+    """The small models of a call, by name; one that was given no prompt reads that of the pilot.
 
     Args:
-        tuned: the arguments that begin with "assistant".
-        untuned: those that begin with "reference".
-        tokenizer: of both.
+        names: "assistant" or "reference".
+        keywords: of the call; None counts as not given.
     """
-    model, input_ids, attention_mask = untuned
-    if input_ids is None and attention_mask is None:
-        _, input_ids, attention_mask = tuned
-    return SmallModel("assistant", *tuned, tokenizer), SmallModel("reference", model, input_ids, attention_mask, tokenizer)
+    models: dict[str, SmallModel] = {}
+    for name in names:
+        model = keywords.get(f"{name}_model")
+        if model is None:
+            continue
+        given = any(keywords.get(f"{name}_{kind}") is not None for kind in ("input_ids", "attention_mask"))
+        source = name if given else "assistant"
+        input_ids, attention_mask = keywords.get(f"{source}_input_ids"), keywords.get(f"{source}_attention_mask")
+        models[name] = SmallModel(name, model, input_ids, attention_mask, keywords.get("assistant_tokenizer"))
+    return models
 
 
 def translated(

@@ -29,7 +29,7 @@ from ..errors import WSDValueError
 from ..generation import enable_wsd
 from ..hub.loading import fetch_model, load_pilot, read_model
 from ..strategies.wsd.config import WSDConfig
-from ..strategies.wsd.output import WSDGenerateOutput
+from ..strategies.wsd.output import WSDOutput
 from ..text.chat import Messages, before_next_turn, build_inputs
 
 MAX_TOKENS = 2048
@@ -73,7 +73,7 @@ class WSDModelAPI(ModelAPI):
 
     Of Inspect's `GenerateConfig` it takes max_tokens, temperature (none, or 0, is greedy), top_p, top_k, stop_seqs,
     num_choices and seed. Concurrent samples are answered in batches of up to max_connections; with a seed, one at a time.
-    Each answer's metadata tell how many of its tokens the pilot wrote, and why no more: `switch_index`, `switch_reason`.
+    Each answer's metadata tell how many of its tokens the pilot wrote, and why no more: `draft_length`, `switch_reason`.
 
     Args:
         model_name: the base, a path or Hub id; the model argument is "wsd/" and that.
@@ -178,10 +178,9 @@ class WSDModelAPI(ModelAPI):
         output = self._base.generate(
             **inputs,
             assistant_model=self._pilot,
-            strategy="wsd",
             tokenizer=self._tokenizer,
             assistant_tokenizer=self._pilot_tokenizer,
-            wsd_config=self._config,
+            strategy=self._config,
             pad_token_id=self._tokenizer.pad_token_id,
             return_dict_in_generate=True,
             **settings,
@@ -192,7 +191,7 @@ class WSDModelAPI(ModelAPI):
             for first, mask in enumerate(inputs["attention_mask"])
         ]
 
-    def _output(self, output: WSDGenerateOutput, rows: range, read: int, settings: dict[str, Any]) -> ModelOutput:
+    def _output(self, output: WSDOutput, rows: range, read: int, settings: dict[str, Any]) -> ModelOutput:
         responses = [self._response(output, row) for row in rows]
         written = sum(map(len, responses))
         return ModelOutput(
@@ -201,7 +200,7 @@ class WSDModelAPI(ModelAPI):
             usage=ModelUsage(input_tokens=read, output_tokens=written, total_tokens=read + written),
         )
 
-    def _response(self, output: WSDGenerateOutput, row: int) -> list[int]:
+    def _response(self, output: WSDOutput, row: int) -> list[int]:
         """A row's tokens, its EOS included and the padding behind it left out."""
         ids: list[int] = output.sequences[row, output.prompt_length :].tolist()
         eos = eos_token_ids(self._base.generation_config)
@@ -212,7 +211,7 @@ class WSDModelAPI(ModelAPI):
                 return ids[:position]
         return ids
 
-    def _choice(self, output: WSDGenerateOutput, row: int, ids: list[int], settings: dict[str, Any]) -> ChatCompletionChoice:
+    def _choice(self, output: WSDOutput, row: int, ids: list[int], settings: dict[str, Any]) -> ChatCompletionChoice:
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
         answer = text if self._tokenizer.chat_template else before_next_turn(text)
         for stop in settings.get("stop_strings", ()):
@@ -223,7 +222,7 @@ class WSDModelAPI(ModelAPI):
                 content=answer.strip(),
                 model=self.model_name,
                 source="generate",
-                metadata={"switch_index": int(output.switch_index[row]), "switch_reason": output.switch_reason[row]},
+                metadata={"draft_length": int(output.draft_length[row]), "switch_reason": output.switch_reason[row]},
             ),
             stop_reason="max_tokens" if len(ids) == settings["max_new_tokens"] and not ended else "stop",
         )

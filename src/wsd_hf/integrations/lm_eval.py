@@ -115,10 +115,9 @@ class WSDHFLM(HFLM):
         sequences: torch.Tensor = self.model.generate(
             **inputs,
             assistant_model=self.pilot,
-            strategy="wsd",
             tokenizer=self.tokenizer,
             assistant_tokenizer=self.pilot_tokenizer,
-            wsd_config=self._settings,
+            strategy=self._settings,
             max_new_tokens=max_new_tokens,
             stop_strings=until or None,
             pad_token_id=self.tokenizer.pad_token_id,

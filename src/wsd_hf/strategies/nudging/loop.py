@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from transformers import LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList
 
 from ...engine.call import Call
 from ...engine.checks import check_usable, closing_token_id, eos_token_ids, unusable, vocabulary_size
-from ...engine.pilot_side import PilotSetup
+from ...engine.pilot_side import PilotSide
 from ...engine.ragged_stream import Stream, open_stream, real_tokens
-from ...engine.rows import Rows, rows_of
+from ...engine.rows import Rows
 from ...engine.sampling import draw, split
-from ...engine.stats import WSDStats, work_of
-from ...engine.supported import unsupported_reason
+from ...engine.stats import Stats, peak_memory, work
+from ...engine.strategy import StrategyOutput
 from ...text.bridge import Bridge
 from ...text.settled_tokens import PieceEncoder
 from .next_word import LONGEST, Word, Words
@@ -59,11 +59,11 @@ class Nudging:
         self._do_sample = do_sample
         self._threshold = threshold
         self._closing_token_id = closing_token_id
-        self._by_pilot: list[list[bool]] = [[] for _ in rows.responses]
+        self.proposed = 0
         self._shrinks = not (base.workspace.captures or words.stream.workspace.captures)
 
-    def run(self) -> torch.Tensor:
-        """Decodes until every row has finished; returns which tokens are the pilot's, BoolTensor[B, longest response]."""
+    def run(self) -> None:
+        """Decodes until every row has finished."""
         while unfinished := (~self.rows.finished).nonzero().flatten().tolist():
             if self._shrinks:
                 self.base.select(unfinished)
@@ -71,10 +71,6 @@ class Nudging:
             opinion = self._ask_base()
             said = self.words.say([row for row in unfinished if self._needs_pilot(row, opinion)], self.rows)
             self._write(unfinished, opinion, said)
-        by_pilot = torch.zeros(len(self._by_pilot), max(self.rows.lengths), dtype=torch.bool, device="cpu")
-        for row, flags in enumerate(self._by_pilot):
-            by_pilot[row, : len(flags)] = torch.tensor(flags, dtype=torch.bool, device="cpu")
-        return by_pilot
 
     def _ask_base(self) -> Opinion:
         """One forward over what the base lacks of each row, and one transfer of what it says."""
@@ -110,61 +106,50 @@ class Nudging:
     def _write(self, unfinished: list[int], opinion: Opinion, said: dict[int, Word]) -> None:
         """Each row goes on with the pilot's word, its end, or the base's own token; token by token, for the criteria."""
         turns: dict[int, list[int]] = {}
+        nudged = torch.zeros(len(self.rows.responses), dtype=torch.bool, device="cpu")
         for row in unfinished:
             word = said.get(row, Word([], over=False))
             if word.over and opinion.may_end[row] and self._closing_token_id is not None:
                 word = Word([self._closing_token_id], over=True)
             turns[row] = word.tokens or [int(opinion.own[row])]
-            self._by_pilot[row] += [bool(word.tokens)] * len(turns[row])
+            nudged[row] = bool(word.tokens)
+            self.proposed += len(word.tokens)
         for position in range(max(map(len, turns.values()))):
-            tokens = torch.zeros(len(self.rows.responses), dtype=torch.long, device="cpu")
-            growing = torch.zeros_like(tokens, dtype=torch.bool)
+            tokens, growing = torch.zeros_like(nudged, dtype=torch.long), torch.zeros_like(nudged)
             for row, turn in turns.items():
                 if position < len(turn) and not self.rows.finished[row]:
                     tokens[row], growing[row] = turn[position], True
             if growing.any():
-                self.rows.append(tokens, growing)
-        for row in unfinished:
-            del self._by_pilot[row][len(self.rows.responses[row]) :]
+                self.rows.append(tokens, growing, by_pilot=nudged)
 
 
-def decode(
-    call: Call, pilot: PreTrainedModel, side: PilotSetup, bridge: Bridge, encoder: PieceEncoder, threshold: float
-) -> tuple[torch.Tensor, torch.Tensor, WSDStats]:
-    """Decodes a call that `unsupported` has nothing against.
+def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: PieceEncoder, threshold: float) -> StrategyOutput:
+    """Decodes a call that is supported.
 
     Args:
         call: checked and prepared.
-        pilot: the model that nudges.
-        side: its prompt and choice.
-        bridge: from its tokens to the base's, and back.
-        encoder: of its tokenizer.
+        side: the pilot's side of it.
+        bridge: from the pilot's tokens to the base's, and back.
+        encoder: of the pilot's tokenizer.
         threshold: γ.
-
-    Returns:
-        Prompts and responses, which tokens of the responses are the pilot's, and the work done.
     """
-    settings = call.generation_config
-    base_eos, vocabulary = eos_token_ids(settings), vocabulary_size(call.base)
+    base_eos, vocabulary = eos_token_ids(call.generation_config), vocabulary_size(call.base)
     ends = side.end_token_ids | base_eos if side.one_vocabulary else side.end_token_ids
-    pilot_prompts = real_tokens(side.input_ids, side.attention_mask)
     with (
-        open_stream(call.base, real_tokens(call.input_ids, call.attention_mask), call.budget, capturing=True) as base,
-        open_stream(pilot, pilot_prompts, call.budget + LONGEST, capturing=True) as stream,
+        open_stream(call.base, real_tokens(*call.prompt), call.budget, capturing=True) as base,
+        open_stream(side.model, real_tokens(*side.prompt), call.budget + LONGEST, capturing=True) as stream,
     ):
-        rows = rows_of(call)
+        rows = Rows(call)
         words = Words(stream, bridge, encoder, side.warpers, ends, side.room.tolist(), vocabulary)
         closing = closing_token_id(base_eos, vocabulary)
-        by_pilot = Nudging(base, words, rows, call.processors, settings.do_sample, threshold, closing).run()
-        stats = work_of(base, stream)
-    if call.streamer is not None:
-        call.streamer.end()
-    return rows.sequences, by_pilot.to(call.input_ids.device), stats
-
-
-def unsupported(call: Call, pilot: PreTrainedModel) -> str | None:
-    """Why a call cannot be served; None where it can."""
-    for name in ("output_scores", "output_logits"):
-        if getattr(call.generation_config, name):
-            return f"{name}=True was given, and the base does not score every token of the pilot"
-    return unsupported_reason(call, pilot)
+        nudging = Nudging(base, words, rows, call.processors, call.generation_config.do_sample, threshold, closing)
+        nudging.run()
+        stats = Stats(
+            work(base),
+            work(stream),
+            proposed=nudging.proposed,
+            kept=sum(map(sum, rows.by_pilot)),
+            cache_memory=base.workspace.cache.memory + stream.workspace.cache.memory,
+            peak_memory=peak_memory(call.base, side.model),
+        )
+    return StrategyOutput(sequences=rows.sequences, written_by_pilot=rows.written_by_pilot, stats=stats)

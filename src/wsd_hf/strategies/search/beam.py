@@ -26,9 +26,9 @@ class Value(Protocol):
         """One number for each response: what it says, whether that is its end, and which prompt it belongs to."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BeamSettings:
-    """How to search.
+    """Settings of a chunk-level beam search.
 
     Args:
         beam_width: hypotheses that are kept of each prompt, W >= 1.
@@ -43,7 +43,7 @@ class BeamSettings:
 
     beam_width: int = 4
     successors: int = 4
-    chunk_length: int | None = 10
+    chunk_length: int | None = field(default=10, metadata={"takes_none": True})
     official_ties: bool = False
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What weak-to-strong search returns beside its tokens."""
+"""Output of weak-to-strong search."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import torch
 
-from ...engine.stats import GuidedGenerateOutput
+from ...engine.strategy import StrategyOutput
 from .beam import Selection
 
 
 @dataclass
-class SearchGenerateOutput(GuidedGenerateOutput):
-    """`GuidedGenerateOutput`, plus what the responses are worth and how they were found.
+class SearchOutput(StrategyOutput):
+    """`StrategyOutput`, plus the values of the responses and the selections that led to them.
 
     Attributes:
         values: of the returned responses, float32 [rows].
-        tree: for each prompt what was kept of what, one selection after the other; a hypothesis knows its parent.
+        tree: selections of each prompt in their order; a hypothesis holds its parent.
     """
 
     values: torch.Tensor = None  # type: ignore[assignment]

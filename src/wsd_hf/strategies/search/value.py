@@ -19,7 +19,7 @@ Prompt = str | list[int]
 
 
 class ImplicitValue:
-    """log π_tuned(response | prompt) - log π_untuned(response | prompt), summed over the response's tokens in float32.
+    """log π_tuned(response | prompt) - log π_reference(response | prompt), summed over the response's tokens in float32.
 
     Each small model has prompts of its own. With prompt p and response text t, what is read is the encoding of p + t, with the
     EOS if the response has ended; what counts are the tokens behind those that it shares with the encoding of p. A prompt
@@ -27,10 +27,10 @@ class ImplicitValue:
 
     Args:
         tuned: the small model after tuning.
-        untuned: the small model before.
+        reference: the small model before.
         tokenizer: of both. The text is what connects them to the model that wrote it, whose tokenizer may be another.
         prompts: the tuned model's, as text or as token ids.
-        untuned_prompts: the untuned model's; default: the same.
+        reference_prompts: the reference model's; default: the same.
         add_special_tokens: whether the tokenizer adds its special tokens to prompts that are text.
 
     Raises:
@@ -41,29 +41,31 @@ class ImplicitValue:
     def __init__(
         self,
         tuned: PreTrainedModel,
-        untuned: PreTrainedModel,
+        reference: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
-        untuned_prompts: Sequence[Prompt] | None = None,
+        reference_prompts: Sequence[Prompt] | None = None,
         *,
         add_special_tokens: bool = False,
     ) -> None:
-        models = check_models({"tuned": tuned, "untuned": untuned})
+        models = check_models({"tuned": tuned, "reference": reference})
         for name, model in models.items():
             check_tokenizer("the tokenizer", tokenizer, f"the {name} model", model)
         if tokenizer.eos_token_id is None:
             raise WSDValueError("the small models' tokenizer has no EOS token, which ends a response: set its eos_token")
-        untuned_prompts = prompts if untuned_prompts is None else untuned_prompts
-        for name, given in (("prompts", prompts), ("untuned_prompts", untuned_prompts)):
+        reference_prompts = prompts if reference_prompts is None else reference_prompts
+        for name, given in (("prompts", prompts), ("reference_prompts", reference_prompts)):
             if isinstance(given, str) or not all(isinstance(prompt, str | list) for prompt in given):
                 raise WSDValueError(f"{name}={given!r}: must be a list of prompts, each a text or a list of token ids")
-        if len(prompts) != len(untuned_prompts) or not len(prompts):
-            raise WSDValueError(f"prompts and untuned_prompts are {len(prompts)} and {len(untuned_prompts)}: must be in pairs")
+        if len(prompts) != len(reference_prompts) or not len(prompts):
+            raise WSDValueError(
+                f"prompts and reference_prompts are {len(prompts)} and {len(reference_prompts)}: must be in pairs"
+            )
         self._prompts = len(prompts)
         encoder = _Encoder(tokenizer, add_special_tokens)
         self.tuned = Reader("tuned model", models["tuned"])
-        self.untuned = Reader("untuned model", models["untuned"])
-        self._sides = [_Side(self.tuned, encoder, prompts), _Side(self.untuned, encoder, untuned_prompts)]
+        self.reference = Reader("reference model", models["reference"])
+        self._sides = [_Side(self.tuned, encoder, prompts), _Side(self.reference, encoder, reference_prompts)]
 
     def __call__(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int] | None = None) -> torch.Tensor:
         """The values of some responses, float32 [responses]; 0 for one that is empty and has not ended.
@@ -85,8 +87,8 @@ class ImplicitValue:
             raise WSDValueError(f"of contains {min(outside)}, and the prompts are counted from 0 to {self._prompts - 1}")
         if not len(texts):
             return _on_host([])
-        tuned, untuned = [side.log_probs(texts, ended, of) for side in self._sides]
-        return _on_host([_on_host(a).sum() - _on_host(b).sum() for a, b in zip(tuned, untuned, strict=True)])
+        tuned, reference = [side.log_probs(texts, ended, of) for side in self._sides]
+        return _on_host([_on_host(a).sum() - _on_host(b).sum() for a, b in zip(tuned, reference, strict=True)])
 
 
 def _on_host(values: Sequence[Any]) -> torch.Tensor:

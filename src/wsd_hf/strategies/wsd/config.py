@@ -1,20 +1,27 @@
-"""What decides a Weak-to-Strong Decoding run: threshold, window, draft limit, and what happens when a draft runs out."""
+"""`strategy="wsd"`: settings of Weak-to-Strong Decoding, and the engine that serves a call."""
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
 
-from transformers import GenerationConfig
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.utils import logging
 
-from ... import _compat
+from ...engine.call import Call
+from ...engine.checks import check_kind
 from ...engine.numbers import check_positive_integer, check_probability
+from ...engine.strategy import StrategyConfig, check_choice, keyword
+from ...engine.supported import stateful_reason, unsupported_reason
 from ...errors import WSDValueError
+from . import fast, stepwise
+from .draft_setup import DraftSetup, draft_setup
+from .output import WSDOutput
+from .switch import SwitchCriteria
 
-PREFIX = "wsd_"
+logger = logging.get_logger(__name__)
 
 MOST_PROPOSALS = 64
 """Most tokens that a pilot may be set to propose at a time: all of them are held, and forwards run, before any is checked."""
@@ -24,8 +31,8 @@ DraftEnd = Literal["continue", "stop"]
 Engine = Literal["auto", "fast", "step"]
 
 
-@dataclass(frozen=True)
-class WSDConfig:
+@dataclass(frozen=True, kw_only=True)
+class WSDConfig(StrategyConfig):
     """Settings of Weak-to-Strong Decoding; the defaults are the paper's (arXiv 2506.07434).
 
     Args:
@@ -41,6 +48,8 @@ class WSDConfig:
         speculate: on the fast path, let the pilot go on proposing after the switch; the base keeps what it would have
             written itself, so responses (when sampling: their distribution) are the same, in fewer forwards.
         chunk: on the fast path, how many tokens the pilot proposes at a time, 1 to 64; None adapts to how often it is right.
+        assistant_do_sample: whether the pilot samples; None: as the base does.
+        switch_criteria: a `StoppingCriteria` in the place of the paper's rule; see `SwitchCriteria`.
         cuda_graphs: on the fast path, capture forwards as CUDA graphs where models allow it. They and their caches are kept
             for later calls, in at most an eighth of the device's memory.
 
@@ -62,15 +71,20 @@ class WSDConfig:
     speculate: bool = True
     chunk: int | None = None
     cuda_graphs: bool = True
+    assistant_do_sample: bool | None = field(default=None, metadata=keyword("assistant_do_sample"))
+    switch_criteria: StoppingCriteria | None = field(default=None, metadata=keyword("switch_criteria", travels=False))
+
+    name: ClassVar[str] = "wsd"
+    prefix: ClassVar[str] = "wsd_"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "threshold", check_probability("threshold", self.threshold))
         for name in ("window_size", "max_draft_tokens"):
             object.__setattr__(self, name, check_positive_integer(name, getattr(self, name)))
-        switches = {"speculate": (True, False), "cuda_graphs": (True, False)}
+        switches = {"speculate": (True, False), "cuda_graphs": (True, False), "assistant_do_sample": (True, False, None)}
         for name, choices in {"draft_end": get_args(DraftEnd), "engine": get_args(Engine), **switches}.items():
-            if getattr(self, name) not in choices:
-                raise WSDValueError(f"{name}={getattr(self, name)!r}: must be {' or '.join(map(repr, choices))}")
+            check_choice(name, getattr(self, name), choices)
+        check_kind("switch_criteria", self.switch_criteria, StoppingCriteria, StoppingCriteriaList)
         if self.chunk is not None:
             object.__setattr__(self, "chunk", check_positive_integer("chunk", self.chunk, MOST_PROPOSALS))
         if self.window_size > self.max_draft_tokens:
@@ -81,47 +95,40 @@ class WSDConfig:
                 stacklevel=3,
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings under their `GenerationConfig` keys (`wsd_threshold`, ...).
+    def draft_setup(self, call: Call) -> DraftSetup:
+        """The pilot's side of a call and its draft, checked; runs no forward."""
+        criteria = self.switch_criteria or SwitchCriteria(self.threshold, self.window_size)
+        return draft_setup(call, criteria, self.max_draft_tokens, self.draft_end == "stop", self.assistant_do_sample)
 
-        >>> WSDConfig().to_dict()["wsd_window_size"]
-        6
-        """
-        return {PREFIX + name: value for name, value in asdict(self).items()}
+    def decode(self, call: Call) -> WSDOutput:
+        """Decodes on the fast path or step by step; the sequences are the same."""
+        setup = self.draft_setup(call)
+        if self._step_by_step(call, setup):
+            output, stats = stepwise.decode(call, setup)
+        else:
+            output, stats = fast.decode(call, setup, self.chunk, self.speculate, self.cuda_graphs)
+        draft, device = setup.draft, call.input_ids.device
+        width = output.sequences.shape[1] - call.input_ids.shape[1]
+        draft.end(full=width >= call.budget)
+        confident = torch.tensor([reason == "confident" for reason in draft.reasons], device="cpu")
+        return WSDOutput(
+            **output,
+            stats=stats,
+            written_by_pilot=(torch.arange(width, device="cpu") < draft.length[:, None]).to(device),
+            draft_length=draft.length.to(device),
+            switch_index=draft.length.where(confident, -1).to(device),
+            draft_log_probs=draft.log_probs.to(device),
+            switch_reason=draft.reasons,
+        )
 
-    def to_generation_config(self, generation_config: GenerationConfig) -> GenerationConfig:
-        """A copy of `generation_config` that carries these settings, also through `save_pretrained`.
-
-        >>> saved = WSDConfig(threshold=0.7).to_generation_config(GenerationConfig())
-        >>> WSDConfig.resolve({}, None, saved).threshold
-        0.7
-        """
-        return _compat.with_custom_entries(generation_config, self.to_dict())
-
-    @classmethod
-    def resolve(
-        cls, keywords: Mapping[str, Any], wsd_config: WSDConfig | None, *generation_configs: GenerationConfig | None
-    ) -> WSDConfig:
-        """The settings of one call: `wsd_*` keyword > `wsd_config` > generation configs in the order given > default.
-
-        Args:
-            keywords: `wsd_*` keywords of the call; None counts as not given.
-            wsd_config: settings passed as one object, or None.
-            generation_configs: the call's and then the model's.
-        """
-        known = {PREFIX + field.name: field.name for field in fields(cls)}
-        if wsd_config is not None and not isinstance(wsd_config, cls):
-            raise WSDValueError(f"wsd_config={wsd_config!r}: must be a WSDConfig")
-        sources = [keywords]
-        sources += [wsd_config.to_dict()] if wsd_config else [vars(config) for config in generation_configs if config]
-        for source in sources:
-            for key in sorted(key for key in source if key.startswith(PREFIX) and key not in known):
-                kind = "keyword" if source is keywords else "key of a generation config"
-                near = difflib.get_close_matches(key, known, n=1)
-                raise WSDValueError(
-                    f"{key}: unknown {kind}; known are {', '.join(known)}" + (f"; {near[0]} is near" if near else "")
-                )
-        values: dict[str, Any] = {}
-        for source in reversed(sources):
-            values |= {name: source[key] for key, name in known.items() if source.get(key) is not None}
-        return cls(**values)
+    def _step_by_step(self, call: Call, setup: DraftSetup) -> bool:
+        if self.engine == "step":
+            return True
+        reason = unsupported_reason(call, setup.side.model)
+        if reason and self.engine == "fast":
+            raise WSDValueError(f"wsd_engine='fast' cannot serve this call: {reason}")
+        if self.engine == "auto":
+            reason = reason or stateful_reason(call)
+        if reason:
+            logger.warning_once(f"Weak-to-Strong Decoding goes step by step, since {reason}")
+        return reason is not None

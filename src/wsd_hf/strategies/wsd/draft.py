@@ -40,7 +40,7 @@ class Draft:
         self._closing_token_id = closing_token_id
 
     @property
-    def switch_index(self) -> torch.Tensor:
+    def length(self) -> torch.Tensor:
         """Tokens drafted so far, LongTensor[batch]."""
         return (~self.log_probs.isnan()).sum(dim=1)
 
@@ -89,7 +89,7 @@ class Draft:
             self.stop(self.drafting, "stopped")
 
     def _record(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> None:
-        rows, ends = offered.nonzero().flatten(), self.switch_index[offered]
+        rows, ends = offered.nonzero().flatten(), self.length[offered]
         if int(ends.max()) == self.token_ids.shape[1]:
             self.token_ids = torch.nn.functional.pad(self.token_ids, (0, 1), value=0)
             self.log_probs = torch.nn.functional.pad(self.log_probs, (0, 1), value=torch.nan)
@@ -98,7 +98,7 @@ class Draft:
 
     def _fired(self, offered: torch.Tensor) -> torch.Tensor:
         """Rows where the criteria fire at the newest token; they are shown drafts of one length at a time."""
-        fired, lengths = torch.zeros_like(offered), self.switch_index
+        fired, lengths = torch.zeros_like(offered), self.length
         for length in sorted(set(lengths[offered].tolist())):
             fires = self._switch_criteria(self.token_ids[:, :length], self.log_probs[:, :length])
             asked = torch.as_tensor(fires, device="cpu")

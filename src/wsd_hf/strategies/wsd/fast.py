@@ -1,55 +1,56 @@
-"""The fast path's way from a prepared call to its output."""
+"""The fast path: from a prepared call to its output."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.call import Call
 from ...engine.ragged_stream import open_stream, real_tokens
-from ...engine.rows import rows_of
+from ...engine.rows import Rows
 from ...engine.scores import Record
-from ...engine.stats import WSDStats, work_of
+from ...engine.stats import Stats, peak_memory, work
 from ...text.bridge import OneVocabulary
-from .config import WSDConfig
 from .draft_setup import DraftSetup
 from .loop import Decoding
 from .pace import CHUNKS, Pace, cost_ratio
 from .proposer import Proposer
 
 
-def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDStats]:
-    """Decodes with models that `why_not` has nothing against; returns what transformers' loop would, and the work done."""
-    settings = call.generation_config
-    longest_chunk = max(*CHUNKS, config.chunk or 0)
-    room = call.budget + longest_chunk
-    # Of another vocabulary it may take more tokens to say the same: then a long draft still fits, if not all proposals.
+def decode(
+    call: Call, setup: DraftSetup, chunk: int | None, speculate: bool, cuda_graphs: bool
+) -> tuple[GenerateDecoderOnlyOutput, Stats]:
+    """Decodes a call that `unsupported_reason` allows; the settings are those of `WSDConfig`."""
+    settings, side = call.generation_config, setup.side
+    room = call.budget + max(*CHUNKS, chunk or 0)
+    # The pilot may need more tokens of another vocabulary for the same text: a long draft still fits, if not all proposals.
     pilot_room = room if isinstance(setup.bridge, OneVocabulary) else room + setup.longest
-    prompts = real_tokens(call.input_ids, call.attention_mask)
-    pilot_prompts = real_tokens(setup.input_ids, setup.attention_mask)
+    prompts, pilot_prompts = real_tokens(*call.prompt), real_tokens(*side.prompt)
     records = settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
     record = Record(len(prompts)) if records else None
     with (
-        open_stream(call.base, prompts, room, config.cuda_graphs) as base,
-        open_stream(setup.pilot, pilot_prompts, pilot_room, config.cuda_graphs) as pilot,
+        open_stream(call.base, prompts, room, cuda_graphs) as base,
+        open_stream(side.model, pilot_prompts, pilot_room, cuda_graphs) as pilot,
     ):
-        rows = rows_of(call, record if settings.output_scores else None)
-        Decoding(
+        rows = Rows(call, record if settings.output_scores else None)
+        decoding = Decoding(
             base,
-            Proposer(pilot, setup.bridge, setup.warpers, pilot_room, call.input_ids.device),
+            Proposer(pilot, setup.bridge, side.warpers, pilot_room, call.input_ids.device),
             setup.draft,
             rows,
             record,
-            Pace(cost_ratio(setup.pilot, call.base), config.chunk, config.speculate),
+            Pace(cost_ratio(side.model, call.base), chunk, speculate),
             call.processors,
             settings.do_sample,
-        ).run()
-        stats = work_of(base, pilot)
-    if call.streamer is not None:
-        call.streamer.end()
-    if not settings.return_dict_in_generate:
-        return rows.sequences, stats
+        )
+        decoding.run()
+        stats = Stats(
+            work(base),
+            work(pilot),
+            proposed=decoding.proposed,
+            kept=decoding.kept,
+            cache_memory=base.workspace.cache.memory + pilot.workspace.cache.memory,
+            peak_memory=peak_memory(call.base, side.model),
+        )
     return GenerateDecoderOnlyOutput(
         sequences=rows.sequences,
         scores=record.columns("scores") if record and settings.output_scores else None,

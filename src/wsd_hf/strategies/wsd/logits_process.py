@@ -5,15 +5,15 @@ from __future__ import annotations
 import weakref
 
 import torch
-from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from ... import _compat
-from ...engine.checks import check_models, check_prompt
+from ...engine.call import Call
+from ...engine.checks import check_kind, check_models, check_prompt
 from ...engine.sampling import force
 from ...engine.small_model import SmallModel
 from ...errors import WSDValueError
 from .config import WSDConfig
-from .draft_setup import DraftArguments
 from .stepwise import DraftSteps
 
 
@@ -53,8 +53,11 @@ class WSDLogitsProcessor(LogitsProcessor):
         tokenizer: PreTrainedTokenizerBase | None = None,
         assistant_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        model = SmallModel("assistant", pilot, assistant_input_ids, assistant_attention_mask, assistant_tokenizer)
-        self._arguments = DraftArguments(model, assistant_do_sample, tokenizer, wsd_config, switch_criteria)
+        check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
+        self._pilot = SmallModel("assistant", pilot, assistant_input_ids, assistant_attention_mask, assistant_tokenizer)
+        self._tokenizer, self._config = tokenizer, wsd_config
+        self._keywords = {"switch_criteria": switch_criteria, "assistant_do_sample": assistant_do_sample}
+        WSDConfig.resolve(self._keywords, wsd_config)
         self._steps: dict[int, DraftSteps] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -70,11 +73,14 @@ class WSDLogitsProcessor(LogitsProcessor):
     def _steps_of(self, loop: _compat.DecodingLoop, input_ids: torch.Tensor) -> DraftSteps:
         key = id(loop.processors)
         if key not in self._steps:
-            mask = loop.attention_mask
-            mask = _compat.whole_mask(input_ids, loop.generation_config) if mask is None else mask
-            check_models({"the model": loop.model, "assistant_model": self._arguments.pilot.model})
-            check_prompt("input_ids", input_ids, mask, rows=len(input_ids))
-            setup = self._arguments.prepare(loop.model, input_ids, mask, loop.generation_config, loop.processors)
-            self._steps[key] = DraftSteps(setup)
+            criteria, settings = StoppingCriteriaList(), loop.generation_config
+            partners = {"assistant": self._pilot}
+            call = Call(
+                loop.model, input_ids, loop.attention_mask, loop.processors, criteria, settings, partners, self._tokenizer
+            )
+            check_models({"the model": loop.model, "assistant_model": self._pilot.model})
+            check_prompt("input_ids", *call.prompt, rows=len(input_ids))
+            config = WSDConfig.resolve(self._keywords, self._config, settings)
+            self._steps[key] = DraftSteps(config.draft_setup(call))
             weakref.finalize(loop.processors, self._steps.pop, key, None)
         return self._steps[key]

@@ -75,6 +75,7 @@ class Decoding:
         self._at_once = record is None and all(type(processor) in SAMPLING_WARPERS for processor in processors)
         self._shrinks = not (base.workspace.captures or proposer.stream.workspace.captures)
         self._live = list(range(len(rows.responses)))
+        self.proposed = self.kept = 0
         # The base's logits after the last token that it was fed, [rows, V].
         self._behind = torch.empty(0, dtype=torch.float32, device=self._device)
 
@@ -89,6 +90,8 @@ class Decoding:
             kept = self._decide(proposals, logits)
             self._rewind()
             counts = dict(zip(self._live, proposals.counts, strict=True))
+            self.proposed += sum(proposals.counts)
+            self.kept += sum(kept)
             self.pace.judged([(kept[row], counts[row]) for row in free])
         self.draft.drop(self.rows.finished, self.rows.full)
 
@@ -136,7 +139,7 @@ class Decoding:
                 self._stop_drafts(offers, offered & (position + 1 == offered_counts), at_limit=True)
             own = self._own(position, verdict, proposals, logits, forced, following, ended)
             written = torch.where(forced == FREE, own, forced)
-            rows.append(written, following)
+            rows.append(written, following, by_pilot=offered)
             following = following & (written == verdict.proposed[:, position])
             kept += following
             following = following & ~rows.finished

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import deque
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.call import Call
 from ...engine.checks import check_usable, unusable
 from ...engine.hf_loop import WatchedCriteria, base_tokens, run
 from ...engine.lockstep_stream import StepStream
 from ...engine.sampling import choose, force
-from ...engine.stats import WSDStats, peak_memory
+from ...engine.stats import Stats, Work, peak_memory, work
 from ...text.bridge import DraftOver, Offer
-from .config import WSDConfig
 from .draft_setup import DraftSetup
 
 
@@ -23,15 +23,18 @@ class DraftSteps:
 
     Attributes:
         taken: steps so far, one response token each.
+        by_pilot: rows that took the pilot's token at the last step, BoolTensor[batch].
+        proposed: tokens that the pilot has proposed, in the base's vocabulary.
     """
 
     def __init__(self, setup: DraftSetup) -> None:
         self.draft = setup.draft
-        self.stream = StepStream(setup.pilot, setup.input_ids, setup.attention_mask, setup.longest)
-        self.taken = 0
+        self.stream = StepStream(setup.side.model, *setup.side.prompt, setup.longest)
+        self.taken = self.proposed = 0
+        self.by_pilot = setup.draft.drafting
         self._bridge = setup.bridge
-        self._warpers = setup.warpers
-        self._offers = [Offer([], None) for _ in setup.input_ids]
+        self._warpers = setup.side.warpers
+        self._offers = [Offer([], None) for _ in setup.side.prompt.input_ids]
 
     def advance(self, input_ids: torch.Tensor, logits: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
         """One step of every row.
@@ -48,6 +51,7 @@ class DraftSteps:
         self.taken += 1
         self.draft.drop(finished.cpu())
         tokens = self._next_tokens(input_ids.device)
+        self.by_pilot = self.draft.drafting
         if not self.draft.drafting.any():
             return self.draft.closing().to(input_ids.device)
         index = tokens.clamp(max=logits.shape[-1] - 1)[:, None].to(logits.device)
@@ -78,6 +82,7 @@ class DraftSteps:
             if over is None:
                 offer = self._bridge.offer(row, [int(proposed[row])])
                 self._offers[row] = Offer(tokens + offer.tokens, offer.over)
+                self.proposed += len(offer.tokens)
 
     def _drafting(self) -> list[int]:
         return self.draft.drafting.nonzero().flatten().tolist()
@@ -89,28 +94,34 @@ class DraftSteps:
             self.draft.stop(torch.tensor(exhausted, device="cpu"), reason)
 
 
-def decode(call: Call, setup: DraftSetup, config: WSDConfig) -> tuple[Any, WSDStats]:
-    """Decodes with any causal base; returns what transformers' loop returns, and the work done."""
-    criteria, steps = WatchedCriteria(call.criteria), DraftSteps(setup)
-    output = run(call, [_DraftThenShape(steps, call.processors, criteria)], criteria)
-    return output, WSDStats(
-        base_forwards=steps.taken,
-        base_tokens=base_tokens(call, steps.taken),
-        pilot_forwards=steps.stream.forwards,
-        pilot_tokens=steps.stream.tokens,
-        cache_memory=None,
-        peak_memory=peak_memory(call.base, setup.pilot),
+def decode(call: Call, setup: DraftSetup) -> tuple[GenerateDecoderOnlyOutput, Stats]:
+    """Decodes with any causal base; returns the output of transformers' loop, and the work done."""
+    criteria, steps, writers = WatchedCriteria(call.criteria), DraftSteps(setup), deque[torch.Tensor]()
+    processor = _DraftThenShape(steps, call.processors, criteria, writers if call.streamer else None)
+    output = run(call, [processor], criteria, writers)
+    return output, Stats(
+        Work(steps.taken, base_tokens(call, steps.taken)),
+        work(steps.stream),
+        proposed=steps.proposed,
+        kept=int(setup.draft.length.sum()),
+        peak_memory=peak_memory(call.base, setup.side.model),
     )
 
 
 class _DraftThenShape(LogitsProcessor):
     """The only processor of the loop, so that the draft sees raw logits and has the last word over the caller's."""
 
-    def __init__(self, steps: DraftSteps, processors: LogitsProcessorList, criteria: WatchedCriteria) -> None:
-        self._steps = steps
-        self._processors = processors
-        self._criteria = criteria
+    def __init__(
+        self,
+        steps: DraftSteps,
+        processors: LogitsProcessorList,
+        criteria: WatchedCriteria,
+        writers: deque[torch.Tensor] | None,
+    ) -> None:
+        self._steps, self._processors, self._criteria, self._writers = steps, processors, criteria, writers
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         tokens = self._steps.advance(input_ids, scores, self._criteria.ended(input_ids))
+        if self._writers is not None:
+            self._writers.append(self._steps.by_pilot)
         return force(self._processors(input_ids, scores), tokens)

@@ -1,0 +1,87 @@
+"""`strategy="nudging"`: a small aligned model says the next word wherever the base is unsure (arXiv 2410.09300).
+
+Let p be the base's largest probability of a next token: a float32 softmax of its raw logits, before temperature and
+processors. Where p >= γ the base writes its own token, chosen as in ordinary generation. Where p < γ the pilot reads the
+response so far and writes the next word, which the base reads in the forward that gives its next p. A word is spaces, if
+any, and what follows up to the next space (U+0020), in whole tokens of the pilot; 16 tokens without a space count as a word
+too. It goes on from where the response stands, so it may be the rest of a word that the base has begun.
+
+The response ends with the base's EOS where the pilot writes its own, if it is asked for a word or has just said one. Where
+the caller's processors forbid an EOS (`min_new_tokens`), or there is none, the base writes on. So it does where the pilot
+has nothing to say: its context is full, or a character is not yet complete that only the base's vocabulary cuts. An EOS of
+the base ends the response as always.
+
+γ = 0.4 is what the authors' repository (fywalter/nudging) runs in its README and in its version with caches; the signature
+of its function for servers says 0.3. Where we leave that function on purpose:
+
+- It asks the pilot for 16 tokens at a time, and if they reach its EOS, all of them end the response. Here the base is asked
+  behind every word, and an EOS counts right behind one, so that no request's length decides. The 16 lives on for scripts
+  without spaces.
+- It also gives the turn to an unsure base whose likeliest token begins the pilot's next word. That is the same text up to
+  the token's end; here the word stays whole, as in the version with caches, and the rule needs no second condition.
+- It takes an EOS of the base for a question to the pilot. Here that ends the response, as it does everywhere in `generate`.
+- It ends a response at the fourth equal nudge in a row, or when the base repeats itself, and cuts repetitions off the
+  result. Here nothing of the kind: equal words may be meant, and `generate` has processors and criteria against repetition.
+- It counts the budget in rounds and in another tokenizer's tokens, and encodes the text anew in each round. Here the budget
+  is exact, and with one vocabulary token ids stay what they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ...engine.call import Call
+from ...engine.numbers import check_probability
+from ...engine.pilot_side import bridge_to_base, pilot_side
+from ...engine.strategy import StrategyConfig, StrategyOutput, check_choice, keyword
+from ...engine.supported import unsupported_reason
+from ...errors import WSDValueError
+from ...text.settled_tokens import PieceEncoder
+from . import loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class NudgingConfig(StrategyConfig):
+    """Settings of nudging (arXiv 2410.09300); the default is that of the authors' repository.
+
+    A tokenizer must be passed, the base's or the pilot's, since words end in text; both where the vocabularies differ. The
+    pilot's EOS ends a response, beside those of its generation config. Processors and criteria of the caller's own must depend
+    on nothing but the prefix that they are shown. `output_scores` and `output_logits` are refused.
+
+    Args:
+        threshold: γ in (0, 1]. The pilot writes the next word where the base's largest probability is below γ.
+        assistant_do_sample: whether the pilot samples; None: as the base does.
+
+    Raises:
+        WSDValueError: naming the field, the value and the rule.
+    """
+
+    threshold: float = 0.4
+    assistant_do_sample: bool | None = field(default=None, metadata=keyword("assistant_do_sample"))
+
+    name: ClassVar[str] = "nudging"
+    prefix: ClassVar[str] = "nudging_"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "threshold", check_probability("threshold", self.threshold))
+        check_choice("assistant_do_sample", self.assistant_do_sample, (True, False, None))
+
+    def decode(self, call: Call) -> StrategyOutput:
+        """Decodes on ragged streams of both models."""
+        tokenizer = call.pilot.tokenizer or call.tokenizer
+        if tokenizer is None:
+            raise WSDValueError("strategy='nudging' finds the ends of words in text: pass the base's tokenizer as tokenizer=")
+        side = pilot_side(call, self.assistant_do_sample)
+        bridge = bridge_to_base(call, side, side.room.tolist())
+        if reason := _unsupported(call) or unsupported_reason(call, side.model):
+            raise WSDValueError(f"strategy='nudging' cannot serve this call: {reason}")
+        return loop.decode(call, side, bridge, PieceEncoder(tokenizer), self.threshold)
+
+
+def _unsupported(call: Call) -> str | None:
+    """Reason why an option cannot be served; None where it can."""
+    for name in ("output_scores", "output_logits"):
+        if getattr(call.generation_config, name):
+            return f"{name}=True was given, and the base does not score every token of the pilot"
+    return None

@@ -1,0 +1,176 @@
+"""`strategy="weak_to_strong_search"`: of the base's samples, those that tuning made a small model prefer go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ... import _compat
+from ...engine.call import Call
+from ...engine.checks import check_models, check_room, eos_token_ids, vocabulary_size
+from ...engine.lockstep_stream import StepStream
+from ...engine.stats import Stats, Work, peak_memory, work
+from ...engine.strategy import StrategyConfig, keyword
+from ...engine.supported import why_not_inputs, why_not_items, why_not_options
+from ...errors import WSDValueError
+from ...text.settled_tokens import PieceEncoder
+from ...text.vocabulary import same_vocabulary
+from .beam import Beam, BeamSettings, ChunkBeamSearch, Hypothesis, Value
+from .output import SearchOutput
+from .reader import Reader
+from .value import ImplicitValue, Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(StrategyConfig, BeamSettings):
+    """Settings of weak-to-strong search, a chunk-level beam search (Zhou et al., arXiv 2405.19262).
+
+    The base samples, and every few tokens the best hypotheses are kept, by an `ImplicitValue`: the log-probability that the
+    tuned small model gives the response, less that of the reference. Base and small models meet through text, so their
+    vocabularies may differ; the base's tokenizer must be passed. Sampling settings, processors and stopping criteria shape the
+    base's samples, as in ordinary generation; `do_sample` need not be given. A streamer gets settled tokens: those that all
+    responses begin with that may still be returned. `output_scores` and `output_logits` are refused.
+
+    Args:
+        beam_width: hypotheses that are kept of each prompt, W >= 1. The best `num_return_sequences` of them are returned.
+        successors: samples that continue each, K >= 1; W·K is at most 16,384.
+        chunk_length: tokens between two selections, L >= 1; None: one selection, at the end. With W=1 that is best-of-K.
+        official_ties: follow the official code where a finished hypothesis is concerned; see `BeamSettings`.
+        value: takes the place of the small models: any function of (texts, ended, of) to one number for each.
+
+    Raises:
+        WSDValueError: naming the field, the value and the rule.
+    """
+
+    value: Value | None = field(default=None, metadata=keyword("value", travels=False))
+
+    name: ClassVar[str] = "weak_to_strong_search"
+    partners: ClassVar[tuple[str, ...]] = ("assistant", "reference")
+    always_samples: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.value is not None and not callable(self.value):
+            raise WSDValueError(f"value={self.value!r}: must be a function of (texts, ended, of)")
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The small models, unless there is another value."""
+        return self.partners if self.value is None else ()
+
+    def decode(self, call: Call) -> SearchOutput:
+        """Samples, selects, and returns the best."""
+        if call.tokenizer is None:
+            raise WSDValueError("tokenizer=None: strategy='weak_to_strong_search' judges text; pass the base's tokenizer")
+        value = self._value(call, call.tokenizer)
+        _check(call, self)
+        before = _work(value)
+        prompts, mask = (tensor[:: call.copies] for tensor in call.prompt)
+        stream = StepStream(call.base, prompts, mask, call.budget)
+        search = ChunkBeamSearch(
+            stream,
+            call.processors,
+            call.copies,
+            call.criteria,
+            PieceEncoder(call.tokenizer).decode,
+            value,
+            self,
+            eos_token_ids(call.generation_config),
+            call.pad_token_id,
+        )
+        streamed = 0
+        while not search.ended:
+            search.advance()
+            streamed = _stream_settled(call, search.beams, streamed)
+        found = [hypothesis for beam in search.beams for hypothesis in beam.best(call.copies)]
+        sequences = _sequences(call, found)
+        return SearchOutput(
+            sequences=sequences,
+            stats=_stats(call, stream, value, before),
+            written_by_pilot=torch.zeros_like(sequences[:, call.input_ids.shape[1] :], dtype=torch.bool),
+            values=sequences.new_tensor([hypothesis.value for hypothesis in found], dtype=torch.float32),
+            tree=[beam.selections for beam in search.beams],
+        )
+
+    def _value(self, call: Call, tokenizer: PreTrainedTokenizerBase) -> Value:
+        if self.value is None:
+            return _implicit_value(call, tokenizer)
+        if isinstance(self.value, ImplicitValue):
+            tuned, reference = self.value.tuned.model, self.value.reference.model
+            check_models({"the model": call.base, "value.tuned": tuned, "value.reference": reference})
+        return self.value
+
+
+def _check(call: Call, settings: SearchConfig) -> None:
+    reason = why_not_options(call.generation_config) or why_not_inputs(call)
+    if not _compat.can_select_rows(call.base, call.model_kwargs):
+        reason = f"what {type(call.base).__name__} remembers of a row cannot be reordered"
+    for name in ("output_scores", "output_logits"):
+        if getattr(call.generation_config, name):
+            reason = f"{name}=True was given"
+    reason = reason or why_not_items((*call.processors, *call.criteria))
+    if reason:
+        raise WSDValueError(f"strategy='weak_to_strong_search' cannot serve this call: {reason}")
+    if call.copies > settings.beam_width:
+        raise WSDValueError(
+            f"num_return_sequences={call.copies}: must be at most beam_width={settings.beam_width}, which is what is kept"
+        )
+
+
+def _implicit_value(call: Call, tokenizer: PreTrainedTokenizerBase) -> ImplicitValue:
+    scorer = call.pilot.tokenizer or tokenizer
+    prompts: list[list[Prompt]] = []
+    for model in (call.pilot, call.reference):
+        one = same_vocabulary(vocabulary_size(call.base), vocabulary_size(model.model), tokenizer, scorer)
+        ids, mask = replace(model, tokenizer=scorer).prompt(call.prompt, call.copies, tokenizer, one)
+        check_room(f"{model.name}_model", model.model, mask)
+        rows = [row[real.bool()].tolist() for row, real in zip(ids[:: call.copies], mask[:: call.copies], strict=True)]
+        prompts.append([_as_text(row, scorer) for row in rows])
+    return ImplicitValue(call.pilot.model, call.reference.model, scorer, *prompts)
+
+
+def _as_text(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """A prompt as text, so that its last word may be read together with the response; as token ids where text loses them."""
+    text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text if tokenizer.encode(text, add_special_tokens=False) == ids else ids
+
+
+def _stream_settled(call: Call, beams: list[Beam], streamed: int) -> int:
+    """Streams the columns of tokens that no selection can change any more; returns how many have been streamed."""
+    if call.streamer is None:
+        return 0
+    rows: list[list[int]] = []
+    for beam in beams:
+        rows += [beam.settled] * call.copies if beam.parents else [one.tokens for one in beam.best(call.copies)]
+    by_pilot = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
+    end = min((len(beam.settled) for beam in beams if beam.parents), default=max(map(len, rows)))
+    for column in range(streamed, end):
+        tokens = [row[column] if column < len(row) else call.pad_token_id for row in rows]
+        call.stream(torch.tensor(tokens, device="cpu"), by_pilot)
+    return max(streamed, end)
+
+
+def _sequences(call: Call, found: list[Hypothesis]) -> torch.Tensor:
+    width = max(len(hypothesis.tokens) for hypothesis in found)
+    rows = [hypothesis.tokens + [call.pad_token_id] * (width - len(hypothesis.tokens)) for hypothesis in found]
+    return torch.cat([call.input_ids, call.input_ids.new_tensor(rows)], dim=1)
+
+
+def _judges(value: Value) -> list[Reader]:
+    return [value.tuned, value.reference] if isinstance(value, ImplicitValue) else []
+
+
+def _work(value: Value) -> list[Work]:
+    """Work of the tuned small model and of the reference so far; a value may serve many calls."""
+    return [work(judge) for judge in _judges(value)] or [Work(), Work()]
+
+
+def _stats(call: Call, stream: StepStream, value: Value, before: list[Work]) -> Stats:
+    pilot, reference = (
+        Work(now.forwards - then.forwards, now.tokens - then.tokens) for now, then in zip(_work(value), before, strict=True)
+    )
+    memory = peak_memory(call.base, *(judge.model for judge in _judges(value)))
+    return Stats(work(stream), pilot, reference, peak_memory=memory)

@@ -1,0 +1,165 @@
+"""The shape that all strategies share: settings objects, outputs, traces."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, StoppingCriteriaList
+
+import wsd_hf
+from every_strategy import CASES, WAYS, Case, every_case
+from wsd_hf.strategies import STRATEGIES
+
+OBJECTS: dict[str, wsd_hf.StrategyConfig] = {
+    "wsd": wsd_hf.WSDConfig(threshold=0.3, window_size=3, chunk=2, assistant_do_sample=False),
+    "nudging": wsd_hf.NudgingConfig(threshold=0.7, assistant_do_sample=True),
+    "emulated_fine_tuning": wsd_hf.EmulatedFineTuningConfig(beta=-0.5),
+    "weak_to_strong_search": wsd_hf.SearchConfig(beam_width=3, successors=1, chunk_length=None, official_ties=True),
+}
+"""Settings of each strategy that differ from its defaults."""
+
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "wsd": {"wsd_threshold": 0.3, "wsd_window_size": 3, "wsd_chunk": 2, "assistant_do_sample": False},
+    "nudging": {"nudging_threshold": 0.7, "assistant_do_sample": True},
+    "emulated_fine_tuning": {"beta": -0.5},
+    "weak_to_strong_search": {"beam_width": 3, "successors": 1, "chunk_length": None, "official_ties": True},
+}
+"""The same settings as keywords of `generate`."""
+
+every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+
+
+def name_of(case: Case) -> str:
+    return str(WAYS[case.way]["strategy"])
+
+
+def call(case: Case, strategy: Any, **kwargs: Any) -> Any:
+    """One seeded call with no settings but those that are passed."""
+    small = {name: value for name, value in case.settings.items() if name not in WAYS[case.way] and name != "wsd_threshold"}
+    torch.manual_seed(3)
+    ids = case.prompt(3)
+    defaults = {"max_new_tokens": 10, "return_dict_in_generate": True, "do_sample": True}
+    return case.world.base.generate(
+        ids, attention_mask=torch.ones_like(ids), strategy=strategy, **{**defaults, **small, **kwargs}
+    )
+
+
+@every_case
+def test_a_settings_object_is_the_same_call_as_keywords(case: Case) -> None:
+    name = name_of(case)
+    of_object, of_keywords = call(case, OBJECTS[name]), call(case, name, **KEYWORDS[name])
+    assert torch.equal(of_object.sequences, of_keywords.sequences)
+    assert of_object.strategy == of_keywords.strategy == OBJECTS[name]
+    default = call(case, name)
+    assert default.strategy == STRATEGIES[name]()
+
+
+@every_strategy
+def test_a_keyword_beats_the_object_beats_generation_configs(name: str) -> None:
+    case = next(case for case in CASES if name_of(case) == name)
+    key, value = next(iter(KEYWORDS[name].items()))
+    carried = OBJECTS[name].to_generation_config(GenerationConfig())
+    assert call(case, name, generation_config=carried).strategy == OBJECTS[name]
+    assert call(case, STRATEGIES[name](), generation_config=carried).strategy == STRATEGIES[name]()
+    mixed = call(case, STRATEGIES[name](), **{key: value}).strategy
+    assert mixed == STRATEGIES[name].resolve({key: value}, None)
+    assert mixed != STRATEGIES[name]()
+
+
+@every_strategy
+def test_settings_travel_in_a_saved_generation_config(name: str, tmp_path: Any) -> None:
+    original = GenerationConfig(max_new_tokens=7)
+    OBJECTS[name].to_generation_config(original).save_pretrained(tmp_path)
+    loaded = GenerationConfig.from_pretrained(tmp_path)
+    assert STRATEGIES[name].resolve({}, None, loaded) == OBJECTS[name]
+    assert loaded.max_new_tokens == 7
+    assert not hasattr(original, next(iter(OBJECTS[name].to_dict())))
+
+
+@pytest.mark.parametrize(
+    "settings", [wsd_hf.WSDConfig(switch_criteria=StoppingCriteriaList()), wsd_hf.SearchConfig(value=lambda *_: [0.0])]
+)
+def test_an_object_cannot_travel(settings: wsd_hf.StrategyConfig) -> None:
+    with pytest.raises(wsd_hf.WSDValueError, match="an object can't be saved in a generation config; pass it to generate"):
+        settings.to_generation_config(GenerationConfig())
+
+
+@every_strategy
+def test_settings_are_frozen_and_given_by_name(name: str) -> None:
+    field = fields(STRATEGIES[name])[0].name
+    with pytest.raises(FrozenInstanceError):
+        setattr(OBJECTS[name], field, None)
+    with pytest.raises(TypeError):
+        STRATEGIES[name](1)  # type: ignore[call-arg]
+
+
+@every_case
+def test_the_settings_of_another_strategy_are_refused(case: Case) -> None:
+    for other, settings in KEYWORDS.items():
+        for key in settings.keys() - KEYWORDS[name_of(case)].keys():
+            with pytest.raises(wsd_hf.WSDValueError, match=f"^{key} belongs to .*'{other}'"):
+                call(case, OBJECTS[name_of(case)], **{key: 1})
+
+
+@pytest.mark.parametrize("strategy", ["wds", 3, wsd_hf.WSDConfig, {"threshold": 0.5}])
+def test_what_is_no_strategy_is_refused(strategy: Any) -> None:
+    known = "'wsd', 'nudging', 'weak_to_strong_search', 'emulated_fine_tuning'"
+    with pytest.raises(wsd_hf.WSDValueError, match=f"unknown; known are {known}, and settings objects"):
+        call(CASES[0], strategy)
+
+
+# Outputs
+
+
+@every_case
+def test_outputs_say_what_was_done_and_who_wrote_what(case: Case) -> None:
+    ids = torch.cat([case.prompt(3), case.prompt(3)])
+    out = case.generate(ids, max_new_tokens=12)
+    width = out.sequences.shape[1] - out.prompt_length
+    assert isinstance(out, wsd_hf.StrategyOutput)
+    assert out.prompt_length == ids.shape[1]
+    assert out.stats.base.forwards > 0 < out.stats.pilot.tokens
+    assert (out.stats.reference is None) == ("reference_model" not in case.models)
+    if case.way == "emulated fine-tuning":
+        assert out.written_by_pilot is None
+        return
+    assert out.written_by_pilot.shape == (2, width)
+    assert out.written_by_pilot.dtype == torch.bool
+    if case.way == "search":
+        assert not out.written_by_pilot.any()
+        assert out.stats.proposed == out.stats.kept == 0
+        return
+    assert 0 < int(out.written_by_pilot.sum()) <= out.stats.kept <= out.stats.proposed
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.way.startswith("wsd")], ids=lambda case: str(case[:2]))
+@pytest.mark.parametrize("threshold", [1e-3, 0.2, 1.0])
+def test_the_switch_index_is_the_papers(case: Case, threshold: float) -> None:
+    out = case.generate(case.prompt(3), wsd_threshold=threshold)
+    drafted = int(out.draft_length[0])
+    k = wsd_hf.switch_index(out.draft_log_probs[0, :drafted], threshold, window_size=2)
+    assert int(out.switch_index[0]) == (-1 if k is None else k)
+    assert drafted == (k or drafted)
+    assert out.written_by_pilot[0].tolist() == [place < drafted for place in range(out.written_by_pilot.shape[1])]
+
+
+# Traces
+
+
+@every_case
+def test_explain_serves_every_strategy_whose_tokens_have_one_writer(case: Case) -> None:
+    out = case.generate(case.prompt(3), max_new_tokens=12)
+    if out.written_by_pilot is None:
+        with pytest.raises(wsd_hf.WSDValueError, match="'emulated_fine_tuning' every token is the work of several models"):
+            wsd_hf.explain(out, case.world.tokenizer)
+        return
+    trace = wsd_hf.explain(out, case.world.tokenizer)
+    by_pilot = [token.writer == "pilot" for token in trace.tokens]
+    assert by_pilot == out.written_by_pilot[0, : len(by_pilot)].tolist()
+    assert (trace.switch is not None) == case.way.startswith("wsd")
+    assert f"{sum(by_pilot)} token" in trace.summary()
+    changes = [now != then for then, now in zip([True, *by_pilot], by_pilot, strict=False)]
+    assert str(trace).count("│") == sum(changes)
