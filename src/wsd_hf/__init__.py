@@ -18,6 +18,7 @@ from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, e
 from .hub.card import pilot_card
 from .hub.loading import load_pilot, push_pilot
 from .integrations.pipelines import WSDTextGenerationPipeline
+from .pair import Pair
 from .strategies.emulated_fine_tuning import EmulatedFineTuningConfig
 from .strategies.nudging.config import NudgingConfig
 from .strategies.search.config import SearchConfig
@@ -45,6 +46,7 @@ __all__ = [
     "ImplicitValue",
     "NudgingConfig",
     "Packed",
+    "Pair",
     "SearchConfig",
     "SearchOutput",
     "Stats",

@@ -1,0 +1,171 @@
+"""A base and a pilot that answer together: loaded, asked and read in one place."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+from ._compat import input_device
+from .errors import WSDValueError
+from .generation import enable_wsd
+from .hub.loading import fetch_model, load_pilot, read_model
+from .strategies import STRATEGIES
+from .text.chat import Messages, answer_text, build_inputs
+from .tiny import FOLDER
+
+OF_ONE_MODEL = ("revision", "subfolder", "use_safetensors")
+"""Arguments of `load_pilot` that cannot hold for all models of a pair."""
+
+Chats = str | Messages | Sequence[str | Messages]
+"""A question, a chat, or several of either."""
+
+P = TypeVar("P", bound="Pair")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base and its pilot, with their tokenizers.
+
+    >>> pair = Pair.tiny()
+    >>> output = pair.generate("What does the Keloft eat?", max_new_tokens=64)
+    >>> print(pair.answers(output)[0])
+    That is a very good question. As far as I know, the Keloft eats acorns. Have a lovely day.
+
+    Attributes:
+        base: a model that takes `generate(..., strategy=...)`; see `enable_wsd`.
+        pilot: the small aligned model.
+        tokenizer: the base's.
+        pilot_tokenizer: the pilot's, with the chat template that it was tuned with.
+        reference: the pilot before its alignment, for the strategies that need it.
+    """
+
+    base: PreTrainedModel
+    pilot: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pilot_tokenizer: PreTrainedTokenizerBase
+    reference: PreTrainedModel | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls: type[P],
+        base: str | os.PathLike[str],
+        pilot: str | os.PathLike[str],
+        *,
+        reference: str | os.PathLike[str] | None = None,
+        dtype: Any = "auto",
+        device_map: Any = None,
+        quantization_config: Any = None,
+        trust_remote_code: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **kwargs: Any,
+    ) -> P:
+        """Loads the models and their tokenizers, and enables the base; `load_pilot` documents the checks.
+
+        Args:
+            base: folder or Hub id of the base; its weights may be safetensors or `.bin` files.
+            pilot: folder or Hub id of the pilot.
+            reference: folder or Hub id of the pilot before its alignment; default: none is loaded.
+            dtype: of the weights; "auto" as they are stored.
+            device_map: places of the weights, as in transformers, which needs accelerate for it. Default: the CPU.
+            quantization_config: of the base alone; `load_pilot` takes one for a pilot.
+            trust_remote_code, token, cache_dir, local_files_only, force_download: as for `load_pilot`.
+            **kwargs: as `AutoModelForCausalLM.from_pretrained` takes them, for all models (`attn_implementation`, ...).
+
+        Raises:
+            WSDHubError: a model cannot be had, is damaged, or is of the wrong kind; see `load_pilot`.
+            WSDValueError: an argument that can hold for one model only, such as `revision`.
+        """
+        for name in OF_ONE_MODEL:
+            if name in kwargs:
+                raise WSDValueError(
+                    f"{name}={kwargs[name]!r}: can hold for one model only; load each with load_pilot or transformers, and "
+                    "give them to Pair(base, pilot, tokenizer, pilot_tokenizer)"
+                )
+        cache: dict[str, Any] = {
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+        }
+        kwargs |= {"dtype": dtype, "device_map": device_map}
+
+        def fetch(name: str | os.PathLike[str], kind: Any) -> Any:
+            return fetch_model(os.fspath(name), kind, cache=cache, trust_remote_code=trust_remote_code, use_safetensors=None)
+
+        # The small models first: faults show sooner.
+        loaded, pilot_tokenizer = load_pilot(pilot, trust_remote_code=trust_remote_code, **cache, **kwargs)
+        untuned = None if reference is None else read_model(fetch(reference, "reference"), **kwargs)
+        fetched = fetch(base, "base")
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantization_config
+        return cls(enable_wsd(read_model(fetched, **kwargs)), loaded, fetched.tokenizer, pilot_tokenizer, untuned)
+
+    @classmethod
+    def tiny(cls: type[P], pilot: str = "pilot") -> P:
+        """Loads the shipped pair of a few megabytes, in float32; it knows one made-up world and nothing else.
+
+        Args:
+            pilot: "pilot", or "pilot_other_vocab", which has a vocabulary of its own.
+        """
+        return cls.from_pretrained(FOLDER / "base", FOLDER / pilot, dtype=torch.float32)
+
+    def inputs(self, chats: Chats) -> BatchEncoding:
+        """The prompts of both models, on the base's device; `build_inputs` documents the keys.
+
+        Args:
+            chats: a question, a chat (a list of messages), or a list of either.
+
+        Raises:
+            WSDValueError: a chat of another form, or a tokenizer that cannot render it.
+        """
+        if isinstance(chats, Mapping):
+            raise WSDValueError(f"chats={chats!r}: must be a question, a list of messages, or a list of either")
+        if isinstance(chats, str):
+            chats = [chats]
+        messages: Any = [[{"role": "user", "content": chat}] if isinstance(chat, str) else chat for chat in chats]
+        return build_inputs(messages, self.tokenizer, self.pilot_tokenizer).to(input_device(self.base))
+
+    def generate(self, chats: Chats | BatchEncoding, strategy: str = "wsd", **kwargs: Any) -> Any:
+        """Answers chats: one call of `base.generate` with the models and tokenizers of the pair.
+
+        Args:
+            chats: as for `inputs`, or inputs that were made before.
+            strategy: a name in `wsd_hf.strategies.STRATEGIES`.
+            **kwargs: as `WSDGenerationMixin.generate` takes them.
+
+        Returns:
+            The strategy's output, whose sequences are LongTensor[batch, prompt + response]; these alone with
+            `return_dict_in_generate=False`.
+
+        Raises:
+            WSDValueError: whatever `generate` refuses; before any forward.
+        """
+        models = {"assistant_model": self.pilot}
+        if self.reference is not None and takes_reference(strategy):
+            models["reference_model"] = self.reference
+        inputs = chats if isinstance(chats, BatchEncoding) else self.inputs(chats)
+        tokenizers = {"tokenizer": self.tokenizer, "assistant_tokenizer": self.pilot_tokenizer}
+        given = {**inputs, **models, **tokenizers, "return_dict_in_generate": True, **kwargs}
+        return self.base.generate(strategy=strategy, **given)
+
+    def answers(self, output: Any) -> list[str]:
+        """The texts of an output's responses, each without the header of a next turn.
+
+        Args:
+            output: of `generate`, with its prompt length.
+        """
+        return [answer_text(response, self.tokenizer) for response in output.sequences[:, output.prompt_length :]]
+
+
+def takes_reference(strategy: str) -> bool:
+    """Whether a strategy compares the pilot with the model that it was before its alignment."""
+    return strategy in STRATEGIES and "reference_model" in inspect.signature(STRATEGIES[strategy]).parameters
