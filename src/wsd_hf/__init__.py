@@ -29,7 +29,7 @@ from .strategies.wsd.logits_process import WSDLogitsProcessor
 from .strategies.wsd.output import WSDOutput
 from .strategies.wsd.switch import SwitchCriteria, confidence, switch_index
 from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
-from .text.streaming import AnswerStreamer
+from .text.streaming import AnswerStreamer, WriterStreamer
 from .text.urial import URIAL_PROMPT, urial_messages
 from .tiny import load_tiny_pair
 from .trace import Switch, Trace, TracedToken, explain
@@ -65,6 +65,7 @@ __all__ = [
     "WSDOutput",
     "WSDTextGenerationPipeline",
     "WSDValueError",
+    "WriterStreamer",
     "Work",
     "build_inputs",
     "confidence",

@@ -1,15 +1,85 @@
-"""Streaming the answer of a base that is stopped at the header of the next turn."""
+"""Streaming an answer: with the writer of each piece, and without the header of a next turn."""
 
 from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
-from .chat import before_next_turn, settled
+from ..errors import WSDValueError
+from .chat import before_next_turn, settled, turn_headers
+
+Writer = Literal["pilot", "base"]
+
+
+def put_tokens(streamer: BaseStreamer, tokens: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
+    """Hands tokens to a streamer, and their writers too if its attribute `takes_writers` is true.
+
+    Args:
+        streamer: any.
+        tokens: LongTensor[batch], on the CPU.
+        by_pilot: BoolTensor[batch], on the CPU: rows whose token is the pilot's. None: the token has no single writer.
+    """
+    if getattr(streamer, "takes_writers", False):
+        streamer.put(tokens, by_pilot)
+    else:
+        streamer.put(tokens)
+
+
+class WriterStreamer(BaseStreamer):
+    """Hands over the text of one answer while it is written, with its writer.
+
+    Text comes in whole characters, and as soon as no later token can change it. An answer by transcript ends before the
+    header of the next turn, at which the base is stopped.
+
+    Args:
+        tokenizer: the base's.
+        write: takes a piece of text and its writer: "pilot", "base", or None where every token is the work of several models.
+
+    Raises:
+        WSDValueError: a batch of several responses.
+    """
+
+    takes_writers = True
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str, Writer | None], None]) -> None:
+        self._tokenizer, self._write = tokenizer, write
+        self._begin()
+
+    def _begin(self) -> None:
+        self._response: _Growing | None = None
+        self._shown = 0
+
+    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
+        """Takes the prompt, [1, prompt], and then tokens, [1], each with its writer."""
+        if len(value) > 1:
+            raise WSDValueError(f"streamer: a WriterStreamer takes one response, not {len(value)}: ask for one at a time")
+        if self._response is None:
+            self._response = _Growing(self._tokenizer, transcript=bool(turn_headers(self._tokenizer)))
+            return
+        writer = None if by_pilot is None else "pilot" if bool(by_pilot) else "base"
+        self._response.add(value, writer)
+        self._show(self._response, len(self._response.settled))
+
+    def end(self) -> None:
+        """Writes withheld text, unless it is a header."""
+        if self._response is not None:
+            self._show(self._response, len(self._response.answer))
+        self._begin()
+
+    def _show(self, response: _Growing, length: int) -> None:
+        tokens = response.tokens
+        while self._shown < length:
+            while len(tokens) > 1 and tokens[1][0] <= self._shown:
+                tokens.popleft()
+            end = min(length, tokens[1][0]) if len(tokens) > 1 else length
+            piece, self._shown = response.text[self._shown : end], end
+            self._write(piece, tokens[0][1])
 
 
 class AnswerStreamer(BaseStreamer):
@@ -20,38 +90,69 @@ class AnswerStreamer(BaseStreamer):
     it. In a batch, every token is handed on at once.
 
     Args:
-        streamer: gets the prompt and the answer's tokens.
+        streamer: gets the prompt and the answer's tokens, with their writers if it takes them.
         tokenizer: the base's.
     """
 
     def __init__(self, streamer: BaseStreamer, tokenizer: PreTrainedTokenizerBase) -> None:
         self._streamer, self._tokenizer = streamer, tokenizer
+        self.takes_writers = getattr(streamer, "takes_writers", False)
         self._begin()
 
     def _begin(self) -> None:
         self._prompt_is_next = True
-        self._ids: list[int] = []
-        self._text = ""
-        self._withheld: deque[tuple[int, torch.Tensor]] = deque()  # with where each token's text begins
+        self._response = _Growing(self._tokenizer, transcript=True)
 
-    def put(self, value: torch.Tensor) -> None:
-        """The prompt, [batch, prompt], and then tokens, [batch]."""
-        if self._prompt_is_next or len(value) > 1:
+    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
+        """Takes the prompt, [batch, prompt], and then tokens, [batch], each with its writer."""
+        if self._prompt_is_next:
             self._prompt_is_next = False
             self._streamer.put(value)
-            return
-        self._withheld.append((len(self._text.rstrip("\ufffd")), value))
-        self._ids += value.tolist()
-        self._text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        self._hand_on(len(settled(self._text)))
+        elif len(value) > 1:
+            put_tokens(self._streamer, value, by_pilot)
+        else:
+            self._response.add(value, (value, by_pilot))
+            self._hand_on(len(self._response.settled))
 
     def end(self) -> None:
-        """What was withheld is handed on now, unless it is a header."""
-        answer = before_next_turn(self._text)
-        self._hand_on(sys.maxsize if answer == self._text.rstrip() else len(answer))
+        """Hands on what was withheld, unless it is a header."""
+        text, answer = self._response.text, self._response.answer
+        self._hand_on(sys.maxsize if answer == text.rstrip() else len(answer))
         self._begin()
         self._streamer.end()
 
     def _hand_on(self, length: int) -> None:
-        while self._withheld and self._withheld[0][0] < length:
-            self._streamer.put(self._withheld.popleft()[1])
+        tokens = self._response.tokens
+        while tokens and tokens[0][0] < length:
+            put_tokens(self._streamer, *tokens.popleft()[1])
+
+
+class _Growing:
+    """A response that grows token by token.
+
+    Attributes:
+        text: of all tokens.
+        tokens: items that were added with the tokens, each with the place in the text at which its token begins. A character
+            cut across tokens belongs to the token that completes it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, transcript: bool) -> None:
+        self._tokenizer, self._transcript = tokenizer, transcript
+        self._ids: list[int] = []
+        self.text = ""
+        self.tokens: deque[tuple[int, Any]] = deque()
+
+    def add(self, token: torch.Tensor, item: Any) -> None:
+        self.tokens.append((len(self.text.rstrip("\ufffd")), item))
+        self._ids += token.flatten().tolist()
+        self.text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+
+    @property
+    def settled(self) -> str:
+        """The beginning of the answer that no later token can change."""
+        return settled(self.text) if self._transcript else self.text.rstrip("\ufffd")
+
+    @property
+    def answer(self) -> str:
+        """The whole answer, if no token follows."""
+        return before_next_turn(self.text) if self._transcript else self.text
