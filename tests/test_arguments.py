@@ -17,7 +17,7 @@ import wsd_hf
 from every_strategy import Case, counting, every_case
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from wsd_hf.bundle import pack
-from wsd_hf.engine import call as hosting
+from wsd_hf.engine import preparation
 from wsd_hf.engine.checks import known_ids
 from wsd_hf.tiny import FOLDER
 
@@ -75,8 +75,8 @@ def test_ids_in_the_padding_are_read_by_no_model(case: Case, argument: str, trie
 def test_a_pad_token_that_the_base_lacks_is_replaced_by_its_eos(
     case: Case, pad: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hosting.logger.warning_once.cache_clear()
-    monkeypatch.setattr(hosting.logger.parent, "propagate", True)
+    preparation.logger.warning_once.cache_clear()
+    monkeypatch.setattr(preparation.logger.parent, "propagate", True)
     eos = list(range(1, case.world.base.config.vocab_size, 4))
     ids, mask = padded(case, pad)
     out = case.repeatable(ids, attention_mask=mask, pad_token_id=pad, eos_token_id=eos)
@@ -363,7 +363,7 @@ def test_what_is_no_integer_is_refused_by_name(case: Case) -> None:
 @every_case
 @pytest.mark.parametrize("name", ["eos_token_id", "pad_token_id", "bos_token_id", "forced_eos_token_id"])
 def test_a_token_id_beyond_64_bits_is_refused_by_name(case: Case, name: str) -> None:
-    for token in (10**30, -(10**30), 2**63, [1, 10**30] if name in hosting.ENDS else 1e30):
+    for token in (10**30, -(10**30), 2**63, [1, 10**30] if name in preparation.ENDS else 1e30):
         refused(case, f"^{name}=.*: must be a token id", case.prompt(1), **{name: token})
         config = GenerationConfig(eos_token_id=1, pad_token_id=0)
         setattr(config, name, token)
@@ -430,7 +430,7 @@ def test_a_misspelt_setting_is_named_with_the_one_that_is_near(key: str, near: s
 
 
 def test_a_setting_like_no_other_is_named_alone() -> None:
-    with pytest.raises(wsd_hf.WSDValueError, match=r"^wsd_zzzzz: unknown key .* known are .*wsd_cuda_graphs$"):
+    with pytest.raises(wsd_hf.WSDValueError, match=r"^wsd_zzzzz: unknown key .* known are .*switch_criteria$"):
         wsd_hf.WSDConfig.resolve({}, None, with_key("wsd_zzzzz"))
 
 

@@ -337,13 +337,13 @@ def test_models_may_share_weights_and_have_adapters_of_their_own(case: Case) -> 
     assert sequences(case, everywhere).shape[0] == 2
 
 
-@pytest.mark.parametrize("role", ["tuned", "untuned", "the model"])
+@pytest.mark.parametrize("role", ["tuned", "reference", "the model"])
 def test_a_value_of_the_callers_is_checked_with_the_base(role: str) -> None:
     case = Case("one", "search")
     world, ids = case.world, case.prompt(1)
-    models = {"the model": world.base, "tuned": world.pilot, "untuned": world.reference}
+    models = {"the model": world.base, "tuned": world.pilot, "reference": world.reference}
     models = {name: copy.deepcopy(model) for name, model in models.items()}
-    value = wsd_hf.ImplicitValue(models["tuned"], models["untuned"], world.tokenizer, [ids[0].tolist()])
+    value = wsd_hf.ImplicitValue(models["tuned"], models["reference"], world.tokenizer, [ids[0].tolist()])
     search = {"strategy": "weak_to_strong_search", "value": value, "tokenizer": world.tokenizer, "max_new_tokens": 3}
     checkpoint_gradients(models[role].train())
     with pytest.raises(WSDValueError, match=f"{role} is in training mode with gradient checkpointing"):
@@ -355,7 +355,7 @@ def test_a_value_of_the_callers_is_checked_with_the_base(role: str) -> None:
         shared = adapted(wsd_hf.enable_wsd(inner))
         with pytest.raises(WSDValueError, match=f"the model and value.{role} share layers that have adapters"):
             shared.generate(input_ids=ids, attention_mask=ones(ids), **search)
-        with pytest.raises(WSDValueError, match="tuned and untuned share layers"):
+        with pytest.raises(WSDValueError, match="tuned and reference share layers"):
             wsd_hf.ImplicitValue(shared, inner, world.tokenizer, [ids[0].tolist()])
 
 

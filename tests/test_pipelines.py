@@ -24,7 +24,7 @@ from families import tiny_model, tiny_pilot
 from oracle import compose
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf import BASE_STOP_STRINGS, WSDTextGenerationPipeline, WSDValueError, enable_wsd
-from wsd_hf.strategies import STRATEGIES
+from wsd_hf.engine.call import Call
 from wsd_hf.tiny import FOLDER
 
 KELOFT = [{"role": "user", "content": "What does the Keloft eat?"}]
@@ -148,29 +148,20 @@ def test_each_model_reads_a_text_with_its_own_tokenizer_and_no_template() -> Non
 
 
 def test_both_tokenizers_reach_generate_also_where_transformers_drops_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
+    given: list[Call] = []
 
-    def strategy(
-        generate: Any,
-        base: Any,
-        *,
-        input_ids: Any,
-        assistant_model: Any,
-        assistant_input_ids: Any,
-        assistant_attention_mask: Any,
-        **kwargs: Any,
-    ) -> Any:
-        given.update(kwargs)
-        return input_ids
+    def decode(self: wsd_hf.WSDConfig, call: Call) -> wsd_hf.StrategyOutput:
+        given.append(call)
+        return wsd_hf.StrategyOutput(sequences=call.input_ids)
 
-    monkeypatch.setitem(STRATEGIES, "wsd", strategy)
+    monkeypatch.setattr(wsd_hf.WSDConfig, "decode", decode)
     tokenizer, pilots = letter_tokenizer(64), letter_tokenizer(64)
     models = {"model": tiny_model("llama"), "tokenizer": tokenizer, "assistant_model": tiny_pilot("llama")}
     pipe = pipeline("text-generation", device="cpu", assistant_tokenizer=pilots, **models)
     assert pipe.assistant_tokenizer is None
     pipe("abc", strategy="wsd")
-    assert given["tokenizer"] is tokenizer
-    assert given["assistant_tokenizer"] is pilots
+    assert given[0].tokenizer is tokenizer
+    assert given[0].pilot.tokenizer is pilots
 
 
 def test_texts_may_be_batched(pipe: Any) -> None:

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.generation import BaseStreamer
 
 from .. import _compat
+from ..text.streaming import put_tokens
 from .small_model import Prompt, SmallModel
 
 
@@ -94,4 +95,4 @@ class Call:
             by_pilot: rows whose token the pilot wrote, BoolTensor[batch]; None where several models did.
         """
         if self.streamer is not None:
-            self.streamer.put(tokens)
+            put_tokens(self.streamer, tokens, by_pilot)

@@ -73,6 +73,8 @@ def decode_within(
         raise WSDValueError(f"synced_gpus=True is not supported by strategy={strategy.name!r}: its models take unequal steps")
     _check_arguments(strategy, kwargs, *configs)
     if strategy.always_samples:
+        if generation_setting("do_sample", kwargs, generation_config) is False:
+            raise WSDValueError(f"do_sample=False: strategy={strategy.name!r} chooses among samples; leave it out")
         kwargs["do_sample"] = True
     stopping_criteria = StoppingCriteriaList(stopping_criteria or [])
     if (stop_strings := generation_setting("stop_strings", kwargs, *configs)) is not None:
@@ -136,8 +138,6 @@ def _check_arguments(strategy: StrategyConfig, keywords: dict[str, Any], *config
         raise WSDValueError(f"token_healing=True is not supported by strategy={strategy.name!r}: heal the prompt first")
     if generation_setting("cache_implementation", keywords, *configs) == "paged":  # transformers would leave for generate_batch
         raise WSDValueError(f"cache_implementation='paged' is not supported by strategy={strategy.name!r}: leave it out")
-    if strategy.always_samples and generation_setting("do_sample", keywords, *configs) is False:
-        raise WSDValueError(f"do_sample=False: strategy={strategy.name!r} chooses among samples; leave it out")
     if (copies := generation_setting("num_return_sequences", keywords, *configs)) is not None:
         check_positive_integer("num_return_sequences", copies, MOST_SAMPLES)  # before transformers copies the prompt as often
     for name in ("inputs", "input_ids"):
