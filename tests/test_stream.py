@@ -15,7 +15,7 @@ from wsd_hf.engine import cuda_graphs as graphs
 from wsd_hf.engine.cache import RaggedCache
 from wsd_hf.engine.cuda_graphs import Eager, Workspace
 from wsd_hf.engine.ragged_stream import Stream
-from wsd_hf.engine.supported import FAMILIES, why_not_model
+from wsd_hf.engine.supported import FAMILIES, unsupported_model
 
 PROMPTS = (5, 12, 9)  # two of them longer than the sliding window of the families that have one
 ROOM = 60
@@ -110,7 +110,7 @@ def test_what_the_cache_lacks_begins_where_it_was_rewound_to() -> None:
 
 @pytest.mark.parametrize("family", ["mamba", "bloom", "qwen3_next"])
 def test_a_family_that_is_not_known_to_be_exact_is_named(family: str) -> None:
-    assert f"the pilot is of type '{family}'" in (why_not_model("pilot", tiny_model(family)) or "")
+    assert f"the pilot is of type '{family}'" in (unsupported_model("pilot", tiny_model(family)) or "")
 
 
 def test_buffers_that_grow_keep_what_they_hold(captures: Captures, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

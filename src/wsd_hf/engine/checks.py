@@ -206,12 +206,12 @@ def check_readable(name: str, tokens: Iterable[int], model: PreTrainedModel) -> 
         )
 
 
-def unusable(logits: torch.Tensor) -> torch.Tensor:
+def not_finite(logits: torch.Tensor) -> torch.Tensor:
     """Where no token can be chosen: NaN or +inf somewhere, or -inf throughout; [..., vocabulary] -> BoolTensor[...]."""
     return ~logits.amax(dim=-1).isfinite()
 
 
-def check_usable(model: str, bad: torch.Tensor, written: list[int]) -> None:
+def check_finite(model: str, bad: torch.Tensor, written: list[int]) -> None:
     """Raises if a row is bad.
 
     Args:

@@ -40,7 +40,7 @@ class Stream:
     after the switch, when it only proposes, and the base proposals that it cannot keep.
 
     Args:
-        model: any that `support.why_not_model` has nothing against.
+        model: any that `supported.unsupported_model` has nothing against.
         prompts: token ids of each row's prompt.
         workspace: buffers for each row's prompt and all that is fed beyond it.
 
@@ -167,7 +167,7 @@ def open_stream(model: PreTrainedModel, prompts: list[list[int]], room: int, cap
     """A model as a stream for one call.
 
     Args:
-        model: any that `why_not_model` has nothing against.
+        model: any that `unsupported_model` has nothing against.
         prompts: token ids of each row's prompt.
         room: most tokens that a row is fed behind its prompt.
         capturing: whether to capture CUDA graphs where the model allows it.

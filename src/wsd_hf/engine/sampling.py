@@ -19,7 +19,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from .checks import unusable
+from .checks import not_finite
 
 SAMPLING_WARPERS = (
     TemperatureLogitsWarper,
@@ -70,10 +70,10 @@ def choose(logits: torch.Tensor, warpers: LogitsProcessorList | None) -> tuple[t
         None without warpers.
     """
     if warpers is None:
-        return logits.argmax(dim=-1), unusable(logits), None
+        return logits.argmax(dim=-1), not_finite(logits), None
     probabilities = warpers(None, logits).softmax(dim=-1)
     drawn = draw(probabilities)
-    return drawn.clamp(min=0), unusable(logits) | (drawn < 0), probabilities
+    return drawn.clamp(min=0), not_finite(logits) | (drawn < 0), probabilities
 
 
 def force(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,7 @@ def depends_on_prefix_only(item: object) -> bool:
     return type(item) in PREFIX_ONLY
 
 
-def why_not_items(items: Iterable[object]) -> str | None:
+def unsupported_items(items: Iterable[object]) -> str | None:
     """Why a loop of our own cannot serve some processors and criteria; None where it can.
 
     The caller's own are trusted to depend on the prefix only, and so is the function of a `PrefixConstrainedLogitsProcessor`.
@@ -104,7 +104,7 @@ def why_not_items(items: Iterable[object]) -> str | None:
     return None
 
 
-def why_not_model(name: str, model: PreTrainedModel) -> str | None:
+def unsupported_model(name: str, model: PreTrainedModel) -> str | None:
     """Why the fast path cannot serve this model; None where it can.
 
     Args:
@@ -145,7 +145,7 @@ def passes_context(model: PreTrainedModel, attention_mask: torch.Tensor, budget:
     return not rotary(model) and int(attention_mask.sum(dim=1).max()) + budget > context_size(model)
 
 
-def why_not_inputs(call: Call) -> str | None:
+def unsupported_inputs(call: Call) -> str | None:
     """Why a loop of our own cannot serve these inputs of the base; None where it can."""
     if call.fills_cache:
         return "past_key_values was given"
@@ -161,7 +161,7 @@ def why_not_inputs(call: Call) -> str | None:
     return None
 
 
-def why_not_options(generation_config: GenerationConfig) -> str | None:
+def unsupported_options(generation_config: GenerationConfig) -> str | None:
     """Why a loop of our own cannot serve these options, whatever the models; None where it can."""
     if not generation_config.use_cache:
         return "use_cache=False was given"
@@ -185,11 +185,11 @@ def _rope_types(parameters: Any) -> set[str]:
 def unsupported_reason(call: Call, pilot: PreTrainedModel) -> str | None:
     """Why the fast path cannot serve a call; None where it can."""
     return (
-        why_not_model("base", call.base)
-        or why_not_model("pilot", pilot)
-        or why_not_options(call.generation_config)
-        or why_not_inputs(call)
-        or why_not_items((*call.processors, *call.criteria))
+        unsupported_model("base", call.base)
+        or unsupported_model("pilot", pilot)
+        or unsupported_options(call.generation_config)
+        or unsupported_inputs(call)
+        or unsupported_items((*call.processors, *call.criteria))
     )
 
 

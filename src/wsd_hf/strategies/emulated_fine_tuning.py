@@ -13,7 +13,7 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from ..engine.call import Call
-from ..engine.checks import check_readable, check_usable, context_size, unusable, vocabulary_size
+from ..engine.checks import check_finite, check_readable, context_size, not_finite, vocabulary_size
 from ..engine.hf_loop import WatchedCriteria, base_tokens, run
 from ..engine.lockstep_stream import StepStream
 from ..engine.numbers import as_number
@@ -92,7 +92,7 @@ class _Emulated(LogitsProcessor):
         moved[:, :shared] += self._beta * _difference(tuned[:, :shared], reference[:, :shared])
         models = ("base", scores), ("assistant_model", tuned), ("reference_model", reference), ("emulated model", moved)
         for name, logits in models:
-            check_usable(name, unusable(logits) & ~self._criteria.ended(input_ids), [self.taken] * len(scores))
+            check_finite(name, not_finite(logits) & ~self._criteria.ended(input_ids), [self.taken] * len(scores))
         self.taken += 1
         return moved
 

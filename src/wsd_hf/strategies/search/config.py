@@ -14,7 +14,7 @@ from ...engine.checks import check_models, check_room, eos_token_ids, vocabulary
 from ...engine.lockstep_stream import StepStream
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...engine.strategy import StrategyConfig, keyword
-from ...engine.supported import why_not_inputs, why_not_items, why_not_options
+from ...engine.supported import unsupported_inputs, unsupported_items, unsupported_options
 from ...errors import WSDValueError
 from ...text.settled_tokens import PieceEncoder
 from ...text.vocabulary import same_vocabulary
@@ -105,13 +105,13 @@ class SearchConfig(StrategyConfig, BeamSettings):
 
 
 def _check(call: Call, settings: SearchConfig) -> None:
-    reason = why_not_options(call.generation_config) or why_not_inputs(call)
+    reason = unsupported_options(call.generation_config) or unsupported_inputs(call)
     if not _compat.can_select_rows(call.base, call.model_kwargs):
         reason = f"what {type(call.base).__name__} remembers of a row cannot be reordered"
     for name in ("output_scores", "output_logits"):
         if getattr(call.generation_config, name):
             reason = f"{name}=True was given"
-    reason = reason or why_not_items((*call.processors, *call.criteria))
+    reason = reason or unsupported_items((*call.processors, *call.criteria))
     if reason:
         raise WSDValueError(f"strategy='weak_to_strong_search' cannot serve this call: {reason}")
     if call.copies > settings.beam_width:
