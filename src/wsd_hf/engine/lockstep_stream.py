@@ -12,7 +12,7 @@ from .checks import context_size, vocabulary_size
 from .supported import rotary
 
 
-class StepStream:
+class LockstepStream:
     """A model that is fed one token per row at a time, with its own prompt and its own cache.
 
     `generate` with a callable `custom_generate` prepares mask, positions and cache in the way the model's architecture

@@ -33,7 +33,7 @@ class Block(NamedTuple):
         return Block(tokens[:, None], torch.where(last == NO_SLOT, NO_SLOT, last + 1), dict.fromkeys(self.fed, 1))
 
 
-class Stream:
+class RaggedStream:
     """One model's side of a call: each row is its prompt and the response so far; the cache holds a prefix of that.
 
     Tokens that the model lacks are fed as its last one, where that changes no response: the pilot may see such of the base
@@ -163,7 +163,7 @@ class Stream:
 
 
 @contextmanager
-def open_stream(model: PreTrainedModel, prompts: list[list[int]], room: int, capturing: bool) -> Iterator[Stream]:
+def open_stream(model: PreTrainedModel, prompts: list[list[int]], room: int, capturing: bool) -> Iterator[RaggedStream]:
     """A model as a stream for one call.
 
     Args:
@@ -173,7 +173,7 @@ def open_stream(model: PreTrainedModel, prompts: list[list[int]], room: int, cap
         capturing: whether to capture CUDA graphs where the model allows it.
     """
     with workspace(model, len(prompts), max(map(len, prompts)), room, capturing) as buffers:
-        yield Stream(model, prompts, buffers)
+        yield RaggedStream(model, prompts, buffers)
 
 
 def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:

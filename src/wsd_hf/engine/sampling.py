@@ -92,7 +92,7 @@ FREE = -1
 
 
 def choice(warpers: LogitsProcessorList | None) -> tuple[str, Callable[[torch.Tensor], Any]]:
-    """What `Stream.run` takes for the pilot to choose a token, and the function's name.
+    """What `RaggedStream.run` takes for the pilot to choose a token, and the function's name.
 
     Args:
         warpers: shape its choice; None: it is greedy.

@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList
 from ...engine.call import Call
 from ...engine.checks import check_finite, closing_token_id, eos_token_ids, not_finite, vocabulary_size
 from ...engine.pilot_side import PilotSide
-from ...engine.ragged_stream import Stream, open_stream, real_tokens
+from ...engine.ragged_stream import RaggedStream, open_stream, real_tokens
 from ...engine.rows import Rows
 from ...engine.sampling import draw, split
 from ...engine.stats import Stats, peak_memory, work
@@ -46,7 +46,7 @@ class Nudging:
 
     def __init__(
         self,
-        base: Stream,
+        base: RaggedStream,
         words: Words,
         rows: Rows,
         processors: LogitsProcessorList,

@@ -10,7 +10,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from ...engine.checks import check_finite, check_readable, check_shared
-from ...engine.ragged_stream import Stream
+from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import choice
 from ...text.bridge import Bridge
@@ -49,7 +49,7 @@ class Words:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: RaggedStream,
         bridge: Bridge,
         encoder: PieceEncoder,
         warpers: LogitsProcessorList | None,

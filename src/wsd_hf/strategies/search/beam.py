@@ -12,7 +12,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ...engine.checks import check_finite, not_finite
-from ...engine.lockstep_stream import StepStream
+from ...engine.lockstep_stream import LockstepStream
 from ...engine.numbers import MOST_SAMPLES, check_positive_integer
 from ...engine.sampling import split
 from ...errors import WSDValueError
@@ -159,7 +159,7 @@ class ChunkBeamSearch:
 
     def __init__(
         self,
-        stream: StepStream,
+        stream: LockstepStream,
         processors: LogitsProcessorList,
         copies: int,
         criteria: StoppingCriteriaList,

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ... import _compat
 from ...engine.call import Call
 from ...engine.checks import check_models, check_room, eos_token_ids, vocabulary_size
-from ...engine.lockstep_stream import StepStream
+from ...engine.lockstep_stream import LockstepStream
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...engine.strategy import StrategyConfig, keyword
 from ...engine.supported import unsupported_inputs, unsupported_items, unsupported_options
@@ -69,7 +69,7 @@ class SearchConfig(StrategyConfig, BeamSettings):
         _check(call, self)
         before = _work(value)
         prompts, mask = (tensor[:: call.copies] for tensor in call.prompt)
-        stream = StepStream(call.base, prompts, mask, call.budget)
+        stream = LockstepStream(call.base, prompts, mask, call.budget)
         search = ChunkBeamSearch(
             stream,
             call.processors,
@@ -168,7 +168,7 @@ def _work(value: Value) -> list[Work]:
     return [work(judge) for judge in _judges(value)] or [Work(), Work()]
 
 
-def _stats(call: Call, stream: StepStream, value: Value, before: list[Work]) -> Stats:
+def _stats(call: Call, stream: LockstepStream, value: Value, before: list[Work]) -> Stats:
     pilot, reference = (
         Work(now.forwards - then.forwards, now.tokens - then.tokens) for now, then in zip(_work(value), before, strict=True)
     )

@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList
 from ...engine.acceptance import keep_or_redraw
 from ...engine.cache import NO_SLOT
 from ...engine.checks import check_finite, not_finite, vocabulary_size
-from ...engine.ragged_stream import Stream
+from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import FREE, SAMPLING_WARPERS, draw, force
 from ...engine.scores import Record
@@ -56,7 +56,7 @@ class Decoding:
 
     def __init__(
         self,
-        base: Stream,
+        base: RaggedStream,
         proposer: Proposer,
         draft: Draft,
         rows: Rows,

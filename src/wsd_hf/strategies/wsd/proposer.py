@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from ...engine.checks import check_finite
-from ...engine.ragged_stream import Stream
+from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import FREE, choice
 from ...text.bridge import Bridge, Offer, OneVocabulary
@@ -60,7 +60,7 @@ class Proposer:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: RaggedStream,
         bridge: Bridge,
         warpers: LogitsProcessorList | None,
         room: int,

@@ -11,7 +11,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from ...engine.call import Call
 from ...engine.checks import check_finite, not_finite
 from ...engine.hf_loop import WatchedCriteria, base_tokens, run
-from ...engine.lockstep_stream import StepStream
+from ...engine.lockstep_stream import LockstepStream
 from ...engine.sampling import choose, force
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...text.bridge import DraftOver, Offer
@@ -29,7 +29,7 @@ class DraftSteps:
 
     def __init__(self, setup: DraftSetup) -> None:
         self.draft = setup.draft
-        self.stream = StepStream(setup.side.model, *setup.side.prompt, setup.longest)
+        self.stream = LockstepStream(setup.side.model, *setup.side.prompt, setup.longest)
         self.taken = self.proposed = 0
         self.by_pilot = setup.draft.drafting
         self._bridge = setup.bridge
