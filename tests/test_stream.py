@@ -13,7 +13,7 @@ from families import VOCABULARY, tiny_model
 from test_graphs import Captures, captures  # noqa: F401
 from wsd_hf.engine import cuda_graphs as graphs
 from wsd_hf.engine.cache import RaggedCache
-from wsd_hf.engine.cuda_graphs import Eager, Workspace
+from wsd_hf.engine.cuda_graphs import Workspace
 from wsd_hf.engine.ragged_stream import RaggedStream
 from wsd_hf.engine.supported import FAMILIES, unsupported_model
 
@@ -33,7 +33,7 @@ def tokens(rng: random.Random, count: int) -> list[int]:
 
 
 def streaming(model: PreTrainedModel, prompts: list[list[int]], room: int) -> RaggedStream:
-    workspace = Workspace(RaggedCache(model.config, max(map(len, prompts)) + room), Eager())
+    workspace = Workspace(RaggedCache(model.config, max(map(len, prompts)) + room))
     return RaggedStream(model, prompts, workspace)
 
 

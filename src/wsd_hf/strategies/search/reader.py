@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ... import _compat
 from ...engine.cache import RaggedCache
 from ...engine.checks import context_size, logits_error, not_finite, vocabulary_size
-from ...engine.cuda_graphs import Eager, Workspace
+from ...engine.cuda_graphs import Workspace
 from ...engine.ragged_stream import RaggedStream
 from ...engine.supported import rotary, unsupported_model
 from ...errors import WSDValueError
@@ -79,7 +79,7 @@ class Reader:
         self._texts: list[list[int]] = [[]]
         self._prompts = [0]
         self._log_probs: list[list[float]] = [[]]  # of every token but the first; NaN where nobody asked
-        self._stream = RaggedStream(self.model, [[]], Workspace(RaggedCache(self.model.config), Eager()))
+        self._stream = RaggedStream(self.model, [[]], Workspace(RaggedCache(self.model.config)))
         self._made_with = self._precision()
 
     def _precision(self) -> tuple[Any, ...]:
