@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .. import _compat
 from ..engine.checks import check_prompt, check_token_ids, eos_token_ids, known_ids, vocabulary_size
+from ..engine.ragged_stream import real_tokens
 from ..engine.small_model import left_padded
 from ..errors import WSDValueError
 from ..generation import generate_with, streamer_ended_on_error
@@ -119,7 +120,7 @@ class _Partner(NamedTuple):
             mask = _unpadded(ids, self.tokenizer)
         check_prompt("input_ids", ids, mask, rows=len(ids))
         known_ids("input_ids", ids, mask, "the base", base)
-        rows = [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
+        rows = real_tokens(ids, mask)
         prompts = [self._chat_prompt(row) for row in rows]
         if not any(prompts):
             return False

@@ -38,41 +38,6 @@ FOREIGN = ("accelerate.", "bitsandbytes.", "peft.", "torch._dynamo.")
 """Libraries whose layers and hooks may act differently in every forward."""
 
 
-class Graphs:
-    """Captures the second forward of each shape, and replays it from then on."""
-
-    def __init__(self) -> None:
-        self.memory = 0  # of the graphs, in bytes
-        self._replays: dict[tuple[Any, ...], Callable[..., Any] | None] = {}
-        self._pool: Any = None
-        self._refused = False
-
-    def run(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
-        """`function(*inputs)`, captured or replayed.
-
-        Args:
-            key: identifies the function, together with the inputs' shapes.
-            function: returns a tensor, or a tuple of tensors and None; other memory that it reads must stay where it is.
-            inputs: tensors on one device.
-        """
-        key = (*key, *(tuple(tensor.shape) for tensor in inputs))
-        if key in self._replays and self._replays[key] is None and inputs[0].shape[1] <= WIDEST and not self._refused:
-            self._replays[key] = self._capture(function, inputs)
-        replay = self._replays.setdefault(key, None)
-        return function(*inputs) if replay is None else replay(*inputs)
-
-    def _capture(self, function: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> Callable[..., Any] | None:
-        held = _reserved(inputs[0].device)
-        try:
-            replay, self._pool = capture(function, inputs, self._pool)
-        except RuntimeError as error:  # anything that can't be captured; run eagerly, a faulty forward raises its own error
-            logger.warning_once(f"Weak-to-Strong Decoding runs without CUDA graphs, since capture failed: {error}")
-            self._refused = True
-            return None
-        self.memory += max(0, _reserved(inputs[0].device) - held)
-        return replay
-
-
 _CAPTURING = threading.Lock()
 
 
@@ -102,38 +67,68 @@ def capture(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], pool
 
 
 class Workspace:
-    """A cache, and the CUDA graphs of forwards over it; None runs them eagerly."""
+    """A cache, and the CUDA graphs of forwards over it.
 
-    def __init__(self, cache: RaggedCache, graphs: Graphs | None = None) -> None:
+    Args:
+        cache: buffers of keys and values.
+        captures: True to capture the second forward of each shape, and replay it from then on; shapes should stay the same.
+    """
+
+    def __init__(self, cache: RaggedCache, captures: bool = False) -> None:
         self.cache = cache
-        self.graphs = graphs
+        self.captures = captures
+        self._forget_graphs()
 
-    @property
-    def captures(self) -> bool:
-        """True if forwards are captured, so that shapes should stay the same."""
-        return self.graphs is not None
+    def _forget_graphs(self) -> None:
+        self._replays: dict[tuple[Any, ...], Callable[..., Any] | None] = {}
+        self._pool: Any = None
+        self._graph_memory = 0
+        self._refused = False
 
     @property
     def memory(self) -> int:
         """Size of buffers and graphs, in bytes."""
-        return self.cache.memory + (self.graphs.memory if self.graphs else 0)
-
-    def run(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
-        """`function(*inputs)`; see `Graphs.run`."""
-        return self.graphs.run(key, function, *inputs) if self.graphs else function(*inputs)
+        return self.cache.memory + self._graph_memory
 
     def padded(self, tokens: int) -> int:
         """Number of positions of a block with `tokens` tokens in its fullest row; a power of two, to capture few shapes."""
-        return 2 ** (tokens - 1).bit_length() if self.graphs and 1 < tokens <= WIDEST else tokens
-
-    def reserve(self, capacity: int) -> None:
-        """Makes room for `capacity` tokens of a row; the buffers keep their content."""
-        if self.cache.grow(self.width(1 + capacity)) and self.graphs:
-            self.graphs = Graphs()  # the old ones read and write the old buffers
+        return 2 ** (tokens - 1).bit_length() if self.captures and 1 < tokens <= WIDEST else tokens
 
     def width(self, slots: int) -> int:
         """Number of slots that a forward attends to if `slots` of them are taken."""
-        return _rounded(slots) if self.graphs else slots
+        return _rounded(slots) if self.captures else slots
+
+    def reserve(self, capacity: int) -> None:
+        """Makes room for `capacity` tokens of a row; the buffers keep their content."""
+        if self.cache.grow(self.width(1 + capacity)):
+            self._forget_graphs()  # they read and write the old buffers
+
+    def run(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+        """`function(*inputs)`, which may be captured or replayed.
+
+        Args:
+            key: identifies the function, together with the inputs' shapes.
+            function: returns a tensor, or a tuple of tensors and None; other memory that it reads must stay where it is.
+            inputs: tensors on one device.
+        """
+        if not self.captures:
+            return function(*inputs)
+        key = (*key, *(tuple(tensor.shape) for tensor in inputs))
+        if key in self._replays and self._replays[key] is None and inputs[0].shape[1] <= WIDEST and not self._refused:
+            self._replays[key] = self._capture(function, inputs)
+        replay = self._replays.setdefault(key, None)
+        return function(*inputs) if replay is None else replay(*inputs)
+
+    def _capture(self, function: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> Callable[..., Any] | None:
+        held = _reserved(inputs[0].device)
+        try:
+            replay, self._pool = capture(function, inputs, self._pool)
+        except RuntimeError as error:  # anything that can't be captured; run eagerly, a faulty forward raises its own error
+            logger.warning_once(f"Weak-to-Strong Decoding runs without CUDA graphs, since capture failed: {error}")
+            self._refused = True
+            return None
+        self._graph_memory += max(0, _reserved(inputs[0].device) - held)
+        return replay
 
 
 @contextmanager
@@ -152,7 +147,7 @@ def workspace(model: PreTrainedModel, rows: int, prompt: int, room: int, capturi
         return
     capacity = _rounded(1 + prompt + min(room, AHEAD)) - 1
     shape = (rows, capacity, _fingerprint(model), torch.is_inference_mode_enabled())
-    taken = _SHELF.take(model, shape) or Workspace(RaggedCache(model.config), Graphs())
+    taken = _SHELF.take(model, shape) or Workspace(RaggedCache(model.config), captures=True)
     taken.reserve(capacity)
     yield taken
     _SHELF.put(model, shape, taken)

@@ -166,11 +166,7 @@ def open_stream(model: PreTrainedModel, prompts: list[list[int]], room: int, cap
 
 
 def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
-    """The rows without their padding."""
-    rows = input_ids.tolist()
-    if attention_mask is None:
-        return rows
-    return [
-        [token for token, real in zip(row, mask, strict=True) if real]
-        for row, mask in zip(rows, attention_mask.tolist(), strict=True)
-    ]
+    """Token ids of each row without its padding."""
+    ids = input_ids.cpu()
+    mask = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
+    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
