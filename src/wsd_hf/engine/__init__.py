@@ -1,1 +1,1 @@
-"""Models as streams of logits, caches, rows, and checks of arguments; knows no strategy."""
+"""Models as streams of logits, caches, rows, and checks of arguments; imports no strategy."""
