@@ -34,7 +34,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StoppingCriteria
 
 import wsd_hf
-from wsd_hf.engine.ragged_stream import Stream
+from wsd_hf.engine.ragged_stream import RaggedStream
 
 
 @dataclass(frozen=True)
@@ -238,19 +238,19 @@ def measure(pair: Pair, asked: float, batch: int, prompt: int, switch: int, repe
 def timed_forwards(pair: Pair) -> Iterator[dict[str, Callable[[], float]]]:
     """Seconds within the forwards of base and pilot on the fast path; to be asked for when the device is done."""
     spans: dict[str, list[Callable[[], float]]] = {"base": [], "pilot": []}
-    run = Stream.run
+    run = RaggedStream.run
 
-    def timed(stream: Stream, *args: Any, **kwargs: Any) -> Any:
+    def timed(stream: RaggedStream, *args: Any, **kwargs: Any) -> Any:
         clock = Clock(pair.shape)
         out = run(stream, *args, **kwargs)
         spans["base" if stream.model is pair.base else "pilot"].append(clock.stop())
         return out
 
-    Stream.run = timed  # type: ignore[method-assign]
+    RaggedStream.run = timed  # type: ignore[method-assign]
     try:
         yield {role: lambda times=times: sum(span() for span in times) for role, times in spans.items()}  # type: ignore[misc]
     finally:
-        Stream.run = run  # type: ignore[method-assign]
+        RaggedStream.run = run  # type: ignore[method-assign]
 
 
 class Clock:

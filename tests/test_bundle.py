@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from typer.testing import CliRunner
 
 import wsd_hf
-from wsd_hf import WSDConfig, WSDHubError, WSDValueError, bundle
-from wsd_hf.bundle import pack
+from wsd_hf import WSDConfig, WSDHubError, WSDValueError
+from wsd_hf.bundle import decoding, pack
 from wsd_hf.cli import app
 from wsd_hf.text.chat import before_next_turn
 from wsd_hf.tiny import FOLDER
@@ -345,7 +345,7 @@ def test_threads_share_one_pilot_that_dies_with_its_model(folder: Path, monkeypa
         loaded.append(weakref.ref(pair[0]))
         return pair
 
-    monkeypatch.setattr(bundle, "load_pilot", counted)
+    monkeypatch.setattr(decoding, "load_pilot", counted)
     model, tokenizer = load(folder)
     model.to(torch.float64)
     inputs = prompt(tokenizer, [user(KELOFT)])

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 
 import wsd_hf
 from scripted import EOS, PAD, ScriptedModel, scripted_model
-from wsd_hf import ImplicitValue, WSDConfig, WSDValueError, build_inputs, bundle, urial_messages
+from wsd_hf import ImplicitValue, WSDConfig, WSDValueError, build_inputs, urial_messages
+from wsd_hf.bundle import decoding, packing
 from wsd_hf.cli import app
 from wsd_hf.cli.conversation import Conversation
 from wsd_hf.comparison.prompts import read_prompts
@@ -391,7 +392,7 @@ def test_a_chat_template_that_raises_anything_refuses(pair: Any, template: str, 
             build_inputs(QUESTION, *tokenizers)
         assert caught.value.__cause__ is not None
     assert ChatLayout(bad).read([3, 4]) is None
-    assert not bundle._reads_chats(bad)
+    assert not packing._reads_chats(bad)
     tried("chat templates that raise", 4)
 
 
@@ -400,9 +401,9 @@ def test_the_pilot_of_a_bundle_gets_text_where_its_template_raises(
     pair: Any, template: str, monkeypatch: pytest.MonkeyPatch, tried: Any
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(bundle, "logger", SimpleNamespace(warning_once=told.append))
+    monkeypatch.setattr(decoding, "logger", SimpleNamespace(warning_once=told.append))
     layout = SimpleNamespace(read=lambda row: SimpleNamespace(turns=QUESTION, prefill=""))
-    partner = bundle._Partner(pair[1], pair[2], templated(pair[2], template), layout, None)
+    partner = decoding._Partner(pair[1], pair[2], templated(pair[2], template), layout, None)
     assert partner._chat_prompt([3]) is None
     assert "the chat template of the pilot refuses" in told[0]
     assert safe(told[0])

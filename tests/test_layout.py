@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from wsd_hf.bundle import TRANSCRIPT
+from wsd_hf.bundle.packing import TRANSCRIPT
 from wsd_hf.text.chat_parser import ChatLayout
 from wsd_hf.tiny import FOLDER
 

@@ -26,7 +26,7 @@ from every_strategy import CASES, Case, counting, every_case
 from families import VOCABULARY, tiny_model
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from tokenizers_for_tests import letter_tokenizer
-from wsd_hf.engine.supported import PREFIX_ONLY, why_not_items
+from wsd_hf.engine.supported import PREFIX_ONLY, unsupported_items
 from wsd_hf.text.stop_strings import StopStrings
 
 ROWS, PROMPT, STEPS = 4, 5, 5
@@ -172,7 +172,7 @@ def test_every_class_of_transformers_is_what_it_is_taken_for(tried: Any) -> None
     exported = {name for name in found if hasattr(transformers, name)} | {"StopStrings"}
     assert {kind.__name__ for kind in PREFIX_ONLY} == exported
     caller = {"PrefixConstrainedLogitsProcessor"}
-    refused = {name for name in classes() if why_not_items([make(name)])}
+    refused = {name for name in classes() if unsupported_items([make(name)])}
     assert refused == set(classes()) - exported - caller
     assert "StopStrings" in found
     assert {"SynthIDTextWatermarkLogitsProcessor", "ConfidenceCriteria"} <= refused - found

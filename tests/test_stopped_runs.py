@@ -442,7 +442,7 @@ def test_sigterm_ends_the_other_commands(tmp_path: Path, monkeypatch: pytest.Mon
         "wsd_hf.cli.answer": ["generate", "Why?"],
         "wsd_hf.cli.conversation.answer": ["chat"],
         "wsd_hf.cli.evaluation.run_lm_eval": harness,
-        "wsd_hf.bundle._write_code": ["pack", tmp_path / "packed", "--copy", *models],
+        "wsd_hf.bundle.packing._write_code": ["pack", tmp_path / "packed", "--copy", *models],
     }.items():
         with monkeypatch.context() as patch:
             patch.setattr(within, stop)
@@ -462,14 +462,14 @@ def test_two_packs_into_one_folder_leave_one_whole(tmp_path: Path, monkeypatch: 
     assert pack(tmp_path / "alone").exit_code == 0
     folder = tmp_path / "shared" / "packed"
     with monkeypatch.context() as patch:
-        from wsd_hf.bundle import _write_code
+        from wsd_hf.bundle.packing import _write_code
 
         def meanwhile(where: Path) -> None:
-            patch.setattr("wsd_hf.bundle._write_code", _write_code)
+            patch.setattr("wsd_hf.bundle.packing._write_code", _write_code)
             assert pack(folder).exit_code == 0
             _write_code(where)
 
-        patch.setattr("wsd_hf.bundle._write_code", meanwhile)
+        patch.setattr("wsd_hf.bundle.packing._write_code", meanwhile)
         assert str(folder) in refusal(pack(folder))
     assert files(folder) == files(tmp_path / "alone")
     assert list(folder.parent.iterdir()) == [folder]

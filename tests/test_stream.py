@@ -13,9 +13,9 @@ from families import VOCABULARY, tiny_model
 from test_graphs import Captures, captures  # noqa: F401
 from wsd_hf.engine import cuda_graphs as graphs
 from wsd_hf.engine.cache import RaggedCache
-from wsd_hf.engine.cuda_graphs import Eager, Workspace
-from wsd_hf.engine.ragged_stream import Stream
-from wsd_hf.engine.supported import FAMILIES, why_not_model
+from wsd_hf.engine.cuda_graphs import Workspace
+from wsd_hf.engine.ragged_stream import RaggedStream
+from wsd_hf.engine.supported import FAMILIES, unsupported_model
 
 PROMPTS = (5, 12, 9)  # two of them longer than the sliding window of the families that have one
 ROOM = 60
@@ -32,9 +32,9 @@ def tokens(rng: random.Random, count: int) -> list[int]:
     return [rng.randrange(VOCABULARY) for _ in range(count)]
 
 
-def streaming(model: PreTrainedModel, prompts: list[list[int]], room: int) -> Stream:
-    workspace = Workspace(RaggedCache(model.config, max(map(len, prompts)) + room), Eager())
-    return Stream(model, prompts, workspace)
+def streaming(model: PreTrainedModel, prompts: list[list[int]], room: int) -> RaggedStream:
+    workspace = Workspace(RaggedCache(model.config, max(map(len, prompts)) + room))
+    return RaggedStream(model, prompts, workspace)
 
 
 @pytest.mark.parametrize(("family", "attention"), KINDS)
@@ -67,7 +67,7 @@ def test_ragged_feeds_and_rewinds_leave_every_logit_that_of_a_forward_without_ca
             stream.rewind(row, len(responses[row]) - rng.choice([0, 0, 1, min(3, len(responses[row]))]))
 
 
-def feed(stream: Stream, blocks: list[list[int] | None], proposals: list[list[int]], counts: list[int]) -> torch.Tensor:
+def feed(stream: RaggedStream, blocks: list[list[int] | None], proposals: list[list[int]], counts: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return stream.logits(stream.block(blocks, torch.tensor(proposals), counts), keep=1 + len(proposals[0]))
 
@@ -110,7 +110,7 @@ def test_what_the_cache_lacks_begins_where_it_was_rewound_to() -> None:
 
 @pytest.mark.parametrize("family", ["mamba", "bloom", "qwen3_next"])
 def test_a_family_that_is_not_known_to_be_exact_is_named(family: str) -> None:
-    assert f"the pilot is of type '{family}'" in (why_not_model("pilot", tiny_model(family)) or "")
+    assert f"the pilot is of type '{family}'" in (unsupported_model("pilot", tiny_model(family)) or "")
 
 
 def test_buffers_that_grow_keep_what_they_hold(captures: Captures, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -118,7 +118,7 @@ def test_buffers_that_grow_keep_what_they_hold(captures: Captures, monkeypatch: 
     monkeypatch.setattr(graphs, "STEP", 16)
     model = tiny_model("llama")
     with graphs.workspace(model, rows=1, prompt=3, room=12, capturing=True) as workspace:
-        stream = Stream(model, [[5, 6, 7]], workspace)
+        stream = RaggedStream(model, [[5, 6, 7]], workspace)
         for response in ([], [8], [8, 9], [8, 9, 10]):
             feed_all(stream, response)
         assert captures.replays
@@ -136,7 +136,7 @@ def test_buffers_that_grow_keep_what_they_hold(captures: Captures, monkeypatch: 
         torch.testing.assert_close(logits, without_cache(model, [5, 6, 7, *response])[-1], atol=1e-5, rtol=1e-5)
 
 
-def feed_all(stream: Stream, response: list[int]) -> torch.Tensor:
+def feed_all(stream: RaggedStream, response: list[int]) -> torch.Tensor:
     """The logits behind a response of a single row."""
     with torch.no_grad():
         return stream.logits(stream.block([stream.missing(0, response)]), keep=1)[0, -1]

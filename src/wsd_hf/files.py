@@ -1,4 +1,4 @@
-"""Files of runs that may end at any time: written whole or not at all, and by one run at a time."""
+"""Writing of files by runs that may end at any time: whole or not at all, by one run at a time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from .errors import WSDValueError
 
 @contextmanager
 def only_writer(file: Path) -> Iterator[None]:
-    """Locks a file for as long as a run goes on with it; the lock ends with the process at the latest, however that ends.
+    """Locks a file, in a folder that exists, until the context or the process ends.
 
-    The lock is on a hidden file next to it, `.NAME.lock`, which is gone afterwards; if a killed process leaves it behind, it
-    locks nothing.
-
-    Args:
-        file: in a folder that exists.
+    The lock is on a hidden file next to it, `.NAME.lock`, which is removed afterwards; one that a killed process leaves locks
+    nothing.
 
     Raises:
         WSDValueError: another run has the lock, or the folder or its file system permits none.
@@ -44,7 +41,7 @@ def only_writer(file: Path) -> Iterator[None]:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Writes a text in UTF-8, its line ends as they are; the file is whole at any time: before, or afterwards."""
+    """Replaces a file's content at once by a text, in UTF-8 and with its own line ends."""
     unfinished = file.with_name(f"{file.name}.unfinished")
     try:
         with named_errors(file):
@@ -57,7 +54,7 @@ def write_whole(file: Path, text: str) -> None:
 
 @contextmanager
 def named_errors(file: Path) -> Iterator[None]:
-    """Adds the file's name to an OSError that has none: that of a full disk, for one."""
+    """Adds the file's name to an OSError that lacks one, as that of a full disk does."""
     try:
         yield
     except OSError as error:

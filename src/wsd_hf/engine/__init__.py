@@ -1,1 +1,1 @@
-"""The engine: models as streams of logits, caches, rows, and checks; it knows no strategy."""
+"""Models as streams of logits, caches, rows, and checks of arguments; imports no strategy."""

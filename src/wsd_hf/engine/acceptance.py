@@ -1,4 +1,4 @@
-"""What the base keeps of the pilot's proposals when it samples."""
+"""Rejection rule of speculative decoding: the base's sampled tokens, made from the pilot's proposals."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from .sampling import draw
 
 
 def keep_or_redraw(scores: torch.Tensor, proposals: torch.Tensor, drawn_with: torch.Tensor) -> torch.Tensor:
-    """Tokens distributed as the base's own, many of them the proposals: the rejection rule of speculative decoding.
+    """Tokens distributed as the base's own, many of them equal to the proposals.
 
-    A proposal drawn from q is kept with probability min(1, p/q), and replaced by a draw from the normalised positive part
-    of p - q otherwise; that leaves the base's distribution p as it is (arXiv 2211.17192, algorithm 1 and appendix A.1).
+    A proposal drawn from q is accepted with probability min(1, p/q), and replaced by a draw from the normalised positive part
+    of p - q otherwise; the result is distributed as p (arXiv 2211.17192, algorithm 1 and appendix A.1).
 
     Args:
         scores: the base's processed scores, [..., vocabulary]; p is their softmax.
-        proposals: LongTensor[...]; one that lies outside of the vocabulary is never kept.
+        proposals: LongTensor[...]; one outside of the vocabulary is always rejected.
         drawn_with: q, [..., vocabulary]; 0 throughout where nothing was proposed.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What must hold of prompts and models before the first forward."""
+"""Checks of prompts, models and logits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .. import _compat
 from ..errors import WSDLogitsError, WSDValueError
 
 INTEGERS = (torch.long, torch.int, torch.short, torch.int8, torch.uint8)
-"""Types that token ids may have; torch hardly computes with its other unsigned ones."""
+"""Types of token ids; torch hardly computes with its other unsigned ones."""
 
 
 def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> set[int]:
-    """The end-of-sequence ids of a generation config or tokenizer, which may hold none, one or several."""
+    """End-of-sequence ids of a generation config or tokenizer, which may hold none, one or several."""
     eos = getattr(holder, "eos_token_id", None)
     if eos is None:
         return set()
@@ -25,21 +25,21 @@ def eos_token_ids(holder: GenerationConfig | PreTrainedTokenizerBase | None) -> 
 
 
 def closing_token_id(eos: set[int], vocabulary: int) -> int | None:
-    """The EOS that a response is ended with, the smallest that a vocabulary of this size has; None without any."""
+    """The EOS id to end a response with: the smallest below the vocabulary size; None if there is none."""
     return min((token for token in eos if 0 <= token < vocabulary), default=None)
 
 
 def check_kind(name: str, value: object, *kinds: type) -> None:
-    """Raises unless an argument is None or of one of some types."""
+    """Raises unless a value is None or of one of some types."""
     if value is not None and not isinstance(value, kinds):
         raise WSDValueError(f"{name} is of type {type(value).__name__}: must be a {kinds[0].__name__}")
 
 
 def check_causal(name: str, model: object) -> PreTrainedModel:
-    """The loaded decoder-only language model that an argument is, or that `torch.compile` or PEFT wraps there.
+    """A loaded decoder-only language model, taken out of `torch.compile` and PEFT.
 
     Raises:
-        WSDValueError: anything else; tuned prompts, whose place is outside of the model; other wrappers.
+        WSDValueError: anything else, other wrappers, or tuned prompts, which are no part of the model.
     """
     rule = "must be a causal language model, already loaded with from_pretrained"
     if not isinstance(model, torch.nn.Module):
@@ -60,7 +60,7 @@ def check_models(models: Mapping[str, object]) -> dict[str, PreTrainedModel]:
     """All models of a call, by the names of their arguments, each as `check_causal` returns it.
 
     Raises:
-        WSDValueError: as `check_causal`; models that can't run as they are; two models that share adapters.
+        WSDValueError: see `check_causal`; also models that can't run as they are, and models that share adapters.
     """
     inner = {name: check_causal(name, model) for name, model in models.items()}
     for name, model in inner.items():
@@ -82,7 +82,7 @@ def check_models(models: Mapping[str, object]) -> dict[str, PreTrainedModel]:
 
 
 def check_data(arguments: Mapping[str, object]) -> None:
-    """Raises if an argument is a tensor without data, as `inputs.to(model.device)` makes where accelerate offloads a model."""
+    """Raises if an argument is a tensor without data; `inputs.to(model.device)` makes such for an offloaded model."""
     for name, value in arguments.items():
         if isinstance(value, torch.Tensor) and value.is_meta:
             raise WSDValueError(
@@ -91,7 +91,7 @@ def check_data(arguments: Mapping[str, object]) -> None:
 
 
 def check_token_ids(name: str, input_ids: object) -> None:
-    """Raises unless a prompt as it was given is None or a tensor of integers, [batch, tokens], with a row."""
+    """Raises unless a prompt is None or a tensor of integers, [batch, tokens], with at least one row."""
     check_kind(name, input_ids, torch.Tensor)
     if not isinstance(input_ids, torch.Tensor):
         return
@@ -106,19 +106,10 @@ def check_token_ids(name: str, input_ids: object) -> None:
 def known_ids(
     name: str, input_ids: torch.Tensor, attention_mask: torch.Tensor, owner: str, model: PreTrainedModel
 ) -> torch.Tensor:
-    """A prompt in ids that the model has, LongTensor[batch, prompt].
-
-    Tokenizers may pad with an id that has no row in the model's embeddings; since padding is masked, such an id becomes 0.
-
-    Args:
-        name: the argument to blame.
-        input_ids: [batch, prompt].
-        attention_mask: [batch, prompt].
-        owner: what to call the model.
-        model: whose prompt it is.
+    """The prompt, LongTensor[batch, prompt], with 0 for padding ids that the model has no embedding for.
 
     Raises:
-        WSDValueError: an id outside of the padding that the model lacks.
+        WSDValueError: the model (called `owner`) lacks an id outside of the padding.
     """
     size, input_ids = vocabulary_size(model), input_ids.long()  # a size may be more than int16 holds
     lacking = (input_ids < 0) | (input_ids >= size)
@@ -132,7 +123,7 @@ def known_ids(
 
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, owner: str, model: PreTrainedModel) -> None:
-    """Raises if a tokenizer is that of another model, which has more tokens; added tokens may lack an embedding."""
+    """Raises if a tokenizer has more tokens than its model; added tokens do not count, they may lack an embedding."""
     if tokenizer.vocab_size > vocabulary_size(model):
         raise WSDValueError(
             f"{name} has {tokenizer.vocab_size} tokens, and {owner} {vocabulary_size(model)}: pass each model's own tokenizer"
@@ -140,14 +131,7 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, owner: str, m
 
 
 def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tensor, rows: int) -> None:
-    """Raises unless the prompt has one non-empty, left-padded row for each of `rows`.
-
-    Args:
-        name: the argument to blame.
-        input_ids: [batch, prompt].
-        attention_mask: [batch, prompt].
-        rows: rows that are generated.
-    """
+    """Raises unless prompt and mask, both [batch, prompt], have `rows` rows, none empty, padded on the left."""
     if input_ids.ndim != 2 or len(input_ids) != rows:
         raise WSDValueError(f"{name} has shape {tuple(input_ids.shape)}: must be [batch, tokens] with {rows} rows")
     if attention_mask.shape != input_ids.shape:
@@ -162,17 +146,13 @@ def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tenso
 
 
 def context_size(model: PreTrainedModel) -> int:
-    """Positions that the model knows; `sys.maxsize` without a limit."""
+    """Number of positions in the model's context; `sys.maxsize` without a limit."""
     stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return min(int(stated or sys.maxsize), sys.maxsize)
 
 
 def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) -> torch.Tensor:
-    """How many tokens the model's context still takes after each prompt, LongTensor[batch].
-
-    Raises:
-        WSDValueError: the prompt fills the context; names the model.
-    """
+    """Number of tokens that the model's context takes after each prompt, LongTensor[batch]; raises if it takes none."""
     context = context_size(model)
     lengths = attention_mask.sum(dim=1)
     if (longest := int(lengths.max())) >= context:
@@ -188,7 +168,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def check_shared(token: int, vocabulary: int) -> None:
-    """Raises if the pilot wrote a token that the base's vocabulary, of this size, does not have."""
+    """Raises if a token of the pilot is outside of the base's vocabulary, whose size is given."""
     if token >= vocabulary:
         raise WSDValueError(
             f"the pilot drafted token id {token}, but the base's vocabulary has {vocabulary} tokens: "
@@ -197,7 +177,7 @@ def check_shared(token: int, vocabulary: int) -> None:
 
 
 def check_readable(name: str, tokens: Iterable[int], model: PreTrainedModel) -> None:
-    """Raises if a model is to read a token of the response that it lacks; blames `name`."""
+    """Raises if a model lacks a token of the response that it is to read; `name` refers to the model."""
     size = vocabulary_size(model)
     if unknown := [token for token in tokens if token >= size]:
         raise WSDValueError(
@@ -206,26 +186,20 @@ def check_readable(name: str, tokens: Iterable[int], model: PreTrainedModel) -> 
         )
 
 
-def unusable(logits: torch.Tensor) -> torch.Tensor:
-    """Where no token can be chosen: NaN or +inf somewhere, or -inf throughout; [..., vocabulary] -> BoolTensor[...]."""
+def not_finite(logits: torch.Tensor) -> torch.Tensor:
+    """Mask of logits with NaN or +inf anywhere, or -inf everywhere; [..., vocabulary] -> BoolTensor[...]."""
     return ~logits.amax(dim=-1).isfinite()
 
 
-def check_usable(model: str, bad: torch.Tensor, written: list[int]) -> None:
-    """Raises if a row is bad.
-
-    Args:
-        model: what to call it.
-        bad: BoolTensor[batch].
-        written: response tokens before the one that the logits are for, per row.
-    """
+def check_finite(model: str, bad: torch.Tensor, written: list[int]) -> None:
+    """Raises if a row is bad, BoolTensor[batch]; `written` are the lengths of the responses before the bad logits."""
     if bad.any():
         row = int(bad.nonzero()[0])
         raise logits_error(model, written[row], row)
 
 
 def logits_error(model: str, written: int, row: int) -> WSDLogitsError:
-    """What is raised where a model's logits are no numbers, behind so many tokens of a row."""
+    """The error for logits that are not finite, after `written` response tokens of a row."""
     return WSDLogitsError(
         f"the {model} returned NaN or infinite logits at response token {written + 1} of row {row}: "
         "check its weights and dtype (float16 overflows where bfloat16 does not), and when sampling the temperature"
@@ -233,13 +207,7 @@ def logits_error(model: str, written: int, row: int) -> WSDLogitsError:
 
 
 def check_drawn(tokens: torch.Tensor, written: list[int], rows: list[int]) -> None:
-    """Raises if the base could draw no token.
-
-    Args:
-        tokens: LongTensor[batch]; -1 where there was nothing to draw.
-        written: response tokens before, per row of the batch.
-        rows: those that are read.
-    """
+    """Raises if a token of `rows` is -1 (see `draw`); `written` are the lengths of the responses before the draw."""
     for row in rows:
         if tokens[row] < 0:
             raise WSDLogitsError(

@@ -1,4 +1,4 @@
-"""A model as a stream of next-token logits, all rows in step, over transformers' own cache: any causal model can be one."""
+"""Stream of a model's next-token logits, all rows in lockstep, over transformers' own cache; serves any causal model."""
 
 from __future__ import annotations
 
@@ -12,30 +12,27 @@ from .checks import context_size, vocabulary_size
 from .supported import rotary
 
 
-class StepStream:
-    """A model that is fed one token per row at a time, with its own prompt and its own cache.
+class LockstepStream:
+    """A model with its own prompt and cache that is fed one token per row at a time; runs no forward when it is made.
 
-    `generate` with a callable `custom_generate` prepares mask, positions and cache in the way the model's architecture
-    needs; the stream then drives the forwards itself.
+    `generate` with a callable `custom_generate` prepares mask, positions and cache as the model's architecture needs; the
+    stream then drives the forwards itself.
+
+    Args:
+        model: a causal model on any device.
+        input_ids: its prompt, LongTensor[rows, prompt].
+        attention_mask: 1 for real tokens, [rows, prompt]; padding on the left.
+        max_new_tokens: most tokens that it is fed after its prompt; any integer.
 
     Attributes:
-        model: which it is.
-        input_ids: prompt and all tokens appended, [rows, length].
-        forwards: forwards run.
-        tokens: token positions fed, padding included.
+        input_ids: prompt and all tokens appended, LongTensor[rows, length].
+        forwards: number of forwards run.
+        tokens: number of token positions fed, padding included.
     """
 
     def __init__(
         self, model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, max_new_tokens: int
     ) -> None:
-        """Prepares the stream; runs no forward.
-
-        Args:
-            model: on any device.
-            input_ids: its prompt, [rows, prompt].
-            attention_mask: 1 for real tokens, [rows, prompt]; padding on the left.
-            max_new_tokens: most tokens that it is fed beyond its prompt; any integer.
-        """
         device = _compat.input_device(model)
         self.input_ids = input_ids.to(device)
         self.forwards = 0
@@ -54,7 +51,7 @@ class StepStream:
             num_beams=1,
             num_return_sequences=1,
             use_cache=True,
-            cache_implementation=None,  # of a fixed size it would take the memory of all tokens that may be written
+            cache_implementation=None,  # one of fixed size would take the memory of all tokens that may be written
             stop_strings=None,
             token_healing=False,
             pad_token_id=0 if pad_token_id is None else pad_token_id,
@@ -74,7 +71,7 @@ class StepStream:
         return input_ids
 
     def next_logits(self) -> torch.Tensor:
-        """Feeds what the cache does not hold yet; returns float32 logits of the next token, [rows, vocabulary]."""
+        """Feeds the tokens that the cache lacks; returns float32 logits of the next token, [rows, vocabulary]."""
         inputs = self.model.prepare_inputs_for_generation(
             self.input_ids,
             next_sequence_length=self._fresh,
@@ -82,7 +79,7 @@ class StepStream:
             **self._model_kwargs,
         )
         if inputs.get("position_ids") is not None and not rotary(self.model):
-            # Positions that are learned end with the context; a row whose tokens nobody reads any more may have filled it.
+            # Learned positions end with the context, which a row may have filled whose tokens are no longer read.
             inputs["position_ids"] = inputs["position_ids"].clamp(max=context_size(self.model) - 1)
         outputs = self.model(**inputs, return_dict=True)
         self.forwards += 1
@@ -93,11 +90,11 @@ class StepStream:
         return logits
 
     def append(self, tokens: torch.Tensor) -> None:
-        """Adds one token per row, [rows]; in rows whose logits nobody reads it may be one that the model lacks."""
+        """Adds one token per row, LongTensor[rows]; the model may lack it if the row's logits are no longer read."""
         known = tokens[:, None].to(self.input_ids).clamp(max=vocabulary_size(self.model) - 1)
         self.input_ids = torch.cat([self.input_ids, known], dim=1)
 
     def select(self, rows: torch.Tensor) -> None:
-        """Goes on with some rows, each as often as it is named, LongTensor[rows]."""
+        """Replaces the rows by some of them, LongTensor[rows]; a row may be named several times."""
         self.input_ids = self.input_ids[rows.to(self.input_ids.device)]
         self._model_kwargs = _compat.select_rows(self._model_kwargs, rows)

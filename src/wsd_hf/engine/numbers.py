@@ -1,4 +1,4 @@
-"""Numbers as users hand them in, read once and checked."""
+"""Numbers of Python, numpy or torch, read from arguments and checked."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from ..errors import WSDValueError
 
 MOST_SAMPLES = 16_384
-"""Most responses to one prompt that are written at a time: each takes a row of every tensor before its first token."""
+"""Most responses to one prompt that are written at a time; each takes a row of every tensor before its first token."""
 
 
 def check_probability(name: str, value: Any) -> float:
-    """`value` as a float in (0, 1]; anything else raises, naming `name`."""
+    """`value` as a float in (0, 1]; raises for anything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -24,7 +24,7 @@ def check_probability(name: str, value: Any) -> float:
 
 
 def as_number(value: Any) -> int | float | None:
-    """A number of Python, numpy or torch as one of Python's, an int where it has no fraction; None for all else, bool included.
+    """A number as one of Python's, an int if it has no fraction; None for anything else, bool included.
 
     >>> as_number(20.0), as_number(0.5), as_number(True), as_number("20")
     (20, 0.5, None, None)
@@ -43,7 +43,7 @@ def as_number(value: Any) -> int | float | None:
 
 
 def check_integer(name: str, value: Any) -> int:
-    """`value` as an int, also where it came as `20.0` or as a number of numpy or torch; anything else raises, naming `name`."""
+    """`value` as an int (`20.0` is one); raises for anything else."""
     number = as_number(value)
     if not isinstance(number, int):
         raise WSDValueError(f"{name}={value!r}: must be an integer")
@@ -51,7 +51,7 @@ def check_integer(name: str, value: Any) -> int:
 
 
 def check_positive_integer(name: str, value: Any, most: int | None = None) -> int:
-    """`value` as an int of at least 1, and at most `most`, as `check_integer` reads it; anything else raises, naming `name`."""
+    """`value` as an int from 1 to `most`; raises for anything else."""
     number = as_number(value)
     if not isinstance(number, int) or number < 1 or (most is not None and number > most):
         limit = "" if most is None else f" and at most {most:,}"

@@ -1,4 +1,4 @@
-"""A model as a stream: its tokens row by row, and a cache that holds a prefix of them."""
+"""Stream of a model's logits over a static cache, in which each row is fed and rewound alone."""
 
 from __future__ import annotations
 
@@ -18,38 +18,37 @@ from .supported import rotary
 
 
 class Block(NamedTuple):
-    """Tokens on their way into a model, q for each live row."""
+    """Tokens for one forward, q for each live row."""
 
     tokens: torch.Tensor
     """LongTensor[rows, q]."""
     slots: torch.Tensor
-    """Where in the cache each belongs; `NO_SLOT` for padding. LongTensor[rows, q]."""
+    """Slot of the cache for each token; `NO_SLOT` for padding. LongTensor[rows, q]."""
     fed: dict[int, int]
-    """Rows that get something, and how many tokens."""
+    """Number of tokens of each row that gets any."""
 
     def then(self, tokens: torch.Tensor) -> Block:
-        """One token more, LongTensor[rows], for each row that this block had something for."""
+        """Block of one more token, LongTensor[rows], for each row that is fed by this block."""
         last = self.slots[:, -1:]
         return Block(tokens[:, None], torch.where(last == NO_SLOT, NO_SLOT, last + 1), dict.fromkeys(self.fed, 1))
 
 
-class Stream:
-    """One model's side of a call: each row is its prompt and the response so far; the cache holds a prefix of that.
+class RaggedStream:
+    """One model's side of a call: each row is its prompt and the response so far, of which the cache holds a prefix.
 
-    Tokens that the model lacks are fed as its last one, where that changes no response: the pilot may see such of the base
-    after the switch, when it only proposes, and the base proposals that it cannot keep.
+    Tokens that the model lacks are fed as its last one. That changes no response: the pilot reads such tokens of the base only
+    after the switch, when it proposes, and the base rejects such proposals.
 
     Args:
-        model: any that `support.why_not_model` has nothing against.
+        model: a model without an `unsupported_model` reason.
         prompts: token ids of each row's prompt.
-        workspace: buffers for each row's prompt and all that is fed beyond it.
+        workspace: buffers for each row's prompt and the tokens after it.
 
     Attributes:
-        device: of what the model is fed.
-        live: rows that tensors have a row for, in their order.
-        lengths: tokens of each row that the cache holds and that still stand.
-        forwards: forwards run.
-        tokens: token positions fed, padding not counted.
+        live: rows of the batch that tensors have a row for, in order.
+        lengths: number of valid tokens of each row in the cache.
+        forwards: number of forwards run.
+        tokens: number of token positions fed, padding not counted.
     """
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], workspace: Workspace) -> None:
@@ -61,22 +60,19 @@ class Stream:
         self.lengths = [0] * len(prompts)
         self.forwards = 0
         self.tokens = 0
-        # Positions that are learned end with the context; only proposals that can't be kept lie beyond. Captured forwards
-        # outlive this stream, so nothing that they read may be its own.
+        # Learned positions end with the context; only proposals that will be rejected lie beyond. Captured forwards outlive
+        # this stream, so they must read nothing of its own.
         self._last_position = None if rotary(model) else context_size(model) - 1
 
     def missing(self, row: int, response: list[int]) -> list[int]:
-        """What the cache does not hold of a row."""
+        """Tokens of a row that the cache lacks."""
         ahead = self.lengths[row] - len(self.prompts[row])
         return self.prompts[row][ahead:] + response if ahead < 0 else response[ahead:]
 
     def resume(self, row: int, fed: list[int], response: list[int]) -> list[int]:
-        """What a row is to be fed so that its next token can be told: what its cache lacks, or else its last token again.
+        """Tokens to feed so that the logits after `response` result: those that the cache lacks, or the last one again.
 
-        Args:
-            row: rewound to what it shares with `fed`.
-            fed: the response that it was last fed.
-            response: what the next token is to follow.
+        Rewinds the row to the prefix that `response` shares with `fed`, the response that it was fed last.
         """
         self.rewind(row, min(len(common_prefix(fed, response)), len(response) - 1))
         return self.missing(row, response)
@@ -84,12 +80,12 @@ class Stream:
     def block(
         self, missing: list[list[int] | None], proposals: torch.Tensor | None = None, counts: list[int] | None = None
     ) -> Block:
-        """What is to be fed next: tokens that the cache lacks, padded on the left, and then proposals.
+        """Block of tokens that the cache lacks, padded on the left, and proposals after them.
 
         Args:
-            missing: for each live row; None: this row gets nothing at all.
+            missing: tokens for each live row; None if the row is fed nothing.
             proposals: LongTensor[rows, chunk]; default: none.
-            counts: how many of them each row gets.
+            counts: number of proposals that each row is fed.
         """
         proposals = torch.empty(len(self.live), 0, dtype=torch.long, device="cpu") if proposals is None else proposals
         counts = counts or [0] * len(self.live)
@@ -112,13 +108,13 @@ class Stream:
         return logits
 
     def run(self, name: str, function: Callable[[torch.Tensor], Any], block: Block, keep: int) -> Any:
-        """What a function makes of such logits; captured together with the forward where that pays.
+        """A function of such logits; captured together with the forward if CUDA graphs are on.
 
         Args:
-            name: tells the function from others on this model.
-            function: of float32 [rows, keep, vocabulary]; waits for nothing on the device.
-            block: what is fed.
-            keep: how many positions to return.
+            name: unique among the functions that run on this model.
+            function: takes float32 [rows, keep, vocabulary]; must not wait for the device.
+            block: tokens to feed.
+            keep: number of positions whose logits the function gets.
         """
         for row, count in block.fed.items():
             self.lengths[row] += count
@@ -130,20 +126,20 @@ class Stream:
         def forward(tokens: torch.Tensor, slots: torch.Tensor) -> Any:
             return function(self._forward(tokens, slots, keep, width))
 
-        return self.workspace.graphs.run((name, keep, width), forward, block.tokens, block.slots)
+        return self.workspace.run((name, keep, width), forward, block.tokens, block.slots)
 
     def rewind(self, row: int, response: int) -> None:
-        """Forgets what a row holds beyond its prompt and `response` tokens."""
+        """Drops a row's tokens after its prompt and the first `response` tokens."""
         self.lengths[row] = min(self.lengths[row], len(self.prompts[row]) + response)
 
     def select(self, live: list[int]) -> None:
-        """Goes on with some of the live rows only."""
+        """Drops all live rows but these."""
         if live != self.live:
             self.workspace.cache.select(torch.tensor([self.live.index(row) for row in live], device="cpu"))
             self.live = live
 
     def gather(self, rows: list[int]) -> None:
-        """Goes on with copies of some rows, which are all its rows from then on."""
+        """Replaces all rows by copies of some of them."""
         self.workspace.cache.select(torch.tensor(rows, device="cpu"))
         self.prompts, self.lengths = [self.prompts[row] for row in rows], [self.lengths[row] for row in rows]
         self.live = list(range(len(rows)))
@@ -163,25 +159,14 @@ class Stream:
 
 
 @contextmanager
-def open_stream(model: PreTrainedModel, prompts: list[list[int]], room: int, capturing: bool) -> Iterator[Stream]:
-    """A model as a stream for one call.
-
-    Args:
-        model: any that `why_not_model` has nothing against.
-        prompts: token ids of each row's prompt.
-        room: most tokens that a row is fed behind its prompt.
-        capturing: whether to capture CUDA graphs where the model allows it.
-    """
+def open_stream(model: PreTrainedModel, prompts: list[list[int]], room: int, capturing: bool) -> Iterator[RaggedStream]:
+    """A model's stream for one call; see `RaggedStream`, and `workspace` for `room` and `capturing`."""
     with workspace(model, len(prompts), max(map(len, prompts)), room, capturing) as buffers:
-        yield Stream(model, prompts, buffers)
+        yield RaggedStream(model, prompts, buffers)
 
 
 def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
-    """The rows without their padding."""
-    rows = input_ids.tolist()
-    if attention_mask is None:
-        return rows
-    return [
-        [token for token, real in zip(row, mask, strict=True) if real]
-        for row, mask in zip(rows, attention_mask.tolist(), strict=True)
-    ]
+    """Token ids of each row without its padding."""
+    ids = input_ids.cpu()
+    mask = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
+    return [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]

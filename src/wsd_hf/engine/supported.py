@@ -1,4 +1,4 @@
-"""What is served outside of transformers' own loop: the models that ragged streams are exact for, options and inputs."""
+"""Reasons against decoding outside of transformers' own loop: models, options, inputs, processors and criteria."""
 
 from __future__ import annotations
 
@@ -7,35 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers import (
-    AlternatingCodebooksLogitsProcessor,
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    EosTokenCriteria,
-    ExponentialDecayLengthPenalty,
-    ForcedBOSTokenLogitsProcessor,
-    ForcedEOSTokenLogitsProcessor,
-    GenerationConfig,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-    LogitsProcessor,
-    MaxLengthCriteria,
-    MaxTimeCriteria,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
-    PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
-    SequenceBiasLogitsProcessor,
-    StoppingCriteria,
-    StopStringCriteria,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    WatermarkLogitsProcessor,
-    WhisperTimeStampLogitsProcessor,
-)
+import transformers
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
 
 from .. import _compat
 from ..text.stop_strings import StopStrings
@@ -51,66 +24,60 @@ ATTENTION = {"sdpa", "eager"}
 
 DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values", "cache_params", "use_cache"}
 DERIVED |= {"logits_to_keep"}
-"""Inputs of the base that `generate` makes, and that a loop of our own makes for itself."""
-
+"""Inputs of the base that `generate` makes, and that a ragged stream makes for itself."""
 
 PREFIX_ONLY = frozenset(
     {
         *SAMPLING_WARPERS,
-        AlternatingCodebooksLogitsProcessor,
-        EncoderNoRepeatNGramLogitsProcessor,
-        EncoderRepetitionPenaltyLogitsProcessor,
-        EosTokenCriteria,
-        ExponentialDecayLengthPenalty,
-        ForcedBOSTokenLogitsProcessor,
-        ForcedEOSTokenLogitsProcessor,
-        InfNanRemoveLogitsProcessor,
-        LogitNormalization,
-        MaxLengthCriteria,
-        MaxTimeCriteria,
-        MinLengthLogitsProcessor,
-        MinNewTokensLengthLogitsProcessor,
-        NoBadWordsLogitsProcessor,
-        NoRepeatNGramLogitsProcessor,
-        RepetitionPenaltyLogitsProcessor,
-        SequenceBiasLogitsProcessor,
-        StopStringCriteria,
         StopStrings,
-        SuppressTokensAtBeginLogitsProcessor,
-        SuppressTokensLogitsProcessor,
-        WatermarkLogitsProcessor,
-        WhisperTimeStampLogitsProcessor,
+        transformers.AlternatingCodebooksLogitsProcessor,
+        transformers.EncoderNoRepeatNGramLogitsProcessor,
+        transformers.EncoderRepetitionPenaltyLogitsProcessor,
+        transformers.EosTokenCriteria,
+        transformers.ExponentialDecayLengthPenalty,
+        transformers.ForcedBOSTokenLogitsProcessor,
+        transformers.ForcedEOSTokenLogitsProcessor,
+        transformers.InfNanRemoveLogitsProcessor,
+        transformers.LogitNormalization,
+        transformers.MaxLengthCriteria,
+        transformers.MaxTimeCriteria,
+        transformers.MinLengthLogitsProcessor,
+        transformers.MinNewTokensLengthLogitsProcessor,
+        transformers.NoBadWordsLogitsProcessor,
+        transformers.NoRepeatNGramLogitsProcessor,
+        transformers.RepetitionPenaltyLogitsProcessor,
+        transformers.SequenceBiasLogitsProcessor,
+        transformers.StopStringCriteria,
+        transformers.SuppressTokensAtBeginLogitsProcessor,
+        transformers.SuppressTokensLogitsProcessor,
+        transformers.WatermarkLogitsProcessor,
+        transformers.WhisperTimeStampLogitsProcessor,
     }
 )
-"""Processors and criteria whose result for a row depends on its place in the batch, its prefix and its logits alone, in
+"""Processors and criteria whose result for a row depends only on its place in the batch, its prefix and its logits, in
 whatever order they are called; a test calls every class of transformers to find them."""
 
 
 def depends_on_prefix_only(item: object) -> bool:
-    """Whether a processor or criterion is known to; a subclass may do anything."""
+    """True for the classes in `PREFIX_ONLY`; a subclass may do anything."""
     return type(item) in PREFIX_ONLY
 
 
-def why_not_items(items: Iterable[object]) -> str | None:
-    """Why a loop of our own cannot serve some processors and criteria; None where it can.
+def unsupported_items(items: Iterable[object]) -> str | None:
+    """The first reason against some processors and criteria; None if there is none.
 
     The caller's own are trusted to depend on the prefix only, and so is the function of a `PrefixConstrainedLogitsProcessor`.
-    Classes of transformers outside `PREFIX_ONLY` are not, nor what derives from them.
+    Classes of transformers outside `PREFIX_ONLY` and their subclasses are refused.
     """
-    trusted = {*PREFIX_ONLY, LogitsProcessor, StoppingCriteria, PrefixConstrainedLogitsProcessor}
+    trusted = {*PREFIX_ONLY, LogitsProcessor, StoppingCriteria, transformers.PrefixConstrainedLogitsProcessor}
     for item in items:
         if any(kind.__module__.startswith("transformers.") and kind not in trusted for kind in type(item).__mro__):
             return f"{type(item).__name__} may keep a state from step to step, or depend on other rows or on scores"
     return None
 
 
-def why_not_model(name: str, model: PreTrainedModel) -> str | None:
-    """Why the fast path cannot serve this model; None where it can.
-
-    Args:
-        name: "base" or "pilot".
-        model: either of a pair.
-    """
+def unsupported_model(name: str, model: PreTrainedModel) -> str | None:
+    """The first reason against a ragged stream of a model, which `name` ("base", "pilot") refers to; None if there is none."""
     family, attention = model.config.model_type, _compat.attention_implementation(model)
     if family not in FAMILIES:
         return f"the {name} is of type {family!r}, which is not among those tested: {', '.join(sorted(FAMILIES))}"
@@ -130,23 +97,23 @@ def why_not_model(name: str, model: PreTrainedModel) -> str | None:
 
 
 def rotary(model: PreTrainedModel) -> bool:
-    """Whether positions are rotations, which reach beyond the context, and not a learned table."""
+    """True if positions are rotations, which reach beyond the context; False if they are a learned table."""
     return getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) is not None
 
 
 def passes_context(model: PreTrainedModel, attention_mask: torch.Tensor, budget: int) -> bool:
-    """Whether a response of `budget` tokens may pass the end of a context whose positions are learned.
+    """True if a response of `budget` tokens may pass the end of a context whose positions are learned.
 
     Args:
-        model: who reads it.
-        attention_mask: of its prompts, [batch, prompt].
-        budget: tokens.
+        model: the model that reads the response.
+        attention_mask: mask of its prompts, [batch, prompt].
+        budget: most tokens of a response.
     """
     return not rotary(model) and int(attention_mask.sum(dim=1).max()) + budget > context_size(model)
 
 
-def why_not_inputs(call: Call) -> str | None:
-    """Why a loop of our own cannot serve these inputs of the base; None where it can."""
+def unsupported_inputs(call: Call) -> str | None:
+    """The first reason against the base's inputs; None if there is none."""
     if call.fills_cache:
         return "past_key_values was given"
     for name, value in call.model_kwargs.items():
@@ -161,8 +128,8 @@ def why_not_inputs(call: Call) -> str | None:
     return None
 
 
-def why_not_options(generation_config: GenerationConfig) -> str | None:
-    """Why a loop of our own cannot serve these options, whatever the models; None where it can."""
+def unsupported_options(generation_config: GenerationConfig) -> str | None:
+    """The first reason against generation settings, for any models; None if there is none."""
     if not generation_config.use_cache:
         return "use_cache=False was given"
     if generation_config.guidance_scale not in (None, 1):
@@ -176,28 +143,28 @@ def why_not_options(generation_config: GenerationConfig) -> str | None:
 
 
 def _rope_types(parameters: Any) -> set[str]:
-    """The types of rotary positions of a model's layers; `rope_parameters` may be nested by type of layer."""
+    """Types of rotary positions of a model's layers; `rope_parameters` may be nested by type of layer."""
     if not isinstance(parameters, dict):
         return set()
     return {str(parameters.get("rope_type"))}.union(*map(_rope_types, parameters.values()))
 
 
 def unsupported_reason(call: Call, pilot: PreTrainedModel) -> str | None:
-    """Why the fast path cannot serve a call; None where it can."""
+    """The first reason against serving a call on ragged streams; None if there is none."""
     return (
-        why_not_model("base", call.base)
-        or why_not_model("pilot", pilot)
-        or why_not_options(call.generation_config)
-        or why_not_inputs(call)
-        or why_not_items((*call.processors, *call.criteria))
+        unsupported_model("base", call.base)
+        or unsupported_model("pilot", pilot)
+        or unsupported_options(call.generation_config)
+        or unsupported_inputs(call)
+        or unsupported_items((*call.processors, *call.criteria))
     )
 
 
 def stateful_reason(call: Call) -> str | None:
-    """Names a processor or criterion that may keep a state between calls; None if there is none.
+    """Names a processor or criterion that may keep state between calls; None if there is none.
 
-    The fast path calls them with each row's exact prefix, but out of step, and again where proposals are rejected. One that
-    keeps a state, as grammars do, would be misled.
+    Ragged streams call them with each row's exact prefix, but rows advance unequally, and rejected proposals repeat calls:
+    state from step to step, as grammars keep it, would be wrong.
     """
     for item in (*call.processors, *call.criteria):
         if not depends_on_prefix_only(item):

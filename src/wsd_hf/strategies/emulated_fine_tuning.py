@@ -13,9 +13,9 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from ..engine.call import Call
-from ..engine.checks import check_readable, check_usable, context_size, unusable, vocabulary_size
+from ..engine.checks import check_finite, check_readable, context_size, not_finite, vocabulary_size
 from ..engine.hf_loop import WatchedCriteria, base_tokens, run
-from ..engine.lockstep_stream import StepStream
+from ..engine.lockstep_stream import LockstepStream
 from ..engine.numbers import as_number
 from ..engine.small_model import Prompt, SmallModel
 from ..engine.stats import Stats, Work, peak_memory, work
@@ -77,7 +77,7 @@ class EmulatedFineTuningConfig(StrategyConfig):
 class _Emulated(LogitsProcessor):
     """The first processor of the loop: from the base's raw logits to those that the tuned base is thought to have."""
 
-    def __init__(self, tuned: StepStream, reference: StepStream, beta: float, criteria: WatchedCriteria) -> None:
+    def __init__(self, tuned: LockstepStream, reference: LockstepStream, beta: float, criteria: WatchedCriteria) -> None:
         self.tuned, self.reference = tuned, reference
         self.taken = 0
         self._beta = beta
@@ -92,7 +92,7 @@ class _Emulated(LogitsProcessor):
         moved[:, :shared] += self._beta * _difference(tuned[:, :shared], reference[:, :shared])
         models = ("base", scores), ("assistant_model", tuned), ("reference_model", reference), ("emulated model", moved)
         for name, logits in models:
-            check_usable(name, unusable(logits) & ~self._criteria.ended(input_ids), [self.taken] * len(scores))
+            check_finite(name, not_finite(logits) & ~self._criteria.ended(input_ids), [self.taken] * len(scores))
         self.taken += 1
         return moved
 
@@ -123,11 +123,11 @@ def _check_vocabulary(call: Call, small: SmallModel) -> None:
         )
 
 
-def _stream(small: SmallModel, call: Call) -> StepStream:
+def _stream(small: SmallModel, call: Call) -> LockstepStream:
     """The small model's side of a call, checked; runs no forward."""
     prompt = small.prompt(call.prompt, call.copies, tokenizer=None, one_vocabulary=True)
     _check_context(f"{small.name}_model", small.model, prompt, call.budget)
-    return StepStream(small.model, *prompt, call.budget)
+    return LockstepStream(small.model, *prompt, call.budget)
 
 
 def _check_context(name: str, model: PreTrainedModel, prompt: Prompt, budget: int) -> None:

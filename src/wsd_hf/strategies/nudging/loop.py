@@ -8,9 +8,9 @@ import torch
 from transformers import LogitsProcessorList
 
 from ...engine.call import Call
-from ...engine.checks import check_usable, closing_token_id, eos_token_ids, unusable, vocabulary_size
+from ...engine.checks import check_finite, closing_token_id, eos_token_ids, not_finite, vocabulary_size
 from ...engine.pilot_side import PilotSide
-from ...engine.ragged_stream import Stream, open_stream, real_tokens
+from ...engine.ragged_stream import RaggedStream, open_stream, real_tokens
 from ...engine.rows import Rows
 from ...engine.sampling import draw, split
 from ...engine.stats import Stats, peak_memory, work
@@ -46,7 +46,7 @@ class Nudging:
 
     def __init__(
         self,
-        base: Stream,
+        base: RaggedStream,
         words: Words,
         rows: Rows,
         processors: LogitsProcessorList,
@@ -84,9 +84,9 @@ class Nudging:
         may_end = torch.zeros_like(sure) if closing is None else scores[:, closing] > torch.finfo(scores.dtype).min
         scores = self._warpers(None, scores)
         own = draw(scores.softmax(dim=-1)) if self._do_sample else scores.argmax(dim=-1)
-        said = torch.stack([own, sure.long(), may_end.long(), unusable(logits).long()], dim=1).cpu()
+        said = torch.stack([own, sure.long(), may_end.long(), not_finite(logits).long()], dim=1).cpu()
         own, sure, may_end, bad = rows.whole(live, said).T
-        check_usable("base", bad.bool() & ~rows.finished, rows.lengths)
+        check_finite("base", bad.bool() & ~rows.finished, rows.lengths)
         return Opinion(own, sure.bool(), may_end.bool())
 
     def _process(self, logits: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from transformers import LogitsProcessorList
 
-from ...engine.checks import check_readable, check_shared, check_usable
-from ...engine.ragged_stream import Stream
+from ...engine.checks import check_finite, check_readable, check_shared
+from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import choice
 from ...text.bridge import Bridge
@@ -49,7 +49,7 @@ class Words:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: RaggedStream,
         bridge: Bridge,
         encoder: PieceEncoder,
         warpers: LogitsProcessorList | None,
@@ -112,12 +112,12 @@ class Words:
         for tokens_of_row in missing:
             check_readable("pilot", tokens_of_row or (), stream.model)
         block = stream.block(missing)
-        tokens, unusable, _ = stream.run(*self._choice, block, keep=1)
-        tokens, unusable = rows.whole(stream.live, torch.stack([tokens, unusable.long()], dim=1).cpu()).T
-        bad = torch.zeros_like(unusable, dtype=torch.bool)
-        bad[asked] = unusable[asked].bool()
+        tokens, not_finite, _ = stream.run(*self._choice, block, keep=1)
+        tokens, not_finite = rows.whole(stream.live, torch.stack([tokens, not_finite.long()], dim=1).cpu()).T
+        bad = torch.zeros_like(not_finite, dtype=torch.bool)
+        bad[asked] = not_finite[asked].bool()
         words = (len(text) - begin for text, begin in zip(self._text, self._begin, strict=True))
-        check_usable("pilot", bad, [length + word for length, word in zip(rows.lengths, words, strict=True)])
+        check_finite("pilot", bad, [length + word for length, word in zip(rows.lengths, words, strict=True)])
         for row in asked:
             self._fed[row], self._next[row] = self._text[row], int(tokens[row])
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from ...engine.checks import check_usable, unusable
-from ...engine.lockstep_stream import StepStream
+from ...engine.checks import check_finite, not_finite
+from ...engine.lockstep_stream import LockstepStream
 from ...engine.numbers import MOST_SAMPLES, check_positive_integer
 from ...engine.sampling import split
 from ...errors import WSDValueError
@@ -159,7 +159,7 @@ class ChunkBeamSearch:
 
     def __init__(
         self,
-        stream: StepStream,
+        stream: LockstepStream,
         processors: LogitsProcessorList,
         copies: int,
         criteria: StoppingCriteriaList,
@@ -204,7 +204,7 @@ class ChunkBeamSearch:
         limit = math.inf if self._settings.chunk_length is None else written + self._settings.chunk_length
         while written < limit and not finished.all():
             logits = stream.next_logits() if logits is None else logits
-            check_usable("base", unusable(logits).cpu() & ~finished, [written] * len(logits))
+            check_finite("base", not_finite(logits).cpu() & ~finished, [written] * len(logits))
             probabilities = self._warpers(stream.input_ids, self._process(logits)).softmax(dim=-1)
             tokens = torch.multinomial(probabilities, num_samples=1).squeeze(1)
             stream.append(torch.where(finished.to(tokens.device), self._pad_token_id, tokens))

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from ... import _compat
 from ...engine.call import Call
 from ...engine.checks import check_models, check_room, eos_token_ids, vocabulary_size
-from ...engine.lockstep_stream import StepStream
+from ...engine.lockstep_stream import LockstepStream
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...engine.strategy import StrategyConfig, keyword
-from ...engine.supported import why_not_inputs, why_not_items, why_not_options
+from ...engine.supported import unsupported_inputs, unsupported_items, unsupported_options
 from ...errors import WSDValueError
 from ...text.settled_tokens import PieceEncoder
 from ...text.vocabulary import same_vocabulary
@@ -69,7 +69,7 @@ class SearchConfig(StrategyConfig, BeamSettings):
         _check(call, self)
         before = _work(value)
         prompts, mask = (tensor[:: call.copies] for tensor in call.prompt)
-        stream = StepStream(call.base, prompts, mask, call.budget)
+        stream = LockstepStream(call.base, prompts, mask, call.budget)
         search = ChunkBeamSearch(
             stream,
             call.processors,
@@ -105,13 +105,13 @@ class SearchConfig(StrategyConfig, BeamSettings):
 
 
 def _check(call: Call, settings: SearchConfig) -> None:
-    reason = why_not_options(call.generation_config) or why_not_inputs(call)
+    reason = unsupported_options(call.generation_config) or unsupported_inputs(call)
     if not _compat.can_select_rows(call.base, call.model_kwargs):
         reason = f"what {type(call.base).__name__} remembers of a row cannot be reordered"
     for name in ("output_scores", "output_logits"):
         if getattr(call.generation_config, name):
             reason = f"{name}=True was given"
-    reason = reason or why_not_items((*call.processors, *call.criteria))
+    reason = reason or unsupported_items((*call.processors, *call.criteria))
     if reason:
         raise WSDValueError(f"strategy='weak_to_strong_search' cannot serve this call: {reason}")
     if call.copies > settings.beam_width:
@@ -168,7 +168,7 @@ def _work(value: Value) -> list[Work]:
     return [work(judge) for judge in _judges(value)] or [Work(), Work()]
 
 
-def _stats(call: Call, stream: StepStream, value: Value, before: list[Work]) -> Stats:
+def _stats(call: Call, stream: LockstepStream, value: Value, before: list[Work]) -> Stats:
     pilot, reference = (
         Work(now.forwards - then.forwards, now.tokens - then.tokens) for now, then in zip(_work(value), before, strict=True)
     )

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from ... import _compat
 from ...engine.cache import RaggedCache
-from ...engine.checks import context_size, logits_error, unusable, vocabulary_size
-from ...engine.cuda_graphs import Eager, Workspace
-from ...engine.ragged_stream import Stream
-from ...engine.supported import rotary, why_not_model
+from ...engine.checks import context_size, logits_error, not_finite, vocabulary_size
+from ...engine.cuda_graphs import Workspace
+from ...engine.ragged_stream import RaggedStream
+from ...engine.supported import rotary, unsupported_model
 from ...errors import WSDValueError
 from ...text.settled_tokens import common_prefix
 
@@ -42,7 +42,7 @@ class Reader:
         self.model = model
         self.forwards = 0
         self.tokens = 0
-        self._keeps = why_not_model(name, model) is None
+        self._keeps = unsupported_model(name, model) is None
         self._forget()
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class Reader:
         self._texts: list[list[int]] = [[]]
         self._prompts = [0]
         self._log_probs: list[list[float]] = [[]]  # of every token but the first; NaN where nobody asked
-        self._stream = Stream(self.model, [[]], Workspace(RaggedCache(self.model.config), Eager()))
+        self._stream = RaggedStream(self.model, [[]], Workspace(RaggedCache(self.model.config)))
         self._made_with = self._precision()
 
     def _precision(self) -> tuple[Any, ...]:
@@ -138,7 +138,7 @@ class Reader:
 
     def _chances(self, row: int, logits: torch.Tensor, tokens: list[int]) -> list[float]:
         """The log-probabilities of some tokens, each by its own logits, [tokens, vocabulary]."""
-        bad = unusable(logits)
+        bad = not_finite(logits)
         if bad.any():
             raise logits_error(self.name, int(bad.nonzero()[0]), row)
         index = torch.tensor(tokens, dtype=torch.long, device=logits.device)[:, None]

@@ -9,8 +9,8 @@ from transformers import LogitsProcessorList
 
 from ...engine.acceptance import keep_or_redraw
 from ...engine.cache import NO_SLOT
-from ...engine.checks import check_usable, unusable, vocabulary_size
-from ...engine.ragged_stream import Stream
+from ...engine.checks import check_finite, not_finite, vocabulary_size
+from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import FREE, SAMPLING_WARPERS, draw, force
 from ...engine.scores import Record
@@ -27,9 +27,9 @@ class Verdict(NamedTuple):
     """`FREE` at the end. LongTensor[B, c + 1]."""
     log_probs: torch.Tensor
     """The base's log-probabilities of them, float32 [B, c + 1]; read only where a row drafts."""
-    pilot_unusable: torch.Tensor
+    pilot_not_finite: torch.Tensor
     """Where the pilot's logits were no numbers, BoolTensor[B, c + 1]."""
-    base_unusable: torch.Tensor
+    base_not_finite: torch.Tensor
     """Where the base's were, BoolTensor[B, c + 1]."""
     own: torch.Tensor
     """What the base writes at each position where it may, LongTensor[B, c + 1]."""
@@ -56,7 +56,7 @@ class Decoding:
 
     def __init__(
         self,
-        base: Stream,
+        base: RaggedStream,
         proposer: Proposer,
         draft: Draft,
         rows: Rows,
@@ -128,8 +128,8 @@ class Decoding:
         following, kept = ~rows.finished, torch.zeros_like(offered_counts)
         for position in range(proposals.chunk + 1):
             draft.drop(rows.finished, rows.full)
-            check_usable("pilot", verdict.pilot_unusable[:, position] & following & draft.drafting, rows.lengths)
-            check_usable("base", verdict.base_unusable[:, position] & following, rows.lengths)
+            check_finite("pilot", verdict.pilot_not_finite[:, position] & following & draft.drafting, rows.lengths)
+            check_finite("base", verdict.base_not_finite[:, position] & following, rows.lengths)
             offered = following & draft.drafting & (position < offered_counts)
             ended = following & draft.drafting & ~offered
             self._stop_drafts(offers, ended)
@@ -172,12 +172,12 @@ class Decoding:
             index = proposals.tokens.clamp(0, self._vocabulary - 1)[..., None]
             log_probs = logits.log_softmax(dim=-1).gather(2, index).squeeze(2)
         bits = log_probs.view(torch.int32)  # so that all of it travels as one tensor of integers
-        parts = [proposals.tokens, bits, proposals.unusable, unusable(logits), own, afresh]
+        parts = [proposals.tokens, bits, proposals.not_finite, not_finite(logits), own, afresh]
         packed = torch.stack([part.long() for part in parts]).cpu()
         whole = packed.new_zeros(len(parts), len(self.rows.responses), proposals.chunk + 1)
         whole[:, self._live] = packed
-        tokens, bits, pilot_unusable, base_unusable, own, afresh = whole
-        return Verdict(tokens, bits.int().view(torch.float32), pilot_unusable.bool(), base_unusable.bool(), own, afresh)
+        tokens, bits, pilot_not_finite, base_not_finite, own, afresh = whole
+        return Verdict(tokens, bits.int().view(torch.float32), pilot_not_finite.bool(), base_not_finite.bool(), own, afresh)
 
     def _own(
         self,

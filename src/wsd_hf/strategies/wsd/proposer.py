@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from transformers import LogitsProcessorList
 
-from ...engine.checks import check_usable
-from ...engine.ragged_stream import Stream
+from ...engine.checks import check_finite
+from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import FREE, choice
 from ...text.bridge import Bridge, Offer, OneVocabulary
@@ -20,7 +20,7 @@ class Proposals(NamedTuple):
 
     tokens: torch.Tensor
     """And `FREE` behind a row's last. LongTensor[rows, c + 1]."""
-    unusable: torch.Tensor
+    not_finite: torch.Tensor
     """Where the pilot's logits were no numbers, BoolTensor[rows, c + 1]."""
     probabilities: Sequence[torch.Tensor | None]
     """What each position was drawn with, [rows, V of the pilot]; None where whoever drew had no choice left to tell of."""
@@ -60,7 +60,7 @@ class Proposer:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: RaggedStream,
         bridge: Bridge,
         warpers: LogitsProcessorList | None,
         room: int,
@@ -136,7 +136,7 @@ class Proposer:
 
         That is exact too, since the rejection rule only asks that the base's own chance plays no part in what is proposed.
         """
-        tokens, bad, left = proposals.tokens[:, :-1].tolist(), proposals.unusable.any(dim=1).tolist(), rows.left
+        tokens, bad, left = proposals.tokens[:, :-1].tolist(), proposals.not_finite.any(dim=1).tolist(), rows.left
         crossed: list[list[int]] = []
         offers: dict[int, Offer] = {}
         for place, row in enumerate(self.stream.live):
@@ -144,7 +144,7 @@ class Proposer:
                 crossed.append([])
                 continue
             if bad[place] and drafting[row]:
-                check_usable("pilot", torch.arange(len(left), device="cpu") == row, rows.lengths)
+                check_finite("pilot", torch.arange(len(left), device="cpu") == row, rows.lengths)
             self._written[row] = self._written[row] + tokens[place]
             if drafting[row]:
                 new, over = self.bridge.offer(row, tokens[place])

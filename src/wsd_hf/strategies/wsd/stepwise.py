@@ -9,9 +9,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.call import Call
-from ...engine.checks import check_usable, unusable
+from ...engine.checks import check_finite, not_finite
 from ...engine.hf_loop import WatchedCriteria, base_tokens, run
-from ...engine.lockstep_stream import StepStream
+from ...engine.lockstep_stream import LockstepStream
 from ...engine.sampling import choose, force
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...text.bridge import DraftOver, Offer
@@ -29,7 +29,7 @@ class DraftSteps:
 
     def __init__(self, setup: DraftSetup) -> None:
         self.draft = setup.draft
-        self.stream = StepStream(setup.side.model, *setup.side.prompt, setup.longest)
+        self.stream = LockstepStream(setup.side.model, *setup.side.prompt, setup.longest)
         self.taken = self.proposed = 0
         self.by_pilot = setup.draft.drafting
         self._bridge = setup.bridge
@@ -47,7 +47,7 @@ class DraftSteps:
         Returns:
             The token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
         """
-        check_usable("base", unusable(logits) & ~finished, [self.taken] * len(logits))
+        check_finite("base", not_finite(logits) & ~finished, [self.taken] * len(logits))
         self.taken += 1
         self.draft.drop(finished.cpu())
         tokens = self._next_tokens(input_ids.device)
@@ -75,7 +75,7 @@ class DraftSteps:
         """One more token of the pilot in every row, though some may have enough for now."""
         logits = self.stream.next_logits().to(device)
         proposed, bad, _ = choose(logits, self._warpers)
-        check_usable("pilot", bad.cpu() & self.draft.drafting, [self.taken - 1] * len(logits))
+        check_finite("pilot", bad.cpu() & self.draft.drafting, [self.taken - 1] * len(logits))
         self.stream.append(proposed)
         for row in self._drafting():
             tokens, over = self._offers[row]
