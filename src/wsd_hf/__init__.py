@@ -15,7 +15,8 @@ from .engine.stats import GuidedGenerateOutput, GuidedStats, WSDStats
 from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
 from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, enable_wsd
 from .hub.card import pilot_card
-from .hub.loading import load_pilot, push_pilot
+from .hub.loading import load_pilot
+from .hub.publishing import push_pilot
 from .integrations.pipelines import WSDTextGenerationPipeline
 from .strategies.nudging.output import NudgingGenerateOutput
 from .strategies.search.output import SearchGenerateOutput
