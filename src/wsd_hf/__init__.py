@@ -25,7 +25,8 @@ from .strategies.wsd.config import WSDConfig
 from .strategies.wsd.logits_process import WSDLogitsProcessor
 from .strategies.wsd.output import WSDGenerateOutput
 from .strategies.wsd.switch import SwitchCriteria, confidence, switch_index
-from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
+from .text.chat import BASE_CHAT_TEMPLATE, build_inputs
+from .text.next_turn import BASE_STOP_STRINGS
 from .text.streaming import AnswerStreamer
 from .text.urial import URIAL_PROMPT, urial_messages
 from .tiny import load_tiny_pair

@@ -29,10 +29,11 @@ from .generation import generate_with, streamer_ended_on_error
 from .hub.loading import Fetched, check_whole, fetch_model, load_pilot
 from .hub.model_folder import data_files, json_object
 from .strategies.wsd.config import WSDConfig
-from .text.chat import BASE_CHAT_TEMPLATE, answer_length, encode_turns, next_turn_criteria
+from .text.chat import BASE_CHAT_TEMPLATE, encode_turns
 from .text.chat_parser import ChatLayout
-from .text.settled_tokens import plain_text
+from .text.next_turn import answer_length, next_turn_criteria
 from .text.streaming import AnswerStreamer
+from .text.token_texts import plain_text
 from .text.visible import visible
 from .text.vocabulary import same_vocabulary
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .._compat import input_device
 from ..engine.checks import check_room
 from ..strategies.wsd.config import WSDConfig
-from ..text.chat import Messages, answer_text, next_turn_criteria, turn_headers
+from ..text.chat import Messages
+from ..text.next_turn import answer_text, next_turn_criteria, turn_headers
 from ..trace import explain
 
 WORK = tuple(f"{model}_{unit}" for model in ("base", "pilot", "reference") for unit in ("forwards", "tokens"))

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
-from .chat import before_next_turn, settled
+from .next_turn import before_next_turn, settled
 
 
 class AnswerStreamer(BaseStreamer):

@@ -16,7 +16,7 @@ from ...engine.sampling import draw, split
 from ...engine.stats import WSDStats, work_of
 from ...engine.supported import unsupported_reason
 from ...text.bridge import Bridge
-from ...text.settled_tokens import PieceEncoder
+from ...text.settled_tokens import ContinuationTokenizer
 from .next_word import LONGEST, Word, Words
 
 
@@ -129,7 +129,7 @@ class Nudging:
 
 
 def decode(
-    call: Call, pilot: PreTrainedModel, side: PilotSetup, bridge: Bridge, encoder: PieceEncoder, threshold: float
+    call: Call, pilot: PreTrainedModel, side: PilotSetup, bridge: Bridge, encoder: ContinuationTokenizer, threshold: float
 ) -> tuple[torch.Tensor, torch.Tensor, WSDStats]:
     """Decodes a call that `unsupported` has nothing against.
 

@@ -40,7 +40,7 @@ from ...engine.numbers import check_probability
 from ...engine.pilot_side import PilotArguments
 from ...engine.small_model import SmallModel
 from ...errors import WSDValueError
-from ...text.settled_tokens import PieceEncoder
+from ...text.settled_tokens import ContinuationTokenizer
 from . import loop
 from .output import NudgingGenerateOutput
 
@@ -94,7 +94,7 @@ def nudging(
         bridge = arguments.bridge(call.base, eos_token_ids(settings), side, side.room.tolist())
         if reason := loop.unsupported(call, pilot.model):
             raise WSDValueError(f"strategy='nudging' cannot serve this call: {reason}")
-        sequences, by_pilot, stats = loop.decode(call, pilot.model, side, bridge, PieceEncoder(spelling), threshold)
+        sequences, by_pilot, stats = loop.decode(call, pilot.model, side, bridge, ContinuationTokenizer(spelling), threshold)
         if not settings.return_dict_in_generate:
             return sequences
         return NudgingGenerateOutput(

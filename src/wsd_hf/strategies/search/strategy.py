@@ -17,7 +17,7 @@ from ...engine.small_model import SmallModel, tuned_and_untuned
 from ...engine.stats import GuidedStats, peak_memory
 from ...engine.supported import why_not_inputs, why_not_items, why_not_options
 from ...errors import WSDValueError
-from ...text.settled_tokens import PieceEncoder
+from ...text.settled_tokens import ContinuationTokenizer
 from ...text.vocabulary import same_vocabulary
 from .beam import Beam, BeamSettings, ChunkBeamSearch, Hypothesis, Value
 from .output import SearchGenerateOutput
@@ -117,7 +117,7 @@ def _search(call: Call, settings: BeamSettings, value: Value, tokenizer: PreTrai
         call.processors,
         call.copies,
         call.criteria,
-        PieceEncoder(tokenizer).decode,
+        ContinuationTokenizer(tokenizer).decode,
         value,
         settings,
         eos_token_ids(call.generation_config),
