@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 import tokenizers_for_tests as make
 import wsd_hf.tiny
 from wsd_hf.text.bridge import Offer, OneVocabulary, TwoVocabularies
-from wsd_hf.text.settled_tokens import PieceEncoder
+from wsd_hf.text.settled_tokens import ContinuationTokenizer
 
 DATA = Path(__file__).parent / "data"
 CASES = json.loads((DATA / "cross_tokenizer_open.json").read_text("utf-8"))
@@ -179,7 +179,7 @@ def test_a_golden_draft_crosses_as_its_text_encoded_on_its_own(case: dict[str, A
 @settings(repeatable, max_examples=3000)
 @given(name=st.sampled_from(sorted(MAKERS)), text=texts, more=texts)
 def test_no_continuation_changes_a_settled_token(name: str, text: str, more: str) -> None:
-    settled = PieceEncoder(tokenizer(name)).settled(text)
+    settled = ContinuationTokenizer(tokenizer(name)).settled(text)
     assert encode(name)(text + more)[: len(settled)] == settled
 
 
@@ -202,14 +202,14 @@ SPLIT_ANEW = [
 @pytest.mark.parametrize("text", SPLIT_ANEW)
 def test_where_text_is_split_or_composed_anew_nothing_settles_too_early(text: str) -> None:
     for name, end in itertools.product(MAKERS, range(len(text))):
-        settled = PieceEncoder(tokenizer(name)).settled(text[:end])
+        settled = ContinuationTokenizer(tokenizer(name)).settled(text[:end])
         assert encode(name)(text)[: len(settled)] == settled
 
 
 @settings(repeatable, max_examples=1000)
 @given(name=st.sampled_from(sorted(MAKERS)), text=texts)
 def test_a_piece_is_encoded_without_a_space_in_front(name: str, text: str) -> None:
-    assert PieceEncoder(tokenizer(name)).encode(text) == encode(name)(text)
+    assert ContinuationTokenizer(tokenizer(name)).encode(text) == encode(name)(text)
 
 
 @settings(repeatable, max_examples=1500)
@@ -240,7 +240,7 @@ def test_a_draft_of_any_tokens_crosses(pilot: str, base: str, numbers: list[int]
 def test_what_has_crossed_says_how_the_draft_begins_and_lacks_a_word_at_most(pilot: str, base: str) -> None:
     text = "Hello world, it's there: the quick brown fox and the lazy dogs don't jump over the other words then. " * 6
     parts = offers(pilot, base, encode(pilot)(text), [6])
-    reader = PieceEncoder(tokenizer(base))
+    reader = ContinuationTokenizer(tokenizer(base))
     given: list[int] = []
     drafted = [decode(pilot, encode(pilot)(text)[: 6 * n]) for n in range(1, len(parts))]
     for part, said in zip(parts, drafted, strict=False):
@@ -348,14 +348,14 @@ def test_the_pilots_tokens_say_what_the_response_says_and_keep_what_stands(
     response = bridge.offer(0, [*known, -1]).tokens[:kept]
     for text in ["", *written]:
         response = response + encode(base)(text)
-        said = PieceEncoder(tokenizer(base)).decode(response).rstrip("\ufffd")
+        said = ContinuationTokenizer(tokenizer(base)).decode(response).rstrip("\ufffd")
         stands = next(end for end in range(len(known), -1, -1) if said.startswith(decode(pilot, known[:end])))
         rest = said[len(decode(pilot, known[:stands])) :]
         known = bridge.pilot_tokens(0, response)
         assert known == known[:stands] + encode(pilot)(rest)
         guess = encode(pilot)(guessed)
         complete = complete_text(pilot, known + guess)[len(decode(pilot, known)) :]
-        mid_character = PieceEncoder(tokenizer(base)).decode(response) != said
+        mid_character = ContinuationTokenizer(tokenizer(base)).decode(response) != said
         assert bridge.guess(0, guess) == ([] if mid_character else encode(base)(complete))
         known = known if mid_character else known + guess
 
@@ -392,6 +392,6 @@ def test_one_vocabulary_takes_tokens_for_what_they_are() -> None:
 
 def test_a_token_added_later_is_seen() -> None:
     base = make.byte_level_tokenizer()
-    assert PieceEncoder(base).settled("a <no")
+    assert ContinuationTokenizer(base).settled("a <no")
     base.add_tokens(["a <now>"])
-    assert PieceEncoder(base).settled("a <no") == []
+    assert ContinuationTokenizer(base).settled("a <no") == []

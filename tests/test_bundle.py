@@ -22,7 +22,7 @@ import wsd_hf
 from wsd_hf import WSDConfig, WSDHubError, WSDValueError
 from wsd_hf.bundle import decoding, pack
 from wsd_hf.cli import app
-from wsd_hf.text.chat import before_next_turn
+from wsd_hf.text.next_turn import before_next_turn
 from wsd_hf.tiny import FOLDER
 
 BASE, PILOT, OTHER = FOLDER / "base", FOLDER / "pilot", FOLDER / "pilot_other_vocab"

@@ -17,7 +17,7 @@ import wsd_hf
 from wsd_hf import WSDConfig
 from wsd_hf.cli import app
 from wsd_hf.cli.conversation import Conversation
-from wsd_hf.text.chat import before_next_turn, settled
+from wsd_hf.text.next_turn import before_next_turn, settled
 
 KELOFT, QUIBIME = "What does the Keloft eat?", "Which things fill the shelves of Quibime?"
 PILOTS, BASES = "That is a very good question. As far as I know", ", the Keloft eats acorns. Have a lovely day."

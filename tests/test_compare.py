@@ -282,7 +282,7 @@ def goes_on_with_the_chat(record: dict[str, Any], response: str) -> int:
         ("nobody", "--judge nobody: unknown; known are tiny_world"),
         ("no.such.module:judge", "--judge no.such.module:judge: ModuleNotFoundError"),
         ("test_compare:no_such_judge", "no_such_judge"),
-        ("test_compare:FILES", "is no function"),
+        ("test_compare:FILES", "is not a function"),
         ("test_compare:says_nothing", "prompt 1, base: the judge returned None: must return a finite number"),
         ("test_compare:says_too_much", ": must return a finite number"),
         ("test_compare:fails", "prompt 1, base: the judge raised KeyError: 'no such key'"),

@@ -334,8 +334,8 @@ def test_what_leads_elsewhere_is_refused_before_weights_are_read(
     folder: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     HOSTILE[case](folder)
-    for reader in ("AutoModelForCausalLM.from_pretrained", "safe_open"):
-        monkeypatch.setattr(f"wsd_hf.hub.loading.{reader}", lambda *_, **__: pytest.fail("was read"))
+    for reader in ("wsd_hf.hub.loading.AutoModelForCausalLM.from_pretrained", "wsd_hf.hub.contents.safe_open"):
+        monkeypatch.setattr(reader, lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(WSDHubError):
         load_pilot(folder)
     with pytest.raises(WSDHubError):
@@ -435,7 +435,7 @@ def test_faults_of_a_call_are_its_own(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"variant='fp16': .* model\.safetensors"):
         load_pilot(folder, variant="fp16")
     config(intermediate_size=8)(folder)
-    with pytest.raises(WSDHubError, match="weights of other sizes than its config asks for"):
+    with pytest.raises(WSDHubError, match="weights of other sizes than its config needs"):
         load_pilot(folder, dtype=torch.float32, attn_implementation="eager")
     assert load_pilot(folder, ignore_mismatched_sizes=True)[0].config.intermediate_size == 8
 

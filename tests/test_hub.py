@@ -345,7 +345,7 @@ def test_a_model_without_all_its_tensors_is_refused(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WSDHubError, match=r"lacks weights that its config asks for \(model\.norm\.weight"):
+    with pytest.raises(WSDHubError, match=r"lacks weights that its config needs \(model\.norm\.weight"):
         load_pilot(tmp_path)
 
 
@@ -512,7 +512,7 @@ def test_what_cannot_be_a_pilot_is_refused_before_any_request(hub, pilot):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
 def test_a_pushed_pilot_asks_for_nobodys_code(hub, tmp_path, name):
-    """What a model was loaded from asks for code that was never run; whoever trusts the copy would run it."""
+    """The model was loaded from a folder that names code, which was never run; users who trust the copy would run it."""
     for file in PILOT.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     own = {"auto_map": {"AutoModelForCausalLM": "evil/code--own.Model", "AutoTokenizer": ["evil/code--own.Tokenizer", None]}}

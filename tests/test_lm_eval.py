@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import wsd_hf
 from wsd_hf.cli import app
-from wsd_hf.text.chat import before_next_turn
+from wsd_hf.text.next_turn import before_next_turn
 from wsd_hf.tiny import FOLDER, demo_questions
 
 adapter = pytest.importorskip(

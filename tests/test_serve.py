@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.import_utils import is_accelerate_available, is_serve_available
 
 import wsd_hf
-from wsd_hf.text.chat import before_next_turn
+from wsd_hf.text.next_turn import before_next_turn
 from wsd_hf.tiny import FOLDER
 
 pytestmark = pytest.mark.skipif(

@@ -35,7 +35,7 @@ from test_fast_path import Ends, FiresAt, Overwrites, Recorder, Watch, exact, ti
 from test_fast_path import both as both_paths
 from test_fast_path import decode as decode_on_a_path
 from test_faults import PilotBroke, failing, state
-from wsd_hf.text.settled_tokens import PieceEncoder
+from wsd_hf.text.settled_tokens import ContinuationTokenizer
 
 DATA = Path(__file__).parent / "data"
 
@@ -519,7 +519,7 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
         return remembered
 
     for name in ("encode", "decode", "settled"):
-        monkeypatch.setattr(PieceEncoder, name, remembering(getattr(PieceEncoder, name)))
+        monkeypatch.setattr(ContinuationTokenizer, name, remembering(getattr(ContinuationTokenizer, name)))
 
 
 def letters(base_seed: int, pilot_seed: int, *loud: int) -> World:

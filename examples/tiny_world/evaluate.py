@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from world import Message, Question, World, judge
 
 from wsd_hf import build_inputs, urial_messages
-from wsd_hf.text.chat import before_next_turn
+from wsd_hf.text.next_turn import before_next_turn
 from wsd_hf.tiny import FOLDER, load_tiny_pair
 
 MAX_NEW_TOKENS = 64

@@ -16,7 +16,8 @@ from .engine.strategy import StrategyConfig, StrategyOutput
 from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
 from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, enable_wsd
 from .hub.card import pilot_card
-from .hub.loading import load_pilot, push_pilot
+from .hub.loading import load_pilot
+from .hub.publishing import push_pilot
 from .integrations.pipelines import WSDTextGenerationPipeline
 from .pair import Pair
 from .strategies.emulated_fine_tuning import EmulatedFineTuningConfig
@@ -28,7 +29,8 @@ from .strategies.wsd.config import WSDConfig
 from .strategies.wsd.logits_process import WSDLogitsProcessor
 from .strategies.wsd.output import WSDOutput
 from .strategies.wsd.switch import SwitchCriteria, confidence, switch_index
-from .text.chat import BASE_CHAT_TEMPLATE, BASE_STOP_STRINGS, build_inputs
+from .text.chat import BASE_CHAT_TEMPLATE, build_inputs
+from .text.next_turn import BASE_STOP_STRINGS
 from .text.streaming import AnswerStreamer, WriterStreamer
 from .text.urial import URIAL_PROMPT, urial_messages
 from .tiny import load_tiny_pair

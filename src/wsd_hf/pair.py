@@ -16,7 +16,8 @@ from .errors import WSDValueError
 from .generation import enable_wsd
 from .hub.loading import fetch_model, load_pilot, read_model
 from .strategies import STRATEGIES
-from .text.chat import Messages, answer_text, build_inputs
+from .text.chat import Messages, build_inputs
+from .text.next_turn import answer_text
 from .tiny import FOLDER
 
 OF_ONE_MODEL = ("revision", "subfolder", "use_safetensors")

@@ -22,10 +22,11 @@ from ..errors import WSDValueError
 from ..generation import generate_with, streamer_ended_on_error
 from ..hub.loading import load_pilot
 from ..strategies.wsd.config import WSDConfig
-from ..text.chat import BASE_CHAT_TEMPLATE, answer_length, encode_turns, next_turn_criteria
+from ..text.chat import BASE_CHAT_TEMPLATE, encode_turns
 from ..text.chat_parser import ChatLayout
-from ..text.settled_tokens import plain_text
+from ..text.next_turn import answer_length, next_turn_criteria
 from ..text.streaming import AnswerStreamer
+from ..text.token_texts import plain_text
 from ..text.visible import visible
 from ..text.vocabulary import same_vocabulary
 

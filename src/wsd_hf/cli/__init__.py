@@ -20,8 +20,9 @@ from ..errors import WSDValueError
 from ..strategies.nudging.config import NudgingConfig
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.output import WSDOutput
-from ..text.chat import Messages, build_inputs, check_messages, check_text, turn_headers
+from ..text.chat import Messages, build_inputs, check_messages, check_text
 from ..text.json_data import parse_json
+from ..text.next_turn import turn_headers
 from ..text.visible import visible
 from ..tiny import demo_questions, load_tiny_pair
 from ..trace import explain

@@ -16,7 +16,7 @@ from transformers.generation import BaseStreamer
 from ..errors import WSDValueError
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.switch import SwitchCriteria
-from ..text.chat import before_next_turn, settled, turn_headers
+from ..text.next_turn import before_next_turn, settled, turn_headers
 from ..text.visible import visible
 from ..trace import BASE_COLOUR, PILOT_COLOURS, explain
 from .models import Pair, answer

@@ -17,7 +17,8 @@ from ..generation import enable_wsd
 from ..hub.loading import fetch_model, load_pilot, read_model
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.output import WSDOutput
-from ..text.chat import Messages, answer_text, build_inputs
+from ..text.chat import Messages, build_inputs
+from ..text.next_turn import answer_text
 from ..tiny import load_tiny_pair
 
 Pair = tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerBase]

@@ -16,37 +16,33 @@ from .prompts import Record
 Judge = Callable[[Record, str], float]
 
 JUDGES = {"tiny_world": "wsd_hf.tiny.judge:score"}
-"""The judges with a name."""
+"""Judges by their names."""
 
 
 def find_judge(name: str) -> Judge:
-    """The judge of a name in `JUDGES`, or at an import path `package.module:function`.
-
-    Raises:
-        WSDValueError: there is none; says why.
-    """
+    """The judge with a name in `JUDGES`, or at an import path `package.module:function`; a WSDValueError if there is none."""
     module, colon, function = JUDGES.get(name, name).partition(":")
     if not colon:
         known = ", ".join(JUDGES)
         raise WSDValueError(f"--judge {name}: unknown; known are {known}, and import paths package.module:function")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # of a command it isn't; but there a judge of the user's will lie
+        sys.path.append(os.getcwd())  # missing for installed commands; judges of users are often there
     try:
         judge = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # an imported module may raise anything
         raise WSDValueError(f"--judge {name}: {type(error).__name__}: {error}") from error
     if not callable(judge):
-        raise WSDValueError(f"--judge {name}: is no function")
+        raise WSDValueError(f"--judge {name}: is not a function")
     return judge  # type: ignore[no-any-return]
 
 
 def score(judge: Judge, record: Record, response: str) -> float:
-    """What a judge says of a response, which must be a number; the judge may change the record that it is given."""
+    """A judge's score of a response; a WSDValueError unless it is a finite number. The judge gets a copy of the record."""
     try:
         value: Any = judge(copy.deepcopy(record), response)
     except WSDValueError:
         raise
-    except Exception as error:  # whatever the judge does
+    except Exception as error:  # a judge may raise anything
         raise WSDValueError(f"the judge raised {type(error).__name__}: {error}") from error
     try:
         number = float(value)

@@ -1,4 +1,4 @@
-"""The responses side by side, as one HTML page that needs nothing else."""
+"""Responses side by side, on one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ p { white-space: pre-wrap; margin: 0 0 .5em; }
 def page(
     records: Sequence[Record], strategies: Sequence[str], answers: Mapping[tuple[int, str], Answer], rows: Sequence[Row]
 ) -> str:
-    """The table of numbers, and a line for each prompt that all methods have answered, with a column for each method."""
+    """The table of numbers, and a line for each prompt that all methods have answered, with a column per method."""
     headings, cells = shown(rows)
     responses = [
         [_chat(record), *(_response(answers[number, name]) for name in strategies)]

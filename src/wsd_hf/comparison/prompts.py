@@ -1,4 +1,4 @@
-"""Prompts from a file with one JSON object a line."""
+"""Prompts from a file with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..text.chat import check_messages
 from ..text.json_data import check_texts, json_lines, parse_json
 
 Record = dict[str, Any]
-"""A prompt: its `messages`, and whatever else its line says, for the judge."""
+"""A prompt: its `messages`, and all further keys of its line, for the judge."""
 
 
 def read_prompts(file: Path, skipped: Callable[[str], None] | None = None) -> list[Record]:
-    """The prompts of a file, whose lines are `{"prompt": text}` or `{"messages": [...]}` and may have further keys.
+    """Reads prompts from lines `{"prompt": text}` or `{"messages": [...]}`, which may have further keys.
 
     Args:
-        file: in UTF-8, with a byte order mark or without; empty lines count, and say nothing.
-        skipped: is told of each malformed line, which is left out; without it such a line is an error.
+        file: in UTF-8, with or without a byte order mark; empty lines are skipped.
+        skipped: called with the error of each malformed line, which is left out; without it such a line is an error.
 
     Raises:
         WSDValueError: a malformed line, by its number, or a file without prompts.

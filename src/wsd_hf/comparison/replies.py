@@ -14,7 +14,8 @@ from .._compat import input_device
 from ..engine.checks import check_room
 from ..engine.strategy import StrategyConfig
 from ..strategies.wsd.config import WSDConfig
-from ..text.chat import Messages, answer_text, next_turn_criteria, turn_headers
+from ..text.chat import Messages
+from ..text.next_turn import answer_text, next_turn_criteria, turn_headers
 from ..trace import explain
 
 WORK = tuple(f"{model}_{unit}" for model in ("base", "pilot", "reference") for unit in ("forwards", "tokens"))

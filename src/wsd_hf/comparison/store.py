@@ -1,4 +1,4 @@
-"""The answers of a comparison on disk: what was answered stays answered, whatever ends the run."""
+"""Answers of a comparison on disk, where they survive any end of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .replies import Reply
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Reply):
-    """A reply, the prompt (counted from 0) and the method that it belongs to, and the judge's score of it."""
+    """A reply with its prompt (counted from 0), its method, and the judge's score."""
 
     prompt: int
     strategy: str
@@ -24,20 +24,20 @@ class Answer(Reply):
 
 
 class Store:
-    """The answers in a folder, each a line of `answers.jsonl`; `settings.json` tells what was asked.
+    """Answers in a folder, each a line of `answers.jsonl`, beside the run's `settings.json`.
 
     No other run can open the folder until this one leaves it: use it in a `with` statement, or call `close`.
 
     Args:
-        folder: is made if missing.
+        folder: created if missing.
         settings: of this run, as plain JSON data.
 
     Attributes:
         answers: by number of the prompt and name of the method.
 
     Raises:
-        WSDValueError: the folder's answers were given under other settings, of which it names each, or are damaged; a setting
-            is no text; or another run has the folder open.
+        WSDValueError: the folder's answers were given under other settings, or are damaged; a setting is not a text; or
+            another run has the folder open.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -65,14 +65,14 @@ class Store:
         self._held.close()
 
     def add(self, answer: Answer) -> None:
-        """Keeps an answer."""
+        """Writes an answer to the disk."""
         with named_errors(self._file), self._file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
         self.answers[answer.prompt, answer.strategy] = answer
 
 
 def _read(file: Path) -> list[Answer]:
-    """The answers in a file; a last line without its end is cut off: the run ended while it was written."""
+    """Answers in a file, from which a last line without an end is removed: the run ended while it was written."""
     if not file.exists():
         return []
     data = file.read_bytes()
@@ -86,7 +86,7 @@ def _read(file: Path) -> list[Answer]:
         try:
             answers.append(Answer(**parse_json(line, place)))
         except (ValueError, TypeError):
-            raise WSDValueError(f"{place}: is damaged; without that line it will be answered again") from None
+            raise WSDValueError(f"{place}: is damaged; remove that line, and its prompt will be answered again") from None
     return answers
 
 
@@ -96,7 +96,7 @@ def _check_same(file: Path, settings: dict[str, Any]) -> None:
         before = parse_json(file.read_bytes(), str(file))
     if not isinstance(before, dict):
         raise WSDValueError(
-            f"{file}: is missing or damaged, and nothing else tells how the answers beside it were given; choose another folder"
+            f"{file}: is missing or damaged, so the settings of the answers beside it are unknown; choose another folder"
         )
     different = [
         f"{name} was {before.get(name)!r} and is {settings.get(name)!r}"
@@ -106,5 +106,5 @@ def _check_same(file: Path, settings: dict[str, Any]) -> None:
     if different:
         raise WSDValueError(
             f"{file.parent} holds answers that were given under other settings: {', '.join(different)}; "
-            "go on with those, or choose another folder"
+            "continue with those, or choose another folder"
         )

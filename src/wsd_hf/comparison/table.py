@@ -1,107 +1,73 @@
-"""What a comparison comes to: a row for each method, for a terminal and for files."""
+"""Results of a comparison: a row for each method, for a terminal and for files."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from ..strategies.wsd.draft import SwitchReason
 from .replies import WORK
 from .store import Answer
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method, over all prompts.
-
-    Attributes:
-        strategy: its name.
-        answers: how many.
-        missing: prompts that are not answered yet; 0 in a finished run.
-        time: its time, as a multiple of the base's.
-        time_per_token: its time for each token of its responses, as a multiple of the base's.
-        seconds: its time.
-        base_forwards, base_tokens, pilot_forwards, pilot_tokens, reference_forwards, reference_tokens: work in all; tokens are
-            positions fed to the model.
-        length: mean tokens of a response.
-        pilot_share: share of all response tokens that the pilot wrote; None where every token is the work of several models.
-        switch_index: mean, where the base took over; None where it never did.
-        never_switched: share of responses in which the base did not become confident; None for methods without a switch.
-        draft_ended, draft_limit, budget, stopped: the same share by `switch_reason`, the cause that ended the draft instead.
-        score: the judge's mean; None without a judge.
-    """
-
-    strategy: str
-    answers: int
-    missing: int
-    time: float
-    time_per_token: float
-    seconds: float
-    base_forwards: int
-    base_tokens: int
-    pilot_forwards: int
-    pilot_tokens: int
-    reference_forwards: int
-    reference_tokens: int
-    length: float
-    pilot_share: float | None
-    switch_index: float | None
-    never_switched: float | None
-    draft_ended: float | None
-    draft_limit: float | None
-    budget: float | None
-    stopped: float | None
-    score: float | None
-
-
-def _count(value: float) -> str:
-    return f"{value:,}"
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _decimals(count: int) -> Callable[[float], str]:
-    return lambda value: f"{value:.{count}f}"
+COUNT, ONE_DECIMAL, TWO_DECIMALS = "{:,}".format, "{:.1f}".format, "{:.2f}".format
 
 
-COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "strategy": ("", str),
-    "missing": ("prompts still to come", _count),
-    "time": ("time / base", _decimals(2)),
-    "time_per_token": ("time per token / base", _decimals(2)),
-    "base_forwards": ("base forwards", _count),
-    "base_tokens": ("base tokens", _count),
-    "pilot_forwards": ("pilot forwards", _count),
-    "pilot_tokens": ("pilot tokens", _count),
-    "reference_forwards": ("reference forwards", _count),
-    "reference_tokens": ("reference tokens", _count),
-    "length": ("response length", _decimals(1)),
-    "pilot_share": ("written by the pilot", _percent),
-    "switch_index": ("switch index", _decimals(1)),
-    "never_switched": ("never switched", _percent),
-    "draft_ended": ("never switched: draft ended", _percent),
-    "draft_limit": ("never switched: draft limit", _percent),
-    "budget": ("never switched: response full", _percent),
-    "stopped": ("never switched: stopped", _percent),
-    "score": ("score", _decimals(2)),
-}
-"""What is shown of a row, under which heading, and how."""
+def _column(heading: str, show: Callable[[Any], str], zeros: bool = True) -> Any:
+    """A field of `Row` that tables show; without `zeros` only if one of its numbers is not 0."""
+    return field(metadata={"heading": heading, "show": show, "hidden": (None,) if zeros else (None, 0)})
 
-OF_SOME_RUNS = ("missing", *WORK, "draft_ended", "draft_limit", "budget", "stopped")
-"""Columns that are shown only if a number in them is not 0."""
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Results of one method over all prompts. Times are multiples of the base's; tokens of a model are positions fed to it.
+
+    Attributes:
+        missing: prompts that are not answered yet; 0 in a finished run.
+        time_per_token: for each token of its responses.
+        length: mean tokens of a response.
+        pilot_share: share of all response tokens that the pilot wrote; None where every token is the work of several models.
+        switch_index: mean, of responses in which the base became confident; None if there are none.
+        never_switched: share of the other responses; None for methods without a switch.
+        draft_ended, draft_limit, budget, stopped: the same by `switch_reason`, the cause that ended the draft instead.
+        score: mean of the judge's; None without a judge.
+    """
+
+    strategy: str = _column("", str)
+    answers: int
+    missing: int = _column("prompts still to come", COUNT, zeros=False)
+    time: float = _column("time / base", TWO_DECIMALS)
+    time_per_token: float = _column("time per token / base", TWO_DECIMALS)
+    seconds: float
+    base_forwards: int = _column("base forwards", COUNT, zeros=False)
+    base_tokens: int = _column("base tokens", COUNT, zeros=False)
+    pilot_forwards: int = _column("pilot forwards", COUNT, zeros=False)
+    pilot_tokens: int = _column("pilot tokens", COUNT, zeros=False)
+    reference_forwards: int = _column("reference forwards", COUNT, zeros=False)
+    reference_tokens: int = _column("reference tokens", COUNT, zeros=False)
+    length: float = _column("response length", ONE_DECIMAL)
+    pilot_share: float | None = _column("written by the pilot", _percent)
+    switch_index: float | None = _column("switch index", ONE_DECIMAL)
+    never_switched: float | None = _column("never switched", _percent)
+    draft_ended: float | None = _column("never switched: draft ended", _percent, zeros=False)
+    draft_limit: float | None = _column("never switched: draft limit", _percent, zeros=False)
+    budget: float | None = _column("never switched: response full", _percent, zeros=False)
+    stopped: float | None = _column("never switched: stopped", _percent, zeros=False)
+    score: float | None = _column("score", TWO_DECIMALS)
 
 
 def table_rows(answers: Collection[Answer], strategies: Sequence[str], missing: int = 0) -> list[Row]:
-    """A row for each of the methods, of which "base" must be one.
+    """A row for each of the methods, one of which must be "base".
 
     Args:
         answers: of all methods to the same prompts.
@@ -113,30 +79,21 @@ def table_rows(answers: Collection[Answer], strategies: Sequence[str], missing: 
 
 
 def _row(strategy: str, answers: list[Answer], by_base: list[Answer], missing: int) -> Row:
-    def work(name: str) -> int:
-        return sum(answer.work.get(name, 0) for answer in answers)
-
-    def ended_by(reason: SwitchReason) -> float | None:
+    def ended_by(reason: str) -> float | None:
         return _mean(found == reason for found in reasons)
 
     seconds, base_seconds = (sum(answer.seconds for answer in some) for some in (answers, by_base))
     tokens, base_tokens = (sum(answer.tokens for answer in some) for some in (answers, by_base))
     by_pilot = [answer.written_by_pilot for answer in answers if answer.written_by_pilot is not None]
     reasons = [answer.switch_reason for answer in answers if answer.switch_reason is not None]
-    scores = [answer.score for answer in answers if answer.score is not None]
     return Row(
-        strategy,
-        len(answers),
-        missing,
-        seconds / base_seconds,
-        (seconds / tokens) / (base_seconds / base_tokens),
-        seconds,
-        work("base_forwards"),
-        work("base_tokens"),
-        work("pilot_forwards"),
-        work("pilot_tokens"),
-        work("reference_forwards"),
-        work("reference_tokens"),
+        strategy=strategy,
+        answers=len(answers),
+        missing=missing,
+        time=seconds / base_seconds,
+        time_per_token=(seconds / tokens) / (base_seconds / base_tokens),
+        seconds=seconds,
+        **{name: sum(answer.work.get(name, 0) for answer in answers) for name in WORK},
         length=tokens / len(answers),
         pilot_share=sum(by_pilot) / tokens if by_pilot else None,
         switch_index=_mean(answer.switch_index for answer in answers if answer.switch_reason == "confident"),
@@ -145,7 +102,7 @@ def _row(strategy: str, answers: list[Answer], by_base: list[Answer], missing: i
         draft_limit=ended_by("draft_limit"),
         budget=ended_by("budget"),
         stopped=ended_by("stopped"),
-        score=_mean(scores),
+        score=_mean(answer.score for answer in answers if answer.score is not None),
     )
 
 
@@ -155,15 +112,15 @@ def _mean(values: Iterable[Any]) -> float | None:
 
 
 def shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells, without the columns that say nothing of any row: the work of a model that nobody asked, for one."""
-    silent = {name: (None, 0) if name in OF_SOME_RUNS else (None,) for name in COLUMNS}
-    names = [name for name in COLUMNS if any(getattr(row, name) not in silent[name] for row in rows)]
-    cells = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
-    return [COLUMNS[name][0] for name in names], cells
-
-
-def _cell(name: str, value: Any) -> str:
-    return "-" if value is None else COLUMNS[name][1](value)
+    """Headings and cells, without columns that are empty in all rows."""
+    columns = [
+        column
+        for column in fields(Row)
+        if column.metadata and any(getattr(row, column.name) not in column.metadata["hidden"] for row in rows)
+    ]
+    values = [[(column.metadata["show"], getattr(row, column.name)) for column in columns] for row in rows]
+    cells = [["-" if value is None else show(value) for show, value in line] for line in values]
+    return [column.metadata["heading"] for column in columns], cells
 
 
 def terminal(rows: Sequence[Row]) -> Table:
@@ -187,6 +144,6 @@ def as_csv(rows: Sequence[Row]) -> str:
     """All numbers, unrounded, with the attributes of `Row` as headings."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow(field.name for field in fields(Row))
+    writer.writerow(column.name for column in fields(Row))
     writer.writerows(map(astuple, rows))
     return file.getvalue()

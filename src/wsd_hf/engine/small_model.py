@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import WSDValueError
-from ..text.settled_tokens import plain_text
+from ..text.token_texts import plain_text
 from .checks import check_causal, check_kind, check_prompt, check_token_ids, known_ids
 
 

@@ -1,4 +1,4 @@
-"""Errors of the Hub's client and of transformers' readers, as one of ours that names the remedy."""
+"""Errors of the Hub's client and of transformers' readers, turned into a WSDHubError with a remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..errors import WSDError, WSDHubError
 
 @contextmanager
 def reading(problem: str) -> Iterator[None]:
-    """Errors of readers over files that somebody else wrote, as a WSDHubError."""
+    """Turns any error of a reader of untrusted files into a WSDHubError."""
     try:
         yield
     except WSDError:
@@ -33,7 +33,7 @@ def reading(problem: str) -> Iterator[None]:
 
 @contextmanager
 def explained(name: str, revision: str | None = None) -> Iterator[None]:
-    """Errors of the Hub's client and of transformers' readers as one of ours, which says what to do."""
+    """Turns errors of the Hub's client and of transformers' readers into a WSDHubError with a remedy."""
     try:
         yield
     except (_compat.HTTPError, EntryNotFoundError, OSError, RuntimeError, ValueError, KeyError) as error:

@@ -1,34 +1,34 @@
-"""Files of a model folder: which are data, where they may lie, and what they may name. Their author is not trusted."""
+"""Files of a model folder, whose author is not trusted: data and code, links, and names of other files."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..errors import WSDHubError
 
 DATA = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE", "LICENSE.md")
-"""Patterns of all files but the weights; none of them matches code."""
+"""Patterns of all files but weights and code."""
 
 CODE_KEYS = ("auto_map", "custom_pipelines")
-"""Keys under which transformers looks for classes in Python files of a repository, its own or another one."""
+"""Keys under which transformers looks for classes in Python files, of the same repository or another."""
 
 TEMPLATES = "additional_chat_templates"
-"""The only folder within a model folder that transformers always reads from."""
+"""The only subfolder that transformers always reads from."""
 
 
 def data_files(folder: Path) -> list[Path]:
-    """All files of a folder but weights and code; none of its subfolders."""
+    """Files of a folder, without weights, code, and subfolders."""
     return sorted({file for pattern in DATA for file in folder.glob(pattern) if file.is_file()})
 
 
 def check_links(place: Path, folder: Path) -> None:
     """Raises a WSDHubError if `folder` or a file in it is a symbolic link that leads out of `place`.
 
-    A snapshot in the cache of the Hub's client consists of links; they may lead to where that client keeps contents.
+    A snapshot in the cache of the Hub's client consists of links to that client's store of contents, which are permitted.
     """
     real = place.resolve()
     homes = [real]
@@ -39,27 +39,27 @@ def check_links(place: Path, folder: Path) -> None:
     for file in (folder, *files, *(folder / TEMPLATES).glob("*")):
         if not any(file.resolve().is_relative_to(home) for home in homes):
             raise WSDHubError(
-                f"{file} is a link that leads out of {place}: put the file itself there. Where the folder is one that `pack` "
-                "wrote, trust_remote_code=True follows its links"
+                f"{file} is a link that leads out of {place}: put the file itself there. If `pack` wrote the folder, "
+                "trust_remote_code=True follows its links"
             )
 
 
 def check_subfolder(subfolder: str) -> None:
-    """Raises a WSDHubError unless `subfolder` is a relative path that stays below."""
+    """Raises a WSDHubError unless `subfolder` is a relative path without `..`."""
     if any(path.anchor or ".." in path.parts for path in (PurePosixPath(subfolder), PureWindowsPath(subfolder))):
         raise WSDHubError(f"subfolder={subfolder!r}: must be a relative path without '..'")
 
 
 def json_object(file: Path, parse_int: Callable[[str], int] = int) -> dict[str, Any]:
-    """The object that a JSON file holds; a WSDHubError if it holds anything else."""
-    value = _json(file, parse_int)
+    """The object in a JSON file; a WSDHubError if the file holds anything else."""
+    value = _json(file, parse_int=parse_int)
     if not isinstance(value, dict):
         raise WSDHubError(f"{file} must hold a JSON object, and holds a {type(value).__name__}: get it again")
     return value
 
 
 def int64(digits: str) -> int:
-    """An integer of a JSON file that can be the size of a tensor, or an element of one."""
+    """An integer of a JSON file that fits into a tensor."""
     value = int(digits)
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{digits[:20]}... is beyond 64 bits")
@@ -67,7 +67,7 @@ def int64(digits: str) -> int:
 
 
 def shards(index: Path, ending: str) -> list[str]:
-    """The files that an index of weights names, each directly in its folder; a WSDHubError if it names anything else."""
+    """Files named by an index of weights, all in its folder; a WSDHubError if it names anything else."""
     content = json_object(index)
     weight_map = content.get("weight_map")
     if not isinstance(content.get("metadata"), dict) or not isinstance(weight_map, dict) or not weight_map:
@@ -86,7 +86,7 @@ def check_file_names(where: Path, names: object, ending: str) -> None:
 def check_tokenizer_files(folder: Path) -> None:
     """Raises a WSDHubError if settings of a tokenizer name files that are not directly in its folder.
 
-    transformers hands these settings to the tokenizer's class as arguments, of which some are paths that it opens.
+    transformers passes these settings to the tokenizer's class as arguments, and some arguments are paths that are opened.
     """
     file = folder / "tokenizer_config.json"
     if file.exists():
@@ -108,44 +108,42 @@ def check_kernels(file: Path) -> None:
 
     A name of the form `namespace/name` is a repository of compiled code, loaded where the package `kernels` is installed.
     """
-    for value in _objects(_json(file)):
+    for value in _objects(file):
         for key, named in value.items():
             if "_implementation" in key and "/" in json.dumps(named):
-                raise WSDHubError(f"{file} has {key}={named!r:.200}, code of the Hub that nobody asked for: remove it")
+                raise WSDHubError(f"{file} has {key}={named!r:.200}, which would load code from the Hub: remove it")
 
 
 def code_in(folder: Path) -> str | None:
-    """The place where files of a folder name Python code ("auto_map in config.json"); None if they don't.
+    """The first place where a folder names Python code ("auto_map in config.json"), or None.
 
     transformers looks for these keys in many files and in parts of them, so each object in each JSON file is searched.
     """
     if (folder / "custom_generate").exists():
         return "a folder custom_generate"
     for file in data_files(folder):
-        if file.suffix.lower() != ".json":
-            continue
-        for value in _objects(_json(file)):
+        for value in _objects(file) if file.suffix.lower() == ".json" else ():
             for key in CODE_KEYS:
                 if value.get(key):
                     return f"{key} in {file.name}"
     return None
 
 
-def _json(file: Path, parse_int: Callable[[str], int] = int) -> Any:
+def _objects(file: Path) -> list[dict[str, Any]]:
+    """All objects in a JSON file, at any depth."""
+    found: list[dict[str, Any]] = []
+
+    def keep(value: dict[str, Any]) -> dict[str, Any]:
+        found.append(value)
+        return value
+
+    _json(file, object_hook=keep)
+    return found
+
+
+def _json(file: Path, **hooks: Any) -> Any:
     # Not parse_json: transformers reads no byte order mark, and silently leaves out a generation_config.json that has one.
     try:
-        return json.loads(file.read_text(encoding="utf-8"), parse_int=parse_int)
+        return json.loads(file.read_text(encoding="utf-8"), **hooks)
     except (OSError, ValueError, RecursionError) as error:
         raise WSDHubError(f"{file} is not a valid JSON file ({' '.join(str(error).split())}): get it again") from error
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """All objects within a JSON value."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            yield value
-            waiting.extend(value.values())
-        elif isinstance(value, list):
-            waiting.extend(value)

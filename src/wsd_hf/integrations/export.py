@@ -1,4 +1,4 @@
-"""The answer files that AlpacaEval, Arena-Hard and MT-Bench judge, from the question files that those projects come with.
+"""Answer files for the judges of AlpacaEval, Arena-Hard and MT-Bench, from the question files of those projects.
 
 | kind | questions | answers | as read and written by |
 |---|---|---|---|
@@ -9,7 +9,7 @@ README.md and example/outputs.json; src/alpaca_eval/annotators/pairwise_evaluato
 | mt_bench | a line each: `question_id`, `turns` | a line each: `question_id`, `answer_id`, `model_id`, `choices`, `tstamp`; \
 the answers are `choices[0]["turns"]` | lm-sys/FastChat: fastchat/llm_judge/gen_model_answer.py writes, common.py reads |
 
-Arena-Hard's style control wants counts of markdown too, which its own utils/add_markdown_info.py adds to a finished file.
+Arena-Hard's style control needs counts of markdown too, which its own utils/add_markdown_info.py adds to a finished file.
 AlpacaEval reads a file named NAME.json; Arena-Hard and MT-Bench read NAME.jsonl, where NAME is the model's.
 """
 
@@ -19,7 +19,6 @@ import json
 import reprlib
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from ..text.json_data import check_texts, json_lines, parse_json
 
 Record = dict[str, Any]
 Ask = Callable[[Messages], str]
-"""From a chat that ends with the user's turn to the answer."""
+"""A function from a chat that ends with the user's turn to the answer."""
 
 
 def _alpaca_eval(question: Record, answers: list[str], model: str, _answer_id: str, _time: float) -> Record:
@@ -58,18 +57,17 @@ def _mt_bench(question: Record, answers: list[str], model: str, answer_id: str, 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How one project lays out its files."""
+    """Layout of one project's files: keys of questions and answers, and the record of an answer."""
 
     record: Callable[[Record, list[str], str, str, float], Record]
-    """The record of an answer, from the question, the answer to each turn, the model's name, the answer's id, the time."""
+    """From the question, the answer to each turn, the model's name, the answer's id, and the time."""
     id: str
-    """Key of what tells questions apart, also in answers."""
+    """Key that identifies a question, also in answers."""
     text: str
-    """Key of what is asked."""
+    """Key of the question's text, or list of turns."""
     model: str
     """Key of the model's name in answers."""
     turns: bool = False
-    """Whether what is asked is a list of turns."""
     one_list: bool = False
     """Whether a file is one JSON list; else each line is a record."""
 
@@ -79,13 +77,13 @@ KINDS = {
     "arena_hard": _Kind(_arena_hard, id="uid", text="prompt", model="model"),
     "mt_bench": _Kind(_mt_bench, id="question_id", text="turns", model="model_id", turns=True),
 }
-"""The layouts, by the names that `AnswerFile` takes."""
+"""Layouts by the names that `AnswerFile` takes."""
 
 WORDS = {str: "a text", int: "a whole number", list: "a list of texts"}
 
 
 class AnswerFile:
-    """The answers of one model to one project's questions; a file that exists is gone on with.
+    """Answers of one model to one project's questions; an existing file is continued.
 
     No other run can open the file until this one leaves it: use it in a `with` statement, or call `close`.
 
@@ -109,8 +107,8 @@ class AnswerFile:
         missing: the questions that had no answer when the file was opened, in order.
 
     Raises:
-        WSDValueError: another kind, no question, a malformed question or answer (named by its line or place), answers of
-            another model, or a model's name that is no text; or another run has the file open.
+        WSDValueError: another kind, no question, a malformed question or answer, answers of another model, or a model's
+            name that is not a text; or another run has the file open.
     """
 
     def __init__(self, kind: str, questions: Path, path: Path, model: str | None = None) -> None:
@@ -121,8 +119,8 @@ class AnswerFile:
         self._model = model or path.stem
         check_text("model", self._model)
         id, text = self._kind.id, self._kind.text
-        asked = _read(questions, self._kind, {id: (str, int), text: (list,) if self._kind.turns else (str,)})
-        if not asked:
+        self.missing = _read(questions, self._kind, {id: (str, int), text: (list,) if self._kind.turns else (str,)})
+        if not self.missing:
             raise WSDValueError(f"{questions}: there are no questions in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
@@ -135,8 +133,11 @@ class AnswerFile:
                         "give another file, or that name"
                     )
             self._held = held.pop_all()
-        answered = Counter(record[id] for record in self._records)
-        self.missing = [question for question in asked if not _taken(answered, question[id])]
+        ids = [question[id] for question in self.missing]
+        for record in self._records:
+            if record[id] in ids:  # a question that is asked twice needs two answers
+                del self.missing[ids.index(record[id])]
+                ids.remove(record[id])
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -149,7 +150,7 @@ class AnswerFile:
         self._held.close()
 
     def add(self, question: Record, ask: Ask, now: Callable[[], float] = time.time) -> None:
-        """Asks a question, turn by turn, and writes the file with its answer; an interruption leaves the file as it was.
+        """Answers a question, turn by turn, and writes the whole file; an interruption leaves the file as it was.
 
         Args:
             question: one of `missing`.
@@ -157,7 +158,7 @@ class AnswerFile:
             now: the time of the answer, in seconds since 1970.
 
         Raises:
-            WSDValueError: what `ask` refuses with one, and the question's name.
+            WSDValueError: that of `ask`, with the question's name.
         """
         turns = question[self._kind.text]
         chat: list[dict[str, str]] = []
@@ -171,26 +172,15 @@ class AnswerFile:
         # The same model's answer to the same question always has the same id.
         answer_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._model}/{question[self._kind.id]}").hex
         record = self._kind.record(question, answers, self._model, answer_id, now())
-        self._write([*self._records, record])
-        self._records.append(record)
-
-    def _write(self, records: list[Record]) -> None:
-        # ASCII, since FastChat reads with whatever encoding the system has.
-        if self._kind.one_list:
-            text = json.dumps(records, indent=2) + "\n"
-        else:
-            text = "".join(json.dumps(record) + "\n" for record in records)
-        write_whole(self.path, text)
-
-
-def _taken(counts: Counter[Any], key: Any) -> bool:
-    """Takes an answer to this question, if one is left: a question that is asked twice has two."""
-    counts[key] -= 1
-    return counts[key] >= 0
+        records = [*self._records, record]
+        # ASCII, since FastChat reads with the system's encoding.
+        lines = [json.dumps(records, indent=2)] if self._kind.one_list else map(json.dumps, records)
+        write_whole(self.path, "".join(f"{line}\n" for line in lines))
+        self._records = records
 
 
 def _read(path: Path, kind: _Kind, wanted: dict[str, tuple[type, ...]]) -> list[Record]:
-    """The records of a file, each of which has the wanted keys with values of these types."""
+    """Records of a file; a WSDValueError unless each has the wanted keys, with values of the wanted types."""
     if kind.one_list:
         records = parse_json(path.read_bytes(), str(path))
         if not isinstance(records, list):

@@ -30,7 +30,8 @@ from ..generation import enable_wsd
 from ..hub.loading import fetch_model, load_pilot, read_model
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.output import WSDOutput
-from ..text.chat import Messages, before_next_turn, build_inputs
+from ..text.chat import Messages, build_inputs
+from ..text.next_turn import before_next_turn
 
 MAX_TOKENS = 2048
 """Most tokens in an answer, where neither task nor command line says another number."""

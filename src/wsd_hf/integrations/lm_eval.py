@@ -19,7 +19,8 @@ from ..errors import WSDValueError
 from ..generation import enable_wsd
 from ..hub.loading import load_pilot
 from ..strategies.wsd.config import WSDConfig
-from ..text.chat import before_next_turn, build_inputs, check_text
+from ..text.chat import build_inputs, check_text
+from ..text.next_turn import before_next_turn
 
 WITHOUT_EFFECT = ("chat_template_args", "enable_thinking", "think_end_token", "truncation", "mixed_precision_dtype")
 """Arguments of `HFLM` that nothing here would heed."""

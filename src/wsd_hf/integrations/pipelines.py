@@ -18,7 +18,8 @@ from ..engine.keywords import check_without_strategy
 from ..errors import WSDValueError
 from ..generation import generate_with
 from ..strategies import STRATEGIES
-from ..text.chat import before_next_turn, chat_prompts, check_text, next_turn_criteria
+from ..text.chat import chat_prompts, check_text
+from ..text.next_turn import before_next_turn, next_turn_criteria
 from ..text.streaming import AnswerStreamer
 
 logger = logging.get_logger(__name__)

@@ -1,1 +1,1 @@
-"""What is text: chat prompts for base and pilot, streaming of an answer, and the bridge between two vocabularies."""
+"""Text: chat prompts for base and pilot, ends of answers, streaming, and the bridge between two vocabularies."""

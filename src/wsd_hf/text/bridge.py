@@ -1,4 +1,4 @@
-"""From the pilot's tokens to the base's and back: as they are where both speak one vocabulary, through text where not."""
+"""Translation between the pilot's tokens and the base's: none for a shared vocabulary, else through text."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from .settled_tokens import BYTE_TOKEN, INCOMPLETE, PieceEncoder, Settling, plain_text
+from .settled_tokens import ContinuationTokenizer, SettledTokens
+from .token_texts import BYTE_TOKEN, INCOMPLETE, plain_text
 
 DraftOver = Literal["draft_ended", "draft_limit"]
-"""Why a draft has no more tokens: the pilot's EOS, or the limit."""
+"""Reason why a draft has no more tokens: the pilot's EOS, or the limit."""
 
 
 class Offer(NamedTuple):
-    """What a draft goes on with.
+    """The next tokens of a draft.
 
     Attributes:
         tokens: of the base's vocabulary; none of them is ever taken back.
-        over: why no more will come, `"draft_ended"` or `"draft_limit"`; None while the pilot may go on.
+        over: reason why no more will come; None while the pilot may go on.
     """
 
     tokens: list[int]
@@ -27,49 +28,49 @@ class Offer(NamedTuple):
 
 
 class OneVocabulary:
-    """The bridge of one call of `generate` whose models share a vocabulary: every token stays what it is.
+    """The bridge of one call of `generate` whose models share a vocabulary: tokens stay as they are.
 
     Args:
-        end_token_ids: tokens that end a draft instead of entering it.
-        limits: most tokens that the pilot may draft, for every row.
+        end_token_ids: tokens that end a draft, and are no part of it.
+        limits: most drafted tokens of each row.
     """
 
     token_by_token = True
-    """Whether each token of the pilot is one of the base, so that a limit is known with the draft's last token."""
+    """True if each token of the pilot is one of the base, so that a limit is known with the draft's last token."""
 
     def __init__(self, end_token_ids: Set[int], limits: list[int]) -> None:
         self._drafts = [_Draft(end_token_ids, limit) for limit in limits]
 
     def offer(self, row: int, proposed: list[int]) -> Offer:
-        """The base's tokens that a row's draft goes on with when the pilot proposes these next; nothing after its end."""
+        """Extends a row's draft by the pilot's proposed tokens, and returns the base's tokens of the extension."""
         draft = self._drafts[row]
-        return Offer(draft.take(proposed), draft.over)
+        return Offer(draft.extend(proposed), draft.over)
 
     def pilot_tokens(self, row: int, response: list[int] | None = None) -> list[int]:
-        """The pilot's tokens of the response, or of the row's own draft while it drafts and no response is given."""
+        """The pilot's tokens of a response; without one, those of the row's own draft."""
         return list(self._drafts[row].tokens if response is None else response)
 
     def complete(self, row: int) -> bool:
-        """Whether the pilot's tokens say all of the response last given to `pilot_tokens`."""
+        """True if the pilot's tokens hold all text of the response last given to `pilot_tokens`."""
         return True
 
     def guess(self, row: int, proposed: list[int]) -> list[int]:
-        """The base's tokens of what the pilot proposes behind the response last given to `pilot_tokens`."""
+        """The base's tokens of the pilot's proposal after the response last given to `pilot_tokens`."""
         return list(proposed)
 
 
 class TwoVocabularies:
-    """The bridge of one call of `generate` whose models have tokenizers of their own: the draft crosses as text.
+    """The bridge of one call of `generate` whose models have tokenizers of their own: drafts are translated as text.
 
-    The tokens offered add up to the encoding of the draft's text on its own. Special tokens of the pilot say nothing, and of
-    a draft that ends inside a character the beginning of that character is dropped.
+    All offered tokens together are the encoding of the draft's text on its own. Special tokens of the pilot have no text, and
+    of a draft that ends within a character the beginning of that character is dropped.
 
     Args:
         tokenizer: the base's.
         assistant_tokenizer: the pilot's.
-        end_token_ids: tokens of the pilot that end a draft instead of entering it.
-        limits: most tokens of the pilot in a row's draft, for every row.
-        base_end_token_ids: tokens of the base that end a draft, should its text spell one.
+        end_token_ids: tokens of the pilot that end a draft, and are no part of it.
+        limits: most tokens of the pilot in each row's draft.
+        base_end_token_ids: tokens of the base that end a draft if its text spells one.
     """
 
     token_by_token = False
@@ -82,63 +83,62 @@ class TwoVocabularies:
         limits: list[int],
         base_end_token_ids: Set[int] = frozenset(),
     ) -> None:
-        self._base = PieceEncoder(tokenizer)
-        self._pilot = PieceEncoder(assistant_tokenizer)
-        self._reader = _Reader(assistant_tokenizer)
+        self._base = ContinuationTokenizer(tokenizer)
+        self._pilot = ContinuationTokenizer(assistant_tokenizer)
+        self._decoder = _PilotDecoder(assistant_tokenizer)
         self._end_token_ids = end_token_ids
         self._base_end_token_ids = base_end_token_ids
-        self._rows = [_Row(_Draft(end_token_ids, limit), Settling(self._base)) for limit in limits]
+        self._rows = [_Row(_Draft(end_token_ids, limit), SettledTokens(self._base)) for limit in limits]
 
     def offer(self, row: int, proposed: list[int]) -> Offer:
-        """The base's tokens that are settled now that the pilot proposes these next; at the draft's end all that are left."""
+        """Extends a row's draft, and returns the base's tokens that are settled now; at the draft's end all that are left."""
         state = self._rows[row]
         draft = state.draft
         if draft.over:
             return Offer([], draft.over)
-        draft.take(proposed)
+        draft.extend(proposed)
         state.known = draft.tokens
-        settling = state.settling
         if draft.over:
-            tokens = settling.finish(self._reader.whole(draft.tokens))
+            tokens = state.crossed.finish(self._decoder.whole(draft.tokens))
         else:
-            tokens = settling.grow(self._reader.settled(draft.tokens))
+            tokens = state.crossed.grow(self._decoder.settled(draft.tokens))
         kept = before_end(tokens, self._base_end_token_ids)
         if len(kept) < len(tokens):
             draft.over = "draft_ended"
         return Offer(kept, draft.over)
 
     def pilot_tokens(self, row: int, response: list[int] | None = None) -> list[int]:
-        """The pilot's tokens of the response's text, as far as its last character is complete.
+        """The pilot's tokens of a response's text, up to its last complete character.
 
-        Tokens given earlier, drafted or guessed stay as they are as far as they say what the response says; the rest of its
-        text is encoded on its own. Without a response: the row's own draft, while it drafts.
+        Tokens returned, drafted or guessed before are kept as far as their text is that of the response; the rest of the text
+        is encoded on its own. Without a response: those of the row's own draft.
         """
         state = self._rows[row]
         if response is None:
             return list(state.draft.tokens)
         text = self._base.decode(response)
-        said = text.rstrip(INCOMPLETE)
-        state.mid_character = said != text
-        kept = self._reader.tokens_within(state.known, said)
-        state.known = kept + self._pilot.encode(said[len(self._reader.text(kept)) :])
+        whole = text.rstrip(INCOMPLETE)
+        state.mid_character = whole != text
+        kept = self._decoder.tokens_within(state.known, whole)
+        state.known = kept + self._pilot.encode(whole[len(self._decoder.text(kept)) :])
         state.response = len(state.known)
         return list(state.known)
 
     def complete(self, row: int) -> bool:
-        """Whether the pilot's tokens say all of the response last given to `pilot_tokens`: it ends with a whole character."""
+        """True if the response last given to `pilot_tokens` ends with a complete character."""
         return not self._rows[row].mid_character
 
     def guess(self, row: int, proposed: list[int]) -> list[int]:
-        """The base's tokens of the text that the pilot proposes behind the response last given to `pilot_tokens`.
+        """The base's tokens of the pilot's proposal after the response last given to `pilot_tokens`.
 
-        An incomplete last character is left out. Nothing can be guessed while the response itself ends inside a character.
+        An incomplete last character is left out. After a response that ends within a character there are none.
         """
         state = self._rows[row]
         if state.mid_character:
             return []
         known = state.known[: state.response]
         state.known = known + before_end(proposed, self._end_token_ids)
-        text = self._reader.whole(state.known)[len(self._reader.text(known)) :]
+        text = self._decoder.whole(state.known)[len(self._decoder.text(known)) :]
         return before_end(self._base.encode(text), self._base_end_token_ids)
 
 
@@ -154,8 +154,8 @@ class _Draft:
         self._end_token_ids = end_token_ids
         self._limit = limit
 
-    def take(self, proposed: list[int]) -> list[int]:
-        """Those of the proposed tokens that enter the draft; `over` says whether more can."""
+    def extend(self, proposed: list[int]) -> list[int]:
+        """Adds the proposed tokens before the draft's end, and returns them."""
         if self.over:
             return []
         room = proposed[: self._limit - len(self.tokens)]
@@ -170,23 +170,18 @@ class _Draft:
 
 @dataclass
 class _Row:
-    """Where a row stands.
-
-    Attributes:
-        known: the pilot's tokens of the draft or the response, with what it guessed behind it.
-        response: how many of them the response itself takes.
-        mid_character: whether the response ends inside a character.
-    """
-
     draft: _Draft
-    settling: Settling
+    crossed: SettledTokens
     known: list[int] = field(default_factory=list)
+    """The pilot's tokens of the draft or the response, and its guess after them."""
     response: int = 0
+    """Number of tokens in `known` that belong to the response."""
     mid_character: bool = False
+    """True if the response ends within a character."""
 
 
-class _Reader:
-    """The text of a pilot's tokens as they come in."""
+class _PilotDecoder:
+    """Text of the pilot's tokens, of which more may follow."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -196,26 +191,26 @@ class _Reader:
         return plain_text(self._tokenizer, tokens)
 
     def settled(self, tokens: list[int]) -> str:
-        """What the tokens say whatever follows.
+        """Text that no later token can change.
 
-        A run of byte tokens counts only when it is over, since one wrong byte makes its decoder give up the whole run.
+        A run of byte tokens at the end is left out, since after a wrong byte its decoder gives up the whole run.
         """
         tokens = [token for token in tokens if token not in self._special]
         end = len(tokens)
-        # A model's padded embeddings may be drawn too: such an id is no token, and says nothing.
+        # The pilot may also draw ids of padded embeddings, which have neither token nor text.
         while end and BYTE_TOKEN.fullmatch(self._tokenizer.convert_ids_to_tokens(tokens[end - 1]) or ""):
             end -= 1
         return self.text(tokens[:end]).rstrip(INCOMPLETE)
 
     def whole(self, tokens: list[int]) -> str:
-        """What the tokens say if nothing follows: all but an incomplete last character."""
+        """Text of the tokens if none follows: all but an incomplete last character."""
         tokens = [token for token in tokens if token not in self._special]
-        # Only a byte-level decoder gives back what stands before an incomplete character in the same run of bytes.
+        # Only a byte-level decoder returns the text before an incomplete character in the same run of bytes.
         ends = range(len(tokens), max(-1, len(tokens) - 4), -1)
         return max((self.text(tokens[:end]).rstrip(INCOMPLETE) for end in ends), key=len)
 
     def tokens_within(self, tokens: list[int], text: str) -> list[int]:
-        """The longest beginning of `tokens` that ends with a character and says how `text` begins."""
+        """The longest prefix of `tokens` that ends with a character and whose text is a prefix of `text`."""
         low, high = 0, len(tokens)
         end = high
         while low < high:

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import torch
 from jinja2 import TemplateError
-from transformers import BatchEncoding, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..errors import WSDValueError
-from .stop_strings import StopStrings
+from .next_turn import next_turn_criteria
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -21,10 +21,7 @@ BASE_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\n\\n[Assistant]\\n' }}{% endif %}"
 )
-"""A chat as a plain transcript, for base models that have no template of their own (the official layout)."""
-
-BASE_STOP_STRINGS = [newlines + header for header in ("[System]", "[User]", "[Assistant]") for newlines in ("\n\n", "\n", "")]
-"""Where a base that writes the transcript on would begin somebody's next turn."""
+"""A chat as a plain transcript, for base models without a template of their own (the official layout)."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -34,14 +31,14 @@ def build_inputs(
     tokenizer: PreTrainedTokenizerBase,
     assistant_tokenizer: PreTrainedTokenizerBase,
 ) -> BatchEncoding:
-    """The inputs of `generate(..., strategy="wsd")` for a chat, or for a batch of chats.
+    """Makes the inputs of `generate(..., strategy=...)` for a chat, or for a batch of chats.
 
     The pilot's prompt follows its chat template. The base's follows its own template if it has one, else
     `BASE_CHAT_TEMPLATE`; then `stopping_criteria` ends the response at `BASE_STOP_STRINGS`. A last assistant message is the
-    beginning of the answer: it belongs to both prompts.
+    beginning of the answer, and part of both prompts.
 
-    The pilot's prompt and the base's plain transcript begin with the BOS, if the tokenizer has one, also where the pilot's
-    template writes none: so does the official code. A base with a template of its own gets what that writes.
+    The pilot's prompt and the base's transcript begin with the BOS, if the tokenizer has one, even if the pilot's template
+    writes none, as in the official code. The prompt of a base with a template of its own is as that template writes it.
 
     Args:
         messages: `{"role": "system" | "user" | "assistant", "content": str}` dicts, or a list of such lists.
@@ -50,13 +47,14 @@ def build_inputs(
 
     Returns:
         `input_ids`, `attention_mask`, `assistant_input_ids`, `assistant_attention_mask`, each LongTensor[batch, prompt],
-        on the CPU and padded on the left, and `stopping_criteria` where the base has no template.
+        on the CPU and padded on the left, and `stopping_criteria` if the base has no template.
 
     Raises:
-        WSDValueError: messages of another form, a tokenizer that lacks a chat template or pad token, or a template that
-            refuses the messages (system messages, often); names it.
+        WSDValueError: messages of another form, a tokenizer without a chat template or pad token that it needs, or a template
+            that refuses the messages (system messages, often).
     """
-    inputs = chat_prompts(_chats(messages), tokenizer, assistant_tokenizer)
+    single = len(messages) == 0 or isinstance(messages[0], Mapping)
+    inputs = chat_prompts(cast("Sequence[Messages]", [messages] if single else messages), tokenizer, assistant_tokenizer)
     if not tokenizer.chat_template:
         inputs["stopping_criteria"] = next_turn_criteria(tokenizer)
     return BatchEncoding(inputs)
@@ -71,81 +69,22 @@ def chat_prompts(
 
 
 def base_prompts(chats: Sequence[Messages], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The base's side of `chat_prompts`: `input_ids` and `attention_mask`."""
+    """The base's `input_ids` and `attention_mask`."""
     own = bool(tokenizer.chat_template)
     transcript = None if own else BASE_CHAT_TEMPLATE
     return _pad("tokenizer", tokenizer, [_encode("tokenizer", tokenizer, chat, transcript, bos=not own) for chat in chats])
 
 
 def pilot_prompts(chats: Sequence[Messages], assistant_tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The pilot's side of `chat_prompts`: `input_ids` and `attention_mask`."""
+    """The pilot's `input_ids` and `attention_mask`."""
+    name = "assistant_tokenizer"
     if assistant_tokenizer.chat_template is None:
-        raise WSDValueError(
-            "assistant_tokenizer has no chat template: a pilot needs the one it was tuned with; set its chat_template"
-        )
-    rows = [_encode("assistant_tokenizer", assistant_tokenizer, chat) for chat in chats]
-    return _pad("assistant_tokenizer", assistant_tokenizer, rows)
-
-
-def next_turn_criteria(tokenizer: PreTrainedTokenizerBase) -> StoppingCriteriaList:
-    """Ends a response where a base that writes a transcript begins somebody's next turn."""
-    return StoppingCriteriaList([StopStrings(tokenizer, BASE_STOP_STRINGS)])
-
-
-def before_next_turn(text: str) -> str:
-    """An answer without the header of somebody's next turn, at which the base was stopped, nor the space in front of it.
-
-    >>> before_next_turn("Paris.\\n\\n[User]\\n")
-    'Paris.'
-    """
-    for stop in BASE_STOP_STRINGS:
-        text = text.split(stop)[0]
-    return text.rstrip()
-
-
-def turn_headers(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What stops the answers of a model that writes a transcript; nothing for one with a chat template of its own."""
-    return [] if tokenizer.chat_template else BASE_STOP_STRINGS
-
-
-def answer_text(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a response, of a transcript without the header of the next turn."""
-    text: str = tokenizer.decode(ids, skip_special_tokens=True)
-    return (before_next_turn(text) if turn_headers(tokenizer) else text).strip()
-
-
-def answer_length(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """How many of a response's tokens begin before the header at which the base was stopped; None where there is none."""
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    answer = before_next_turn(text)
-    if answer == text.rstrip():
-        return None
-    length = len(ids)
-    while length and len(tokenizer.decode(ids[: length - 1], skip_special_tokens=True).rstrip("\ufffd")) >= len(answer):
-        length -= 1
-    return length
-
-
-def settled(text: str) -> str:
-    """The beginning of a growing answer that no later token can turn into space or the header of a next turn.
-
-    >>> settled("Paris.\\n\\n[Us")
-    'Paris.'
-    """
-    text = before_next_turn(text.rstrip("\ufffd"))
-    for start in range(max(0, len(text) - max(map(len, BASE_STOP_STRINGS))), len(text)):
-        if any(stop.startswith(text[start:]) for stop in BASE_STOP_STRINGS):
-            return text[:start].rstrip()
-    return text
-
-
-def _chats(messages: Messages | Sequence[Messages]) -> list[Messages]:
-    single = len(messages) == 0 or isinstance(messages[0], Mapping)
-    return cast("list[Messages]", [messages] if single else list(messages))
+        raise WSDValueError(f"{name} has no chat template: a pilot needs the one it was tuned with; set its chat_template")
+    return _pad(name, assistant_tokenizer, [_encode(name, assistant_tokenizer, chat) for chat in chats])
 
 
 def check_messages(messages: Messages) -> None:
-    """Raises unless the messages are a chat that somebody can answer, or whose last answer can be continued."""
+    """Raises unless the messages are a chat that ends with a user message, or with an answer to be continued."""
     check_turns("messages", messages)
     turns = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
     if not turns or turns[-1]["role"] != "user":
@@ -153,7 +92,7 @@ def check_messages(messages: Messages) -> None:
 
 
 def check_turns(name: str, messages: Messages) -> None:
-    """Raises unless each message has a role and a text; blames the argument `name`."""
+    """Raises unless each message of the argument `name` has a role and a text."""
     for position, message in enumerate(messages):
         known = isinstance(message, Mapping) and message.get("role") in ROLES
         if not known or not isinstance(message.get("content"), str):
@@ -163,7 +102,7 @@ def check_turns(name: str, messages: Messages) -> None:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raises unless the text can be written in UTF-8, as for tokenizers and files; blames `name`.
+    """Raises unless the text of the argument `name` can be written in UTF-8, as tokenizers and files need it.
 
     Half of a surrogate pair can't: Python puts one for each byte of an argument that isn't UTF-8, and JSON may spell one.
     """
@@ -192,15 +131,15 @@ def encode_turns(
     template: str | None = None,
     bos: bool = True,
 ) -> list[int]:
-    """The prompt that asks for an answer to `turns`, of which `prefill` is the beginning.
+    """Token ids of the prompt for an answer to `turns`, of which `prefill` is the beginning.
 
     Args:
         name: of the tokenizer, for errors.
-        turns: what was said so far.
+        turns: the chat so far.
         prefill: may be empty.
-        tokenizer: whose chat template is used.
-        template: another one instead.
-        bos: whether the prompt begins with the BOS, if the tokenizer has one, even where the template writes none.
+        tokenizer: has the chat template.
+        template: replaces it.
+        bos: whether the prompt begins with the BOS, if the tokenizer has one, even if the template writes none.
 
     Raises:
         WSDValueError: as `render`.
@@ -213,17 +152,17 @@ def encode_turns(
 
 
 def render(name: str, turns: Messages, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> str:
-    """Text that the chat template writes for `turns`, with the header of the answer; arguments as for `encode_turns`.
+    """Output of the chat template for `turns`, with the header of the answer; arguments as for `encode_turns`.
 
     Raises:
-        WSDValueError: the template refuses the turns, by whatever it raises, which is the `__cause__`.
+        WSDValueError: the template refuses the turns, by an error of any class, which is the `__cause__`.
     """
     try:
         prompt: str = tokenizer.apply_chat_template(
             list(turns), chat_template=template, add_generation_prompt=True, tokenize=False
         )
         check_text("its output", prompt)
-    except Exception as error:  # a template is a program, and raises what it likes
+    except Exception as error:  # a template is a program, and may raise anything
         reason = error if isinstance(error, TemplateError | WSDValueError) else f"{type(error).__name__}: {error}"
         raise WSDValueError(f"the chat template of {name} refuses these messages: {reason}") from error
     return prompt

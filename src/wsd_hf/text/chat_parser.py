@@ -1,4 +1,4 @@
-"""Chats read back from prompts: what a chat template wrote is taken apart again."""
+"""Chats read back from prompts that a chat template wrote."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ PROBES = (
     ("user", "assistant", "user"),
     ("user", "assistant", "assistant"),
 )
-"""Chats that show what a template writes in front of, between and behind messages; it may refuse some."""
+"""Roles of chats whose prompts show the text before, between and after messages; a template may refuse some."""
 
 MARK = "wsd{}"
 
 
 class Chat(NamedTuple):
-    """A chat, and the answer that a prompt asks for."""
+    """The turns of a prompt, and the beginning of the answer, if the prompt holds one."""
 
     turns: Messages
     prefill: str
-    """The beginning of the answer, if the prompt holds one."""
 
 
 class ChatLayout:
-    """How the chat template of a tokenizer joins messages, so that its prompts can be read back.
+    """The text between the messages of a tokenizer's chat template, by which prompts are read back.
 
-    What is read is checked: written by the template again, it must give the prompt. So what is returned is a chat that the
-    base cannot tell from the one it was given. It is another one where a message contains the header of a turn (read as a
-    turn), or where the template left something out (white space at the ends of a message, tools, earlier thoughts).
+    A result is checked: rendered again, it must be the prompt. So the base could not distinguish the returned chat from the
+    original. The two differ if a message contains the header of a turn (read as a turn), or if the template left out
+    something (white space at the ends of a message, tools, earlier thoughts).
 
     Args:
         tokenizer: with the chat template; without one, nothing is read.
@@ -43,13 +42,13 @@ class ChatLayout:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._openings: dict[str, str] = {}  # what may stand in front of a chat, and the role that speaks next
-        self._joints: dict[str, dict[str, str]] = {}  # the same for what may follow a role's message
+        self._openings: dict[str, str] = {}  # texts before a chat, each with the role of the next message
+        self._joints: dict[str, dict[str, str]] = {}  # the same for texts after a role's message
         for roles in PROBES if tokenizer.chat_template else ():
             self._probe(roles)
 
     def read(self, ids: list[int]) -> Chat | None:
-        """The chat of a prompt without padding; None where it is none of this layout. A BOS more or less is no matter."""
+        """The chat of a prompt without padding, with or without BOS; None if the prompt has another layout."""
         text = self._text(ids)
         messages = self._messages(text)
         turns = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
@@ -66,7 +65,7 @@ class ChatLayout:
                     self._joints.setdefault(role, {})[joint] = following
 
     def _messages(self, text: str) -> list[dict[str, str]]:
-        """Text cut at the headers of turns; the last message may be an answer that has only begun."""
+        """The text, cut at the headers of turns; the last message may be the beginning of an answer."""
         opening = max(filter(text.startswith, self._openings), key=len, default=None)
         if opening is None:
             return []
@@ -80,7 +79,7 @@ class ChatLayout:
         return [*messages, {"role": role, "content": text}]
 
     def _prompt(self, turns: Messages) -> str | None:
-        """What the template writes, as text of tokens; None where it refuses."""
+        """The template's output, as text of its tokens; None if the template refuses the turns."""
         try:
             prompt = render("tokenizer", turns, self._tokenizer)
         except WSDValueError:

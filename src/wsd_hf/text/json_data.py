@@ -1,4 +1,4 @@
-"""JSON that users hand in: one way to read it, whose errors name file and line."""
+"""JSON files of users, read with errors that name file and line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEEPEST = 64
 
 
 def parse_json(content: bytes, place: str) -> Any:
-    """The value of a JSON text in UTF-8, with a byte order mark or without.
+    """The value of a JSON text in UTF-8, with or without a byte order mark.
 
     Args:
         content: the text.
@@ -34,14 +34,15 @@ def parse_json(content: bytes, place: str) -> Any:
         raise WSDValueError(f"{place}: not JSON in UTF-8 ({error})") from None
     level = [value]
     for _ in range(DEEPEST + 1):
-        level = [inner for outer in level if isinstance(outer, list | dict) for inner in _inside(outer)]
+        lists = (outer.values() if isinstance(outer, dict) else outer for outer in level if isinstance(outer, dict | list))
+        level = [inner for outer in lists for inner in outer]
     if level:
         raise deep
     return value
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, bytes]]:
-    """The lines of a file that aren't blank, each with its place for `parse_json`; a byte order mark is left out."""
+    """Lines of a file that aren't blank, each with its place for `parse_json`; a byte order mark is left out."""
     for number, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             yield f"{file}, line {number}", line
@@ -50,7 +51,3 @@ def json_lines(file: Path) -> Iterator[tuple[str, bytes]]:
 def check_texts(value: Any, place: str) -> None:
     """Raises unless every text in JSON data can be written in UTF-8."""
     check_text(place, json.dumps(value, ensure_ascii=False))
-
-
-def _inside(value: list[Any] | dict[str, Any]) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value

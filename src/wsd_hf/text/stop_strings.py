@@ -1,4 +1,4 @@
-"""Stop strings, looked for in the text of the last tokens: transformers makes a table over the whole vocabulary for them."""
+"""Stop strings, searched in the text of the last tokens, without transformers' table over the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from .. import _compat
 from ..errors import WSDValueError
-from .settled_tokens import BYTES, Kept
+from .token_texts import BYTES, PerTokenizer
 
 PREFIX = "abcdef"
-"""Text before a token while it is decoded, so that the decoder takes no space from it; the one that transformers uses."""
+"""Text before a token while it is decoded, so that the decoder takes no space from it; the same as in transformers."""
 
 
 class StopStrings(StoppingCriteria):
-    """Ends a row whose last token completes one of some strings, exactly where transformers' `StopStringCriteria` does.
+    """Ends a row whose last token completes a stop string, exactly where transformers' `StopStringCriteria` does.
 
     The texts of the last tokens are joined; a string that ends within the last of them ends the row. As there, tokens of the
-    prompt and special tokens count as text, and an id without a token separates what is before it from what follows. The
-    longest string's length, in characters or, where tokens are made of bytes, in bytes, is how many tokens are looked at.
-    A token's text is looked up when it is first seen.
+    prompt and special tokens count as text, and an id without a token separates the texts on its two sides. As many tokens
+    are read as the longest string has characters or, in vocabularies of bytes, bytes.
 
     Args:
         tokenizer: of the model that writes.
         stop_strings: one or several.
 
     Raises:
-        WSDValueError: stop strings that are no text, or none at all.
+        WSDValueError: stop strings that are not text, or none at all.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: str | Sequence[str]) -> None:
@@ -45,12 +44,7 @@ class StopStrings(StoppingCriteria):
         self._longest = max(map(len, self._targets))
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Whether each row's last token ends it, BoolTensor[batch].
-
-        Args:
-            input_ids: tokens so far, LongTensor[batch, length]; the last few are read on the host.
-            scores: not read.
-        """
+        """Ends of rows, BoolTensor[batch], by the last tokens of `input_ids`, LongTensor[batch, length]; `scores` is unused."""
         texts = _texts(self._tokenizer)
         ended = [self._ended(row, texts) for row in input_ids[:, -self._longest :].tolist()]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
@@ -72,20 +66,16 @@ class StopStrings(StoppingCriteria):
 
 
 class _Texts:
-    """Texts of the tokens of one tokenizer, each looked up once. Holds no reference to the tokenizer.
-
-    Attributes:
-        mode: how transformers matches stop strings in this vocabulary: None compares characters, else bytes.
-    """
+    """Texts of a tokenizer's tokens, each looked up once; no reference to the tokenizer is kept."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.mode = _compat.stop_string_mode(tokenizer)
+        self.mode = _compat.stop_string_mode(tokenizer)  # None compares characters, others bytes
         ids = tokenizer(PREFIX, add_special_tokens=False)["input_ids"]
         self._prefix: list[str] = tokenizer.convert_ids_to_tokens(ids)
         self._known: dict[int, str | bytes | None] = {}
 
     def of(self, tokenizer: PreTrainedTokenizerBase, index: int) -> Any:
-        """The text of a token, or its bytes, as `mode` has it; None for an id without a token."""
+        """Text or bytes of a token, by `mode`; None for an id without a token."""
         if index not in self._known:
             self._known[index] = self._look_up(tokenizer, index)
         return self._known[index]
@@ -101,10 +91,10 @@ class _Texts:
         if spelt is not None:
             return spelt
         text: str = tokenizer.convert_tokens_to_string([*self._prefix, token])
-        _, found, said = text.partition(PREFIX)
+        _, found, rest = text.partition(PREFIX)
         if not found:  # a vocabulary without these letters
-            said = text[len(tokenizer.convert_tokens_to_string(self._prefix)) :]
-        return said if self.mode is None else said.encode()
+            rest = text[len(tokenizer.convert_tokens_to_string(self._prefix)) :]
+        return rest if self.mode is None else rest.encode()
 
 
-_texts = Kept(_Texts)
+_texts = PerTokenizer(_Texts)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from ..errors import WSDValueError
-from .chat import before_next_turn, settled, turn_headers
+from .next_turn import before_next_turn, settled, turn_headers
 
 Writer = Literal["pilot", "base"]
 

@@ -1,4 +1,4 @@
-"""Alignment by example: a prompt after which an untuned base answers in the manner of an assistant."""
+"""Alignment by example (URIAL): an in-context prompt after which a base answers like an assistant."""
 
 from __future__ import annotations
 
@@ -51,20 +51,19 @@ URIAL_PROMPT: Messages = (
         ),
     },
 )
-"""What `urial_messages` puts in front: how the assistant is, and three exchanges that show it."""
+"""Default examples of `urial_messages`: a description of the assistant, and three exchanges that show it."""
 
 
 def urial_messages(messages: Messages, examples: Messages = URIAL_PROMPT) -> list[dict[str, str]]:
-    """A chat with an in-context prompt in front, which makes an untuned base answer like an assistant (URIAL).
+    """Adds an in-context prompt before a chat, after which a base answers like an assistant (URIAL).
 
-    A rival of decoding with a pilot that needs no second model: after a preamble and a few exchanges in the right manner a
-    base goes on in that manner (Lin et al., arXiv 2312.01552). The wording is our own. Give the result to `build_inputs`; in
-    `BASE_CHAT_TEMPLATE` it becomes one transcript.
+    This is an alternative to decoding with a pilot that needs no second model: a base continues in the manner of a preamble
+    and a few exchanges (Lin et al., arXiv 2312.01552). The wording is our own. The result is for `build_inputs`.
 
     Args:
-        messages: a chat as for `build_inputs`. A system message at its beginning is joined to that of the examples: chat
-            templates allow one.
-        examples: what is put in front: a system message, if any, and exchanges between user and assistant.
+        messages: a chat as for `build_inputs`. A system message at its beginning is joined to that of the examples, since
+            chat templates allow one.
+        examples: a system message, if any, and exchanges between user and assistant.
 
     Returns:
         A new list of messages.
@@ -84,5 +83,5 @@ def urial_messages(messages: Messages, examples: Messages = URIAL_PROMPT) -> lis
 
 
 def _without_system(chat: Messages) -> tuple[str, Messages]:
-    """The text of the system message that a chat begins with, or none, and the rest of the chat."""
+    """Text of the system message at the beginning of a chat, or an empty text, and the rest of the chat."""
     return (chat[0]["content"], chat[1:]) if chat[0]["role"] == "system" else ("", chat)

@@ -1,4 +1,4 @@
-"""Text made safe to show: on a terminal, and in XML and HTML."""
+"""Text made safe to show on a terminal, and in XML and HTML."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 """Control characters but tab and newline, which a terminal obeys; bidirectional embeddings, overrides and isolates, which
-reorder what follows until they are closed; surrogates and noncharacters, which UTF-8 or XML can't hold."""
+reorder the text after them; surrogates and noncharacters, which UTF-8 or XML can't hold."""
 
 
 def visible(text: str) -> str:
-    """Text with a visible form of each character in `UNSAFE`: a control picture, or else a backslash escape.
+    """Replaces each character in `UNSAFE` by a visible form: a control picture, or else a backslash escape.
 
     >>> print(visible("red: \\x1b[31m, CSI: \\x9b"))
     red: ␛[31m, CSI: \\x9b
@@ -20,7 +20,7 @@ def visible(text: str) -> str:
 
 
 def html_text(text: str) -> str:
-    """The visible form of a text, for HTML and XML: as content, or within a quoted attribute."""
+    """Visible and escaped form of a text, for HTML and XML: as content, or in a quoted attribute."""
     return html.escape(visible(text))
 
 

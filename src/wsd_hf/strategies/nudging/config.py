@@ -37,7 +37,7 @@ from ...engine.pilot_side import bridge_to_base, pilot_side
 from ...engine.strategy import StrategyConfig, StrategyOutput, check_choice, keyword
 from ...engine.supported import unsupported_reason
 from ...errors import WSDValueError
-from ...text.settled_tokens import PieceEncoder
+from ...text.settled_tokens import ContinuationTokenizer
 from . import loop
 
 
@@ -76,7 +76,7 @@ class NudgingConfig(StrategyConfig):
         bridge = bridge_to_base(call, side, side.room.tolist())
         if reason := _unsupported(call) or unsupported_reason(call, side.model):
             raise WSDValueError(f"strategy='nudging' cannot serve this call: {reason}")
-        return loop.decode(call, side, bridge, PieceEncoder(tokenizer), self.threshold)
+        return loop.decode(call, side, bridge, ContinuationTokenizer(tokenizer), self.threshold)
 
 
 def _unsupported(call: Call) -> str | None:

@@ -16,7 +16,7 @@ from ...engine.sampling import draw, split
 from ...engine.stats import Stats, peak_memory, work
 from ...engine.strategy import StrategyOutput
 from ...text.bridge import Bridge
-from ...text.settled_tokens import PieceEncoder
+from ...text.settled_tokens import ContinuationTokenizer
 from .next_word import LONGEST, Word, Words
 
 
@@ -123,7 +123,7 @@ class Nudging:
                 self.rows.append(tokens, growing, by_pilot=nudged)
 
 
-def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: PieceEncoder, threshold: float) -> StrategyOutput:
+def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTokenizer, threshold: float) -> StrategyOutput:
     """Decodes a call that is supported.
 
     Args:

@@ -14,7 +14,7 @@ from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import choice
 from ...text.bridge import Bridge
-from ...text.settled_tokens import PieceEncoder
+from ...text.settled_tokens import ContinuationTokenizer
 
 LONGEST = 16
 """Tokens of the pilot after which a word counts as complete, for scripts without spaces."""
@@ -51,7 +51,7 @@ class Words:
         self,
         stream: RaggedStream,
         bridge: Bridge,
-        encoder: PieceEncoder,
+        encoder: ContinuationTokenizer,
         warpers: LogitsProcessorList | None,
         end_token_ids: Set[int],
         limits: list[int],

@@ -16,7 +16,7 @@ from ...engine.lockstep_stream import LockstepStream
 from ...engine.numbers import MOST_SAMPLES, check_positive_integer
 from ...engine.sampling import split
 from ...errors import WSDValueError
-from ...text.settled_tokens import INCOMPLETE
+from ...text.token_texts import INCOMPLETE
 
 
 class Value(Protocol):

@@ -16,7 +16,7 @@ from ...engine.stats import Stats, Work, peak_memory, work
 from ...engine.strategy import StrategyConfig, keyword
 from ...engine.supported import unsupported_inputs, unsupported_items, unsupported_options
 from ...errors import WSDValueError
-from ...text.settled_tokens import PieceEncoder
+from ...text.settled_tokens import ContinuationTokenizer
 from ...text.vocabulary import same_vocabulary
 from .beam import Beam, BeamSettings, ChunkBeamSearch, Hypothesis, Value
 from .output import SearchOutput
@@ -75,7 +75,7 @@ class SearchConfig(StrategyConfig, BeamSettings):
             call.processors,
             call.copies,
             call.criteria,
-            PieceEncoder(call.tokenizer).decode,
+            ContinuationTokenizer(call.tokenizer).decode,
             value,
             self,
             eos_token_ids(call.generation_config),

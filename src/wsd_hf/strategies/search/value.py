@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...engine.checks import check_models, check_tokenizer, vocabulary_size
 from ...errors import WSDValueError
 from ...text.chat import check_text
-from ...text.settled_tokens import PieceEncoder, common_prefix
+from ...text.settled_tokens import ContinuationTokenizer, common_prefix
 from .reader import Reader
 
 Prompt = str | list[int]
@@ -101,7 +101,7 @@ class _Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> None:
         self.eos_token_id = int(tokenizer.eos_token_id)
         self._tokenizer = tokenizer
-        self._pieces = PieceEncoder(tokenizer)
+        self._pieces = ContinuationTokenizer(tokenizer)
         self._add_special_tokens = add_special_tokens
 
     def prompt(self, prompt: Prompt) -> list[int]:
