@@ -37,5 +37,5 @@ def test_the_new_strategy_is_a_composition_of_pilot_and_base(shown: str, base: A
         head = plain_tokens(tiny_pilot("llama"), prompt, 3)
         whole = head + plain_tokens(tiny_model("llama"), torch.cat([prompt, torch.tensor([head])], dim=1), 12 - len(head))
         assert row[: len(whole)] == whole
-    with pytest.raises(wsd_hf.WSDValueError, match="^tokens=0: must be an integer of at least 1"):
+    with pytest.raises(wsd_hf.WSDValueError, match=r"^tokens=0: must be an integer of at least 1"):
         base.generate(ids, strategy="head_start", head_start_tokens=0, **settings)

@@ -203,7 +203,7 @@ def _settings(output: WSDOutput) -> WSDConfig:
 
 
 def _before(stop_strings: Sequence[str], tokens: tuple[TracedToken, ...]) -> tuple[TracedToken, ...]:
-    """The tokens up to the first stop string; one that it begins within keeps the text in front of it."""
+    """The tokens up to the first stop string; a token that it begins within keeps the text before it."""
     text = "".join(token.text for token in tokens)
     left = min((text.find(stop) for stop in stop_strings if stop in text), default=None)
     if left is None:
@@ -218,7 +218,7 @@ def _before(stop_strings: Sequence[str], tokens: tuple[TracedToken, ...]) -> tup
 
 
 def _response(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids without the padding behind a finished row; a pad id that is the EOS too stands there once."""
+    """The ids without the padding after a finished row; of a pad id that is also the EOS, one is kept."""
     end = len(ids)
     while end and ids[end - 1] == tokenizer.pad_token_id:
         end -= 1
@@ -228,7 +228,7 @@ def _response(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _pieces(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """What each token adds to the text; a character cut across tokens is shown by the token that completes it."""
+    """Text that each token adds; a character cut across tokens is shown by the token that completes it."""
     shown = ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:end])

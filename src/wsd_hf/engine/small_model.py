@@ -105,7 +105,7 @@ def translated(
 
 
 def left_padded(rows: Sequence[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts as one tensor and its mask, both [batch, prompt]; what stands in the padding is looked at by nobody."""
+    """Prompts as one tensor and its mask, both [batch, prompt]; the padding may hold any token."""
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], dtype=torch.long, device=device)
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)

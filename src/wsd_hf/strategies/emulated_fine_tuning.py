@@ -75,7 +75,7 @@ class EmulatedFineTuningConfig(StrategyConfig):
 
 
 class _Emulated(LogitsProcessor):
-    """The first processor of the loop: from the base's raw logits to those that the tuned base is thought to have."""
+    """The first processor of the loop: from the base's raw logits to those of an emulated tuned base."""
 
     def __init__(self, tuned: LockstepStream, reference: LockstepStream, beta: float, criteria: WatchedCriteria) -> None:
         self.tuned, self.reference = tuned, reference
@@ -97,7 +97,7 @@ class _Emulated(LogitsProcessor):
         return moved
 
     def _append(self, input_ids: torch.Tensor, vocabulary: int) -> None:
-        """Gives the small models the token that was chosen last, of which a row that has ended may be padding."""
+        """Feeds the last token to the small models; in a row that has ended it may be padding."""
         for name, stream in (("assistant_model", self.tuned), ("reference_model", self.reference)):
             if vocabulary > vocabulary_size(stream.model):
                 check_readable(name, input_ids[~self._criteria.ended(input_ids), -1].tolist(), stream.model)
@@ -105,7 +105,7 @@ class _Emulated(LogitsProcessor):
 
 
 def _difference(tuned: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """What tuning changed; nothing where neither model ever says a token, whose logits are -inf."""
+    """Change of the logits by tuning; 0 where both are -inf."""
     return torch.where(tuned == reference, 0.0, tuned - reference)
 
 

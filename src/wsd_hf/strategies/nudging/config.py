@@ -1,29 +1,29 @@
-"""`strategy="nudging"`: a small aligned model says the next word wherever the base is unsure (arXiv 2410.09300).
+"""`strategy="nudging"`: the small aligned model writes the next word wherever the base is unsure (arXiv 2410.09300).
 
 Let p be the base's largest probability of a next token: a float32 softmax of its raw logits, before temperature and
 processors. Where p >= γ the base writes its own token, chosen as in ordinary generation. Where p < γ the pilot reads the
-response so far and writes the next word, which the base reads in the forward that gives its next p. A word is spaces, if
-any, and what follows up to the next space (U+0020), in whole tokens of the pilot; 16 tokens without a space count as a word
-too. It goes on from where the response stands, so it may be the rest of a word that the base has begun.
+response so far and writes the next word, and the base reads that word in the forward that gives its next p. A word is
+optional spaces and the characters up to the next space (U+0020), in whole tokens of the pilot; 16 tokens without a space
+count as a word too. It continues the response as it stands, so it may be the rest of a word that the base has begun.
 
-The response ends with the base's EOS where the pilot writes its own, if it is asked for a word or has just said one. Where
-the caller's processors forbid an EOS (`min_new_tokens`), or there is none, the base writes on. So it does where the pilot
-has nothing to say: its context is full, or a character is not yet complete that only the base's vocabulary cuts. An EOS of
-the base ends the response as always.
+The response ends with the base's EOS where the pilot writes its own, if it is to write a word or has just written one. The
+base writes on where the caller's processors forbid an EOS (`min_new_tokens`), where there is none, and where the pilot can
+write nothing: its context is full, or a character is incomplete that only the base's vocabulary cuts. An EOS of the base
+always ends the response.
 
-γ = 0.4 is what the authors' repository (fywalter/nudging) runs in its README and in its version with caches; the signature
-of its function for servers says 0.3. Where we leave that function on purpose:
+γ = 0.4 is the value in the README of the authors' repository (fywalter/nudging) and in its version with caches; the signature
+of its function for servers has 0.3. Deliberate differences from that function:
 
-- It asks the pilot for 16 tokens at a time, and if they reach its EOS, all of them end the response. Here the base is asked
-  behind every word, and an EOS counts right behind one, so that no request's length decides. The 16 lives on for scripts
-  without spaces.
+- It requests 16 tokens of the pilot at a time, and an EOS among them ends the response. Here the base decides after every
+  word, and an EOS counts right after one, so that the length of requests has no effect. The 16 is kept for scripts without
+  spaces.
 - It also gives the turn to an unsure base whose likeliest token begins the pilot's next word. That is the same text up to
   the token's end; here the word stays whole, as in the version with caches, and the rule needs no second condition.
-- It takes an EOS of the base for a question to the pilot. Here that ends the response, as it does everywhere in `generate`.
+- It treats an EOS of the base as a reason to nudge. Here that ends the response, as everywhere in `generate`.
 - It ends a response at the fourth equal nudge in a row, or when the base repeats itself, and cuts repetitions off the
-  result. Here nothing of the kind: equal words may be meant, and `generate` has processors and criteria against repetition.
+  result. Here equal words may follow each other: `generate` has processors and criteria against repetition.
 - It counts the budget in rounds and in another tokenizer's tokens, and encodes the text anew in each round. Here the budget
-  is exact, and with one vocabulary token ids stay what they are.
+  is exact, and with one vocabulary token ids stay as they are.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Nudging: the base goes on where it is certain, and where it is not, the pilot says the next word."""
+"""The loop of nudging: the base's token where it is sure, else the pilot's next word."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from transformers import LogitsProcessorList
 
 from ...engine.call import Call
 from ...engine.checks import check_finite, closing_token_id, eos_token_ids, not_finite, vocabulary_size
@@ -21,45 +20,36 @@ from .next_word import LONGEST, Word, Words
 
 
 class Opinion(NamedTuple):
-    """What the base makes of the next token of every row, all on the CPU; meaningless where a row has finished."""
+    """The base's side of one step, on the CPU; meaningless where a row has finished."""
 
     own: torch.Tensor
-    """The token that it would write, LongTensor[B]."""
+    """Its token, LongTensor[B]."""
     sure: torch.Tensor
-    """Whether the likeliest token reaches the threshold, BoolTensor[B]."""
+    """Rows whose likeliest token reaches the threshold, BoolTensor[B]."""
     may_end: torch.Tensor
-    """Whether the processors allow the response to end here, BoolTensor[B]."""
+    """Rows whose response the processors allow to end here, BoolTensor[B]."""
 
 
 class Nudging:
     """One call. B rows, V tokens in the base's vocabulary; tensors on the device have the live rows only.
 
     Args:
-        base: stream of the model that is nudged.
+        call: whose processors and sampling shape the base's choice.
+        base: its stream.
         words: the pilot's side.
         rows: prompts and responses.
-        processors: shape the base's choice.
-        do_sample: whether the base samples.
         threshold: γ.
-        closing_token_id: token that ends a response where the pilot wants it to end; None: the base writes on.
+        closing_token_id: token that ends a response where the pilot ends it; None: the base writes on.
     """
 
     def __init__(
-        self,
-        base: RaggedStream,
-        words: Words,
-        rows: Rows,
-        processors: LogitsProcessorList,
-        do_sample: bool,
-        threshold: float,
-        closing_token_id: int | None,
+        self, call: Call, base: RaggedStream, words: Words, rows: Rows, threshold: float, closing_token_id: int | None
     ) -> None:
         self.base, self.words, self.rows = base, words, rows
-        self._processors, self._warpers = split(processors)
-        self._do_sample = do_sample
-        self._threshold = threshold
-        self._closing_token_id = closing_token_id
         self.proposed = 0
+        self._processors, self._warpers = split(call.processors)
+        self._do_sample = call.generation_config.do_sample
+        self._threshold, self._closing_token_id = threshold, closing_token_id
         self._shrinks = not (base.workspace.captures or words.stream.workspace.captures)
 
     def run(self) -> None:
@@ -69,11 +59,11 @@ class Nudging:
                 self.base.select(unfinished)
                 self.words.stream.select(unfinished)
             opinion = self._ask_base()
-            said = self.words.say([row for row in unfinished if self._needs_pilot(row, opinion)], self.rows)
-            self._write(unfinished, opinion, said)
+            words = self.words.write([row for row in unfinished if self._needs_pilot(row, opinion)], self.rows)
+            self._write(unfinished, opinion, words)
 
     def _ask_base(self) -> Opinion:
-        """One forward over what the base lacks of each row, and one transfer of what it says."""
+        """One forward of the base over the new tokens of each row, and one transfer of its opinion."""
         rows, live = self.rows, self.base.live
         missing = [None if rows.finished[row] else self.base.missing(row, rows.responses[row]) for row in live]
         logits = self.base.logits(self.base.block(missing), keep=1)[:, 0].to(rows.device)
@@ -84,13 +74,13 @@ class Nudging:
         may_end = torch.zeros_like(sure) if closing is None else scores[:, closing] > torch.finfo(scores.dtype).min
         scores = self._warpers(None, scores)
         own = draw(scores.softmax(dim=-1)) if self._do_sample else scores.argmax(dim=-1)
-        said = torch.stack([own, sure.long(), may_end.long(), not_finite(logits).long()], dim=1).cpu()
-        own, sure, may_end, bad = rows.whole(live, said).T
+        packed = torch.stack([own, sure.long(), may_end.long(), not_finite(logits).long()], dim=1).cpu()
+        own, sure, may_end, bad = rows.whole(live, packed).T
         check_finite("base", bad.bool() & ~rows.finished, rows.lengths)
         return Opinion(own, sure.bool(), may_end.bool())
 
     def _process(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the processors make of the base's logits, each row shown its exact prefix, [rows, V]."""
+        """Scores that the processors make of the base's logits, each row with its exact prefix, [rows, V]."""
         if not self._processors:
             return logits
         rows, live = self.rows, self.base.live
@@ -103,12 +93,12 @@ class Nudging:
     def _needs_pilot(self, row: int, opinion: Opinion) -> bool:
         return not opinion.sure[row] or self.words.ends(row, self.rows.responses[row])
 
-    def _write(self, unfinished: list[int], opinion: Opinion, said: dict[int, Word]) -> None:
-        """Each row goes on with the pilot's word, its end, or the base's own token; token by token, for the criteria."""
+    def _write(self, unfinished: list[int], opinion: Opinion, words: dict[int, Word]) -> None:
+        """Appends the pilot's word, the end, or the base's own token to each row; token by token, for the criteria."""
         turns: dict[int, list[int]] = {}
         nudged = torch.zeros(len(self.rows.responses), dtype=torch.bool, device="cpu")
         for row in unfinished:
-            word = said.get(row, Word([], over=False))
+            word = words.get(row, Word([], over=False))
             if word.over and opinion.may_end[row] and self._closing_token_id is not None:
                 word = Word([self._closing_token_id], over=True)
             turns[row] = word.tokens or [int(opinion.own[row])]
@@ -142,7 +132,7 @@ def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTok
         rows = Rows(call)
         words = Words(stream, bridge, encoder, side.warpers, ends, side.room.tolist(), vocabulary)
         closing = closing_token_id(base_eos, vocabulary)
-        nudging = Nudging(base, words, rows, call.processors, call.generation_config.do_sample, threshold, closing)
+        nudging = Nudging(call, base, words, rows, threshold, closing)
         nudging.run()
         stats = Stats(
             work(base),

@@ -23,19 +23,19 @@ FIRST_WORD = re.compile(r" *[^ ]+(?= )")
 
 
 class Word(NamedTuple):
-    """What the pilot says when it is asked."""
+    """The pilot's part of one step."""
 
     tokens: list[int]
-    """Of the base's vocabulary; none if there is nothing that it could say."""
+    """Of the base's vocabulary; none where it can write nothing."""
     over: bool
-    """Whether it ends the response here instead."""
+    """True where it ends the response instead."""
 
 
 class Words:
-    """The pilot, which says one word at a time.
+    """The pilot, which writes one word at a time.
 
-    That a word is complete shows in the token behind it. This token is kept, and begins the next word if the pilot is asked
-    again right there: so what it says in one go is what it would have written alone.
+    A word is known to be complete only after the next token has been chosen. That token is kept, and begins the next word if
+    the pilot continues right there: so words in a row are what the pilot would have written alone.
 
     Args:
         stream: of the pilot.
@@ -43,7 +43,7 @@ class Words:
         encoder: of its tokenizer.
         warpers: shape its choice; None: it is greedy.
         end_token_ids: tokens with which it ends a response.
-        limits: most tokens of a response that its context has room for, for every row.
+        limits: most tokens of each row's response that its context holds.
         vocabulary: size of the base's.
     """
 
@@ -65,26 +65,26 @@ class Words:
         self._limits = limits
         self._vocabulary = vocabulary
         self._fed: list[list[int]] = [[] for _ in limits]
-        self._text: list[list[int]] = [[] for _ in limits]  # the pilot's tokens of each response and of its word behind it
-        self._begin = [0] * len(limits)  # where that word begins in them
-        self._next: list[int | None] = [None] * len(limits)  # what it would write behind the word
+        self._text: list[list[int]] = [[] for _ in limits]  # the pilot's tokens of each response and of the word after it
+        self._begin = [0] * len(limits)  # place of that word in them
+        self._next: list[int | None] = [None] * len(limits)  # its token after the word
         self._lengths = [0] * len(limits)  # of each response with that word
 
     def ends(self, row: int, response: list[int]) -> bool:
-        """Whether a response is at the end of a word behind which the pilot would end it."""
+        """True where a response is at the end of a word after which the pilot ends it."""
         return self._next[row] in self._end_token_ids and len(response) == self._lengths[row]
 
-    def say(self, asked: list[int], rows: Rows) -> dict[int, Word]:
-        """The next word of some rows; nothing of a row whose last character is not complete, so that it cannot be read."""
-        for row in asked:
+    def write(self, nudged: list[int], rows: Rows) -> dict[int, Word]:
+        """The next word of some rows; none of a row whose last character is incomplete, so that it cannot be read."""
+        for row in nudged:
             self._read(row, rows.responses[row])
-        asked = [row for row in asked if self._bridge.complete(row)]
-        while speaking := [row for row in asked if not self._complete(row)]:
-            self._go_on(speaking, rows)
-        return {row: self._cross(row, rows.responses[row]) for row in asked}
+        readable = [row for row in nudged if self._bridge.complete(row)]
+        while writing := [row for row in readable if not self._complete(row)]:
+            self._advance(writing, rows)
+        return {row: self._cross(row, rows.responses[row]) for row in readable}
 
     def _read(self, row: int, response: list[int]) -> None:
-        """The word begins here; it has begun if the response goes on with nothing but the last word."""
+        """Begins a word here; its first token is known if nothing but the last word has been appended."""
         text = self._bridge.pilot_tokens(row, response)
         if text != self._text[row] or len(response) != self._lengths[row]:
             self._text[row], self._next[row] = text, None
@@ -99,26 +99,26 @@ class Words:
         first = FIRST_WORD.match(self._encoder.decode([*word, following]))
         return first is not None and first.end() <= len(self._encoder.decode(word))
 
-    def _go_on(self, speaking: list[int], rows: Rows) -> None:
-        """One token more of some words, and what would follow it."""
-        for row in speaking:
+    def _advance(self, writing: list[int], rows: Rows) -> None:
+        """One token more of some words, and the token after it."""
+        for row in writing:
             if (token := self._next[row]) is not None:
                 self._text[row], self._next[row] = [*self._text[row], token], None
-        asked = [row for row in speaking if len(self._text[row]) < self._limits[row]]
-        if not asked:
+        unread = [row for row in writing if len(self._text[row]) < self._limits[row]]
+        if not unread:
             return
         stream = self.stream
-        missing = [stream.resume(row, self._fed[row], self._text[row]) if row in asked else None for row in stream.live]
+        missing = [stream.resume(row, self._fed[row], self._text[row]) if row in unread else None for row in stream.live]
         for tokens_of_row in missing:
             check_readable("pilot", tokens_of_row or (), stream.model)
         block = stream.block(missing)
         tokens, not_finite, _ = stream.run(*self._choice, block, keep=1)
         tokens, not_finite = rows.whole(stream.live, torch.stack([tokens, not_finite.long()], dim=1).cpu()).T
         bad = torch.zeros_like(not_finite, dtype=torch.bool)
-        bad[asked] = not_finite[asked].bool()
+        bad[unread] = not_finite[unread].bool()
         words = (len(text) - begin for text, begin in zip(self._text, self._begin, strict=True))
         check_finite("pilot", bad, [length + word for length, word in zip(rows.lengths, words, strict=True)])
-        for row in asked:
+        for row in unread:
             self._fed[row], self._next[row] = self._text[row], int(tokens[row])
 
     def _cross(self, row: int, response: list[int]) -> Word:

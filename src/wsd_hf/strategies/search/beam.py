@@ -1,4 +1,4 @@
-"""Chunk-level beam search (Zhou et al., arXiv 2405.19262): a base writes, and a value decides what it goes on with."""
+"""Chunk-level beam search (Zhou et al., arXiv 2405.19262): the base samples chunks, and those of the highest value go on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from itertools import takewhile, zip_longest
 from typing import Any, Protocol
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from ...engine.checks import check_finite, not_finite
+from ...engine.call import Call
+from ...engine.checks import check_finite, eos_token_ids, not_finite
 from ...engine.lockstep_stream import LockstepStream
 from ...engine.numbers import MOST_SAMPLES, check_positive_integer
 from ...engine.sampling import split
@@ -20,10 +20,10 @@ from ...text.token_texts import INCOMPLETE
 
 
 class Value(Protocol):
-    """What responses are worth; `ImplicitValue` is one."""
+    """Function from responses to numbers; `ImplicitValue` is one."""
 
     def __call__(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> Any:
-        """One number for each response: what it says, whether that is its end, and which prompt it belongs to."""
+        """One number for each response, from its text, whether that is whole, and the number of its prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class BeamSettings:
 
     Args:
         beam_width: hypotheses that are kept of each prompt, W >= 1.
-        successors: samples that each is gone on with, K >= 1; W·K is at most 16,384.
+        successors: samples that continue each, K >= 1; W·K is at most 16,384.
         chunk_length: tokens between two selections, L >= 1; None: one selection, at the end. With W=1 that is best-of-K.
-        official_ties: do as the official code does where it is not of this mind: a finished hypothesis that is kept becomes K
-            copies, and copies may crowd out others; one that was cut by its length counts as ended; half a character is scored.
+        official_ties: follow the official code: a finished hypothesis that is kept becomes K copies, which may crowd out
+            others; one that was cut by its length counts as ended; half a character is scored.
 
     Raises:
         WSDValueError: naming the field, the value and the rule.
@@ -64,11 +64,11 @@ class Hypothesis:
     """A response, or the beginning of one.
 
     Attributes:
-        tokens: of the base, padding not included.
-        text: what they say.
+        tokens: of the base, without padding.
+        text: of these tokens.
         finished: whether nothing can follow.
-        value: what it is worth.
-        parent: what it goes on from; None for the first chunk.
+        value: of the text.
+        parent: the hypothesis that it continues; None for the first chunk.
     """
 
     tokens: list[int]
@@ -80,10 +80,10 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Selection:
-    """What happened at the end of a chunk, for one prompt.
+    """The end of a chunk, for one prompt.
 
     Attributes:
-        candidates: what was sampled, in the order of the rows.
+        candidates: samples in the order of the rows.
         kept: the best of them and of those that had finished before, best first.
     """
 
@@ -96,7 +96,7 @@ class Beam:
 
     Attributes:
         selections: so far.
-        parents: what each row of the next chunk goes on from; empty when the search has ended.
+        parents: the hypothesis that each row of the next chunk continues; empty when the search has ended.
     """
 
     def __init__(self, settings: BeamSettings) -> None:
@@ -106,7 +106,7 @@ class Beam:
         self._finished: list[Hypothesis] = []
 
     def select(self, candidates: list[Hypothesis]) -> None:
-        """Keeps the best, the first of equals, and decides what the next chunk goes on from."""
+        """Keeps the best, the first of equals, and sets the parents of the next chunk."""
         kept = self._ranked(self._finished + candidates)[: self._settings.beam_width]
         self.selections.append(Selection(candidates, kept))
         going_on = [hypothesis for hypothesis in kept if not hypothesis.finished]
@@ -114,7 +114,7 @@ class Beam:
             going_on = kept if going_on else []
         else:
             self._finished += [one for one in kept if one.finished and one not in self._finished]
-        self.parents = [*going_on * self._settings.successors]  # row r goes on from r % W
+        self.parents = [*going_on * self._settings.successors]  # row r continues r % W
 
     def best(self, count: int) -> list[Hypothesis]:
         """The best that may still be returned, best first; final when the search has ended."""
@@ -123,7 +123,7 @@ class Beam:
 
     @property
     def settled(self) -> list[int]:
-        """The tokens that whatever is returned begins with."""
+        """Common first tokens of all hypotheses that may be returned."""
         possible = [one.tokens for one in (*self.selections[-1].kept, *self._finished)]
         return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*possible, strict=False))]
 
@@ -143,40 +143,25 @@ class Beam:
 
 
 class ChunkBeamSearch:
-    """Searches responses to some prompts, chunk by chunk, in one batch whose rows are all samples of all beams.
+    """Searches responses to the prompts of a call, chunk by chunk, in one batch whose rows are all samples of all beams.
 
     Args:
-        stream: of the base, one row for each prompt.
-        processors: shape the base's choice, warpers included; made for `copies` rows of each prompt.
-        copies: rows of the call for each prompt.
-        criteria: end a response.
-        text: what some tokens say.
-        value: what responses are worth.
+        call: its processors, made for `copies` rows of each prompt, shape the base's choice; its criteria end a response.
+        value: of responses.
+        text: from tokens to text.
         settings: of the search.
-        eos_token_ids: tokens by which a response ends itself.
-        pad_token_id: what rows that have finished are fed.
     """
 
-    def __init__(
-        self,
-        stream: LockstepStream,
-        processors: LogitsProcessorList,
-        copies: int,
-        criteria: StoppingCriteriaList,
-        text: Callable[[list[int]], str],
-        value: Value,
-        settings: BeamSettings,
-        eos_token_ids: set[int],
-        pad_token_id: int,
-    ) -> None:
-        self.beams = [Beam(settings) for _ in stream.input_ids]
-        self._stream, self._copies, self._criteria = stream, copies, criteria
-        self._processors, self._warpers = split(processors)
-        self._text, self._value, self._settings = text, value, settings
-        self._eos_token_ids, self._pad_token_id = eos_token_ids, pad_token_id
-        self._prompt = stream.input_ids.shape[1]
+    def __init__(self, call: Call, value: Value, text: Callable[[list[int]], str], settings: BeamSettings) -> None:
+        prompts, mask = (tensor[:: call.copies] for tensor in call.prompt)
+        self.stream = LockstepStream(call.base, prompts, mask, call.budget)
+        self.beams = [Beam(settings) for _ in prompts]
+        self._call, self._value, self._text, self._settings = call, value, text, settings
+        self._processors, self._warpers = split(call.processors)
+        self._eos_token_ids = eos_token_ids(call.generation_config)
+        self._prompt = prompts.shape[1]
         samples = settings.beam_width * settings.successors
-        self._source = torch.arange(len(self.beams), device="cpu").repeat_interleave(samples)  # row that each row goes on from
+        self._source = torch.arange(len(self.beams), device="cpu").repeat_interleave(samples)  # row that each row continues
 
     @property
     def ended(self) -> bool:
@@ -184,20 +169,20 @@ class ChunkBeamSearch:
         return not len(self._source)
 
     def advance(self) -> None:
-        """Writes one chunk and selects; no generator, in which a `StopIteration` of a model would become another error."""
+        """Writes one chunk and selects. This is no generator: in one, a model's `StopIteration` would become another error."""
         logits = None
-        if not self._stream.forwards:
-            logits = self._stream.next_logits()[self._source]  # each prompt once
-        self._stream.select(self._source)
+        if not self.stream.forwards:
+            logits = self.stream.next_logits()[self._source]  # each prompt once
+        self.stream.select(self._source)
         self._source = self._select(self._write_chunk(logits))
 
     def _write_chunk(self, logits: torch.Tensor | None) -> list[tuple[int, bool]]:
-        """Writes a chunk; returns how many tokens each row has then, and whether it has finished.
+        """Writes a chunk; returns each row's length in tokens after it, and whether the row has finished.
 
         Args:
             logits: of the next token, where they are known.
         """
-        stream, parents = self._stream, [parent for beam in self.beams for parent in beam.parents]
+        stream, parents = self.stream, [parent for beam in self.beams for parent in beam.parents]
         lengths = torch.tensor([len(parent.tokens) if parent else 0 for parent in parents], device="cpu")
         finished = torch.tensor([parent is not None and parent.finished for parent in parents], device="cpu")
         written = stream.input_ids.shape[1] - self._prompt
@@ -207,21 +192,21 @@ class ChunkBeamSearch:
             check_finite("base", not_finite(logits).cpu() & ~finished, [written] * len(logits))
             probabilities = self._warpers(stream.input_ids, self._process(logits)).softmax(dim=-1)
             tokens = torch.multinomial(probabilities, num_samples=1).squeeze(1)
-            stream.append(torch.where(finished.to(tokens.device), self._pad_token_id, tokens))
+            stream.append(torch.where(finished.to(tokens.device), self._call.pad_token_id, tokens))
             lengths += ~finished
-            finished |= self._criteria(stream.input_ids, None).cpu()
+            finished |= self._call.criteria(stream.input_ids, None).cpu()
             written, logits = written + 1, None
         return list(zip(lengths.tolist(), finished.tolist(), strict=True))
 
     def _prompts(self) -> list[int]:
-        """The number of each row's prompt."""
+        """Number of each row's prompt."""
         return [index for index, beam in enumerate(self.beams) for _ in beam.parents]
 
     def _process(self, logits: torch.Tensor) -> torch.Tensor:
         """Scores that the processors make of the base's logits, [rows, vocabulary].
 
-        They may hold something of each row of the call, the width of its padding for example. So each time they get one sample
-        of every prompt, in the rows that the call has for it.
+        Processors may hold something of each row of the call, such as the width of its padding. So each time they get one
+        sample of every prompt, in the rows that the call has for it.
         """
         if not self._processors:
             return logits
@@ -229,24 +214,24 @@ class ChunkBeamSearch:
         samples = [[row for row, owner in enumerate(of) if owner == index] for index in range(len(self.beams))]
         scores = torch.empty_like(logits)
         for rows in zip_longest(*samples):
-            shown = torch.tensor([row or 0 for row in rows], device=logits.device).repeat_interleave(self._copies)
-            processed = self._processors(self._stream.input_ids[shown], logits[shown])[:: self._copies]
+            shown = torch.tensor([row or 0 for row in rows], device=logits.device).repeat_interleave(self._call.copies)
+            processed = self._processors(self.stream.input_ids[shown], logits[shown])[:: self._call.copies]
             for row, prompt in zip(rows, processed, strict=True):
                 if row is not None:
                     scores[row] = prompt
         return scores
 
     def _select(self, rows: list[tuple[int, bool]]) -> torch.Tensor:
-        """Has every beam keep its best; returns which row each row of the next chunk goes on from, LongTensor[rows]."""
+        """Selects in every beam; returns the row that each row of the next chunk continues, LongTensor[rows]."""
         of = self._prompts()
         parents = [parent for beam in self.beams for parent in beam.parents]
         responses = [
             row[self._prompt : self._prompt + length].tolist()
-            for row, (length, _) in zip(self._stream.input_ids, rows, strict=True)
+            for row, (length, _) in zip(self.stream.input_ids, rows, strict=True)
         ]
         finished = [done for _, done in rows]
         ended = [self._has_ended(response, done) for response, done in zip(responses, finished, strict=True)]
-        texts = [self._says(response, end) for response, end in zip(responses, ended, strict=True)]
+        texts = [self._settled_text(response, end) for response, end in zip(responses, ended, strict=True)]
         values = [float(value) for value in self._value(texts, ended, of)]
         if any(map(math.isnan, values)) or len(values) != len(texts):
             raise WSDValueError(f"value gave {values}: must be {len(texts)} numbers")
@@ -261,6 +246,6 @@ class ChunkBeamSearch:
     def _has_ended(self, response: list[int], finished: bool) -> bool:
         return finished and (self._settings.official_ties or response[-1] in self._eos_token_ids)
 
-    def _says(self, response: list[int], ended: bool) -> str:
+    def _settled_text(self, response: list[int], ended: bool) -> str:
         text = self._text(response)
         return text if ended or self._settings.official_ties else text.rstrip(INCOMPLETE)

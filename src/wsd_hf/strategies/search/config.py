@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ... import _compat
 from ...engine.call import Call
-from ...engine.checks import check_models, check_room, eos_token_ids, vocabulary_size
+from ...engine.checks import check_models, check_room, vocabulary_size
 from ...engine.lockstep_stream import LockstepStream
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...engine.strategy import StrategyConfig, keyword
@@ -68,19 +68,7 @@ class SearchConfig(StrategyConfig, BeamSettings):
         value = self._value(call, call.tokenizer)
         _check(call, self)
         before = _work(value)
-        prompts, mask = (tensor[:: call.copies] for tensor in call.prompt)
-        stream = LockstepStream(call.base, prompts, mask, call.budget)
-        search = ChunkBeamSearch(
-            stream,
-            call.processors,
-            call.copies,
-            call.criteria,
-            ContinuationTokenizer(call.tokenizer).decode,
-            value,
-            self,
-            eos_token_ids(call.generation_config),
-            call.pad_token_id,
-        )
+        search = ChunkBeamSearch(call, value, ContinuationTokenizer(call.tokenizer).decode, self)
         streamed = 0
         while not search.ended:
             search.advance()
@@ -89,7 +77,7 @@ class SearchConfig(StrategyConfig, BeamSettings):
         sequences = _sequences(call, found)
         return SearchOutput(
             sequences=sequences,
-            stats=_stats(call, stream, value, before),
+            stats=_stats(call, search.stream, value, before),
             written_by_pilot=torch.zeros_like(sequences[:, call.input_ids.shape[1] :], dtype=torch.bool),
             values=sequences.new_tensor([hypothesis.value for hypothesis in found], dtype=torch.float32),
             tree=[beam.selections for beam in search.beams],

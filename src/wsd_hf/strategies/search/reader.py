@@ -1,4 +1,4 @@
-"""How likely a model finds the tokens of growing texts."""
+"""Log-probabilities of growing texts under a model."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LOGITS = 2**26
 
 
 class Reader:
-    """A model that reads texts, and of texts like those before only what is new.
+    """A model that reads texts, and of texts like those before only the new part.
 
-    Keys and values of the texts read last are kept, and a text goes on from the one that it shares the longest beginning with.
+    Keys and values of the texts read last are kept, and a text continues the one with which it shares the longest beginning.
     Models whose cache can't be rewound read every text anew.
 
     Args:
@@ -47,15 +47,15 @@ class Reader:
 
     @torch.no_grad()
     def read(self, texts: Sequence[list[int]], prompts: Sequence[int]) -> list[list[float]]:
-        """The log-probabilities of each text's tokens behind its prompt.
+        """Log-probabilities of each text's tokens after its prompt.
 
         Args:
             texts: token ids, prompts included; none is empty.
-            prompts: how many tokens of each text come before those that are asked for, at least 1.
+            prompts: length of each text's prompt in tokens, at least 1.
 
         Raises:
-            WSDValueError: a text that learned positions have no room for.
-            WSDLogitsError: logits that are no numbers.
+            WSDValueError: a text that is longer than learned positions.
+            WSDLogitsError: NaN or +inf among the logits.
         """
         if (longest := max(map(len, texts))) > context_size(self.model) and not rotary(self.model):
             raise WSDValueError(
@@ -78,17 +78,17 @@ class Reader:
     def _forget(self) -> None:
         self._texts: list[list[int]] = [[]]
         self._prompts = [0]
-        self._log_probs: list[list[float]] = [[]]  # of every token but the first; NaN where nobody asked
+        self._log_probs: list[list[float]] = [[]]  # of every token but the first; NaN inside prompts
         self._stream = RaggedStream(self.model, [[]], Workspace(RaggedCache(self.model.config)))
         self._made_with = self._precision()
 
     def _precision(self) -> tuple[Any, ...]:
-        """Device and precision of a forward now; keys and values made with others can't be gone on with."""
+        """Device and precision of a forward now; keys and values made with others can't be continued."""
         device = _compat.input_device(self.model)
         return device, self.model.dtype, torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
     def _share(self, texts: Sequence[list[int]], prompts: Sequence[int]) -> None:
-        """Each text's row becomes a copy of the one that holds most of it, as far as it does."""
+        """Makes each text's row a copy of the row that holds the longest beginning of it."""
         common = [
             [self._holds(row, text, prompt) for row in range(len(self._texts))]
             for text, prompt in zip(texts, prompts, strict=True)
@@ -96,7 +96,7 @@ class Reader:
         shared = [max(lengths) for lengths in common]
         rows = [lengths.index(most) for lengths, most in zip(common, shared, strict=True)]
         self._stream.gather(rows)
-        # The last token that is shared is read again, where it was read: it is what the first new one follows.
+        # The last shared token is read again, at its place: its logits are those of the first new token.
         before = [max(0, most - 1) for most in shared]
         for row, length in enumerate(before):
             self._stream.rewind(row, length)
@@ -104,12 +104,12 @@ class Reader:
         self._texts, self._prompts = [list(text) for text in texts], list(prompts)
 
     def _holds(self, row: int, text: list[int], prompt: int) -> int:
-        """How many tokens of a text a row holds, with the log-probabilities behind its prompt: the row's may be longer."""
+        """Tokens of a text that a row holds with their log-probabilities; the row's prompt may be longer than the text's."""
         length = len(common_prefix(text, self._texts[row]))
         return length if prompt >= self._prompts[row] else min(length, prompt)
 
     def _read_slice(self, texts: Sequence[list[int]], prompts: Sequence[int]) -> bool:
-        """Reads on, as far as logits may be held; whether there was anything left. Nothing follows a text's last token."""
+        """Reads on, as far as logits may be held; False if all was read. A text's last token is not fed: nothing follows it."""
         width = max(1, LOGITS // (len(texts) * vocabulary_size(self.model)))
         missing = [self._stream.missing(row, text[:-1])[:width] for row, text in enumerate(texts)]
         if not any(missing):
@@ -122,10 +122,10 @@ class Reader:
         self.tokens += sum(map(len, missing))
         logits = self._stream.logits(block, keep=max(1, *asked))
         for row, (text, start, end) in enumerate(zip(texts, starts, ends, strict=True)):
-            behind = text[start + 1 : end + 1]
-            told = behind[-len(logits[row]) :]
-            self._log_probs[row] += [nan] * (len(behind) - len(told))
-            self._log_probs[row] += self._chances(row, logits[row, logits.shape[1] - len(told) :], told)
+            following = text[start + 1 : end + 1]
+            scored = following[-len(logits[row]) :]
+            self._log_probs[row] += [nan] * (len(following) - len(scored))
+            self._log_probs[row] += self._chosen(row, logits[row, logits.shape[1] - len(scored) :], scored)
         return True
 
     def _anew(self, row: int, text: list[int]) -> list[float]:
@@ -134,10 +134,10 @@ class Reader:
         if len(text) == 1:
             return []
         logits = self.model(torch.tensor([text[:-1]], device=self._stream.device), use_cache=False).logits[0].float()
-        return self._chances(row, logits, text[1:])
+        return self._chosen(row, logits, text[1:])
 
-    def _chances(self, row: int, logits: torch.Tensor, tokens: list[int]) -> list[float]:
-        """The log-probabilities of some tokens, each by its own logits, [tokens, vocabulary]."""
+    def _chosen(self, row: int, logits: torch.Tensor, tokens: list[int]) -> list[float]:
+        """Log-probabilities of some tokens, each by its own logits, [tokens, vocabulary]."""
         bad = not_finite(logits)
         if bad.any():
             raise logits_error(self.name, int(bad.nonzero()[0]), row)

@@ -1,4 +1,4 @@
-"""The implicit value of a response: how much more likely tuning made it (Zhou et al., arXiv 2405.19262)."""
+"""The implicit value of a response: the log-probability that tuning added to it (Zhou et al., arXiv 2405.19262)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Prompt = str | list[int]
 class ImplicitValue:
     """log π_tuned(response | prompt) - log π_reference(response | prompt), summed over the response's tokens in float32.
 
-    Each small model has prompts of its own. With prompt p and response text t, what is read is the encoding of p + t, with the
-    EOS if the response has ended; what counts are the tokens behind those that it shares with the encoding of p. A prompt
-    given as token ids is followed by the encoding of t on its own. Whatever was read of earlier responses is not read again.
+    Each small model has prompts of its own. With prompt p and response text t, the model reads the encoding of p + t, with the
+    EOS if the response has ended; the tokens after those that it shares with the encoding of p count. A prompt given as token
+    ids is followed by the encoding of t on its own. Beginnings that earlier responses share are read once.
 
     Args:
         tuned: the small model after tuning.
         reference: the small model before.
-        tokenizer: of both. The text is what connects them to the model that wrote it, whose tokenizer may be another.
+        tokenizer: of both; that of the model that wrote the responses may be another.
         prompts: the tuned model's, as text or as token ids.
         reference_prompts: the reference model's; default: the same.
         add_special_tokens: whether the tokenizer adds its special tokens to prompts that are text.
@@ -71,9 +71,9 @@ class ImplicitValue:
         """The values of some responses, float32 [responses]; 0 for one that is empty and has not ended.
 
         Args:
-            texts: what the responses say, or their beginnings.
+            texts: responses, or their beginnings.
             ended: whether each is whole: then its end counts too.
-            of: which prompt each belongs to; default: the first.
+            of: number of each response's prompt; default: the first.
 
         Raises:
             WSDValueError: arguments of unlike lengths, a prompt that there is not.
@@ -143,7 +143,7 @@ class _Side:
         rows = [self._encoder.text(self._prompts[index], text, end) for index, text, end in zip(of, texts, ended, strict=True)]
         self._check_known("a response", rows)
         shared = [len(common_prefix(self._tokens[index], row)) for index, row in zip(of, rows, strict=True)]
-        return self._reader.read(rows, [max(1, length) for length in shared])  # nothing tells of a text's first token
+        return self._reader.read(rows, [max(1, length) for length in shared])  # a text's first token has no logits
 
     def _check_known(self, name: str, texts: Sequence[list[int]]) -> None:
         """Raises if token ids of a prompt or response have no embedding."""

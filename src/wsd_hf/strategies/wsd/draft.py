@@ -1,4 +1,4 @@
-"""One call's draft: what the pilot wrote, how sure the base was, and which rows the base has taken over."""
+"""One call's draft: the pilot's tokens, the base's probabilities of them, and the rows that the base has taken over."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SwitchReason = Literal["confident", "draft_ended", "draft_limit", "budget", "sto
 
 
 class Draft:
-    """The draft of one call of `generate`, row by row, one token at a time. It knows of no model, and lives on the CPU.
+    """The draft of one call of `generate`, one token at a time in each row; on the CPU, and without any model.
 
     Args:
-        switch_criteria: asked after every drafted token; fires where the base takes over.
+        switch_criteria: called after every drafted token; fires where the base takes over.
         rows: of the batch.
         vocabulary: size of the base's.
         closing_token_id: token that ends the response where a draft ended unconfirmed; None: the base writes on.
 
     Attributes:
         token_ids: drafted tokens, LongTensor[batch, longest draft].
-        log_probs: the base's natural-log probabilities of them, [batch, longest draft]; NaN behind a row's draft.
+        log_probs: the base's natural-log probabilities of them, [batch, longest draft]; NaN after a row's draft.
         drafting: rows whose next token is the pilot's, BoolTensor[batch].
         reasons: why each row's draft is over.
     """
@@ -45,7 +45,7 @@ class Draft:
         return (~self.log_probs.isnan()).sum(dim=1)
 
     def drop(self, finished: torch.Tensor, full: torch.Tensor | None = None) -> None:
-        """Takes out the rows that a criterion has ended, BoolTensor[batch], some of them because they are full."""
+        """Stops the drafts of rows that a criterion has ended, BoolTensor[batch]; some of these rows may be full."""
         if full is not None:
             self.stop(finished & full, "budget")
         self.stop(finished, "stopped")
@@ -70,12 +70,12 @@ class Draft:
         return forced
 
     def closing(self) -> torch.Tensor:
-        """The token that each row must take beside its draft, LongTensor[batch]; `FREE` where the base chooses."""
+        """The token that each row must take after its draft, LongTensor[batch]; `FREE` where the base chooses."""
         token = FREE if self._closing_token_id is None else self._closing_token_id
         return torch.where(self._closing, token, FREE)
 
     def stop(self, rows: torch.Tensor, reason: SwitchReason) -> None:
-        """The drafts of some rows are over, BoolTensor[batch], if they were not before."""
+        """Ends the drafts of some rows, BoolTensor[batch], unless they have ended."""
         rows = rows & self.drafting
         for row in rows.nonzero().flatten().tolist():
             self.reasons[row] = reason
@@ -84,7 +84,7 @@ class Draft:
             self._closing |= rows
 
     def end(self, full: bool) -> None:
-        """The response is over: rows that the pilot was still writing are full, or were stopped at their last token."""
+        """Ends all drafts with the response: rows that still draft are full, or were stopped at their last token."""
         if not full:
             self.stop(self.drafting, "stopped")
 
@@ -97,10 +97,10 @@ class Draft:
         self.log_probs[rows, ends] = log_probs[rows]
 
     def _fired(self, offered: torch.Tensor) -> torch.Tensor:
-        """Rows where the criteria fire at the newest token; they are shown drafts of one length at a time."""
+        """Rows where the criteria fire at the newest token; they get drafts of one length at a time."""
         fired, lengths = torch.zeros_like(offered), self.length
         for length in sorted(set(lengths[offered].tolist())):
             fires = self._switch_criteria(self.token_ids[:, :length], self.log_probs[:, :length])
-            asked = torch.as_tensor(fires, device="cpu")
-            fired |= asked & (lengths == length) & offered
+            found = torch.as_tensor(fires, device="cpu")
+            fired |= found & (lengths == length) & offered
         return fired

@@ -6,8 +6,6 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.call import Call
 from ...engine.ragged_stream import open_stream, real_tokens
-from ...engine.rows import Rows
-from ...engine.scores import Record
 from ...engine.stats import Stats, peak_memory, work
 from ...text.bridge import OneVocabulary
 from .draft_setup import DraftSetup
@@ -25,23 +23,13 @@ def decode(
     # The pilot may need more tokens of another vocabulary for the same text: a long draft still fits, if not all proposals.
     pilot_room = room if isinstance(setup.bridge, OneVocabulary) else room + setup.longest
     prompts, pilot_prompts = real_tokens(*call.prompt), real_tokens(*side.prompt)
-    records = settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
-    record = Record(len(prompts)) if records else None
     with (
         open_stream(call.base, prompts, room, cuda_graphs) as base,
         open_stream(side.model, pilot_prompts, pilot_room, cuda_graphs) as pilot,
     ):
-        rows = Rows(call, record if settings.output_scores else None)
-        decoding = Decoding(
-            base,
-            Proposer(pilot, setup.bridge, side.warpers, pilot_room, call.input_ids.device),
-            setup.draft,
-            rows,
-            record,
-            Pace(cost_ratio(side.model, call.base), chunk, speculate),
-            call.processors,
-            settings.do_sample,
-        )
+        proposer = Proposer(pilot, setup.bridge, side.warpers, pilot_room, call.input_ids.device)
+        pace = Pace(cost_ratio(side.model, call.base), chunk, speculate)
+        decoding = Decoding(call, base, proposer, setup.draft, pace)
         decoding.run()
         stats = Stats(
             work(base),
@@ -51,8 +39,9 @@ def decode(
             cache_memory=base.workspace.cache.memory + pilot.workspace.cache.memory,
             peak_memory=peak_memory(call.base, side.model),
         )
+    record = decoding.record
     return GenerateDecoderOnlyOutput(
-        sequences=rows.sequences,
+        sequences=decoding.rows.sequences,
         scores=record.columns("scores") if record and settings.output_scores else None,
         logits=record.columns("logits") if record and settings.output_logits else None,
     ), stats

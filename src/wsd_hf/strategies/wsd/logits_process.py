@@ -22,13 +22,13 @@ class WSDLogitsProcessor(LogitsProcessor):
 
     `model.generate(..., logits_processor=[WSDLogitsProcessor(pilot)])` gives the sequences of
     `generate(..., strategy="wsd")`: the check reads the base's raw logits whatever other processors are configured, and
-    the drafted token has the last word over them. One object may serve many calls and threads: each call has a state of
+    the drafted token overrides them. One object may serve many calls and threads: each call has a state of
     its own, and starts afresh.
 
     Args:
         pilot: the small aligned model.
         wsd_config: threshold, window, draft limit; default: the generation config's `wsd_*` keys, then the paper's.
-        switch_criteria: takes the place of the paper's rule; see `SwitchCriteria` for what it is asked.
+        switch_criteria: takes the place of the paper's rule; see `SwitchCriteria`.
         assistant_input_ids: the pilot's prompt, [batch, prompt]; default: the base's, or its text.
         assistant_attention_mask: its mask, [batch, prompt]; padding on the left. Default: nothing is padded.
         assistant_do_sample: whether the pilot samples; default: as the base does. It samples with the call's warpers

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from transformers import LogitsProcessorList
 
 from ...engine.acceptance import keep_or_redraw
 from ...engine.cache import NO_SLOT
+from ...engine.call import Call
 from ...engine.checks import check_finite, not_finite, vocabulary_size
 from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
@@ -21,20 +21,20 @@ from .proposer import Proposals, Proposer
 
 
 class Verdict(NamedTuple):
-    """One step as the host sees it, all on the CPU: every row of the batch, c proposals to each, and the end behind them."""
+    """One step on the CPU: every row of the batch, c proposals to each, and the position after them."""
 
     proposed: torch.Tensor
     """`FREE` at the end. LongTensor[B, c + 1]."""
     log_probs: torch.Tensor
     """The base's log-probabilities of them, float32 [B, c + 1]; read only where a row drafts."""
     pilot_not_finite: torch.Tensor
-    """Where the pilot's logits were no numbers, BoolTensor[B, c + 1]."""
+    """Positions of NaN and the like in the pilot's logits, BoolTensor[B, c + 1]."""
     base_not_finite: torch.Tensor
-    """Where the base's were, BoolTensor[B, c + 1]."""
+    """The same of the base's, BoolTensor[B, c + 1]."""
     own: torch.Tensor
-    """What the base writes at each position where it may, LongTensor[B, c + 1]."""
+    """The base's own token at each position, LongTensor[B, c + 1]."""
     afresh: torch.Tensor
-    """What it writes there if it doesn't know of the proposal, LongTensor[B, c + 1]."""
+    """Its token drawn without regard to the proposal, LongTensor[B, c + 1]."""
 
 
 class Decoding:
@@ -44,40 +44,36 @@ class Decoding:
     tensors on the device have those only, and the host knows them all.
 
     Args:
-        base: stream of the model that is aligned.
+        call: whose processors and sampling shape the base's choice.
+        base: its stream.
         proposer: the pilot's side.
-        draft: what is drafted.
+        draft: of all rows.
+        pace: length of the next chunk.
+
+    Attributes:
         rows: prompts and responses.
-        record: takes the scores of every token; None: nobody wants them.
-        pace: how many tokens to propose.
-        processors: shape the base's choice.
-        do_sample: whether the base samples.
+        record: scores and logits of every token, if the call returns them.
+        proposed, kept: tokens of the pilot, in the base's vocabulary.
     """
 
-    def __init__(
-        self,
-        base: RaggedStream,
-        proposer: Proposer,
-        draft: Draft,
-        rows: Rows,
-        record: Record | None,
-        pace: Pace,
-        processors: LogitsProcessorList,
-        do_sample: bool,
-    ) -> None:
-        self.base, self.proposer, self.draft, self.rows, self.record, self.pace = base, proposer, draft, rows, record, pace
-        self._processors = processors
-        self._do_sample = do_sample
+    def __init__(self, call: Call, base: RaggedStream, proposer: Proposer, draft: Draft, pace: Pace) -> None:
+        settings = call.generation_config
+        records = settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
+        self.base, self.proposer, self.draft, self.pace = base, proposer, draft, pace
+        self.record = Record(len(call.input_ids)) if records else None
+        self.rows = rows = Rows(call, self.record if settings.output_scores else None)
+        self.proposed = self.kept = 0
+        self._processors = processors = call.processors
+        self._do_sample = settings.do_sample
         self._device = rows.device
         self._vocabulary = vocabulary_size(base.model)
         # Warpers look at one position's scores only, so that all positions can be chosen for at once; any other processor
         # is shown the exact prefix of each row.
-        self._at_once = record is None and all(type(processor) in SAMPLING_WARPERS for processor in processors)
+        self._at_once = self.record is None and all(type(processor) in SAMPLING_WARPERS for processor in processors)
         self._shrinks = not (base.workspace.captures or proposer.stream.workspace.captures)
         self._live = list(range(len(rows.responses)))
-        self.proposed = self.kept = 0
         # The base's logits after the last token that it was fed, [rows, V].
-        self._behind = torch.empty(0, dtype=torch.float32, device=self._device)
+        self._last_logits = torch.empty(0, dtype=torch.float32, device=self._device)
 
     def run(self) -> None:
         """Decodes until every row has finished."""
@@ -96,31 +92,31 @@ class Decoding:
         self.draft.drop(self.rows.finished, self.rows.full)
 
     def _shrink(self) -> None:
-        """Rows that have finished cost nothing more; where forwards are captured they stay, since shapes must."""
+        """Drops finished rows from the streams; where forwards are captured they stay, since shapes must."""
         live = (~self.rows.finished).nonzero().flatten().tolist()
         if self._shrinks and live != self._live:
-            self._behind = self._behind[[self._live.index(row) for row in live]]
+            self._last_logits = self._last_logits[[self._live.index(row) for row in live]]
             self.base.select(live)
             self.proposer.stream.select(live)
             self._live = live
 
     def _check(self, proposals: Proposals) -> torch.Tensor:
-        """The base's logits before each proposal and behind the last, [rows, c + 1, V]."""
+        """The base's logits before each proposal and after the last, [rows, c + 1, V]."""
         responses, finished = self.rows.responses, self.rows.finished
         missing = [None if finished[row] else self.base.missing(row, responses[row]) for row in self._live]
         if not any(missing) and not any(proposals.counts):  # drafts that wait for the pilot's next word
-            return self._behind[:, None]
+            return self._last_logits[:, None]
         block = self.base.block(missing, proposals.tokens[:, :-1], proposals.counts)
         logits = self.base.logits(block, keep=proposals.chunk + 1).to(self._device)
         if [] in missing:  # these rows were fed their last token before
             held = (block.slots[:, -proposals.chunk - 1] == NO_SLOT).to(self._device)
-            logits[:, 0] = torch.where(held[:, None], self._behind, logits[:, 0])
+            logits[:, 0] = torch.where(held[:, None], self._last_logits, logits[:, 0])
         last = (proposals.tokens != FREE).sum(dim=1)[:, None, None].expand(-1, 1, self._vocabulary)
-        self._behind = logits.gather(1, last).squeeze(1)
+        self._last_logits = logits.gather(1, last).squeeze(1)
         return logits
 
     def _decide(self, proposals: Proposals, logits: torch.Tensor) -> list[int]:
-        """Goes through the positions; a row follows while it writes what was proposed. Returns for how long each did."""
+        """Goes through the positions; a row follows while its tokens are the proposed ones. Returns the kept ones' counts."""
         verdict, draft, rows = self._judge(proposals, logits), self.draft, self.rows
         offers = self.proposer.offers(proposals, verdict.proposed, draft.drafting & ~rows.finished)
         counts = [len(offers[row].tokens) if row in offers else 0 for row in range(len(rows.responses))]
@@ -148,14 +144,14 @@ class Decoding:
         return kept.tolist()
 
     def _stop_drafts(self, offers: dict[int, Offer], ended: torch.Tensor, at_limit: bool = False) -> None:
-        """Some drafts have nothing left, BoolTensor[B]; a limit is known with the last token, another end only behind it."""
+        """Stops drafts without further tokens, BoolTensor[B]; a limit shows with the last token, another end only after it."""
         for row in ended.nonzero().flatten().tolist():
             reason = offers[row].over
             if reason is not None and (reason == "draft_limit" or not at_limit):
                 self.draft.stop(torch.arange(len(ended), device="cpu") == row, reason)
 
     def _judge(self, proposals: Proposals, logits: torch.Tensor) -> Verdict:
-        """Everything that the decision needs of the device, in one transfer."""
+        """Everything from the device that the decision needs, in one transfer."""
         own = afresh = proposals.tokens
         drafting = bool(self.draft.drafting.any())
         if self._at_once:
@@ -189,10 +185,10 @@ class Decoding:
         following: torch.Tensor,
         ended: torch.Tensor,
     ) -> torch.Tensor:
-        """What the base writes at one position, LongTensor[B]; read only where a row follows and nothing is forced.
+        """The base's own tokens at one position, LongTensor[B]; read only where a row follows and nothing is forced.
 
-        Where a proposal has just ended a draft, BoolTensor[B], the base draws without it: that row is here only because of
-        what was proposed, so the proposal no longer is a draw from the pilot's distribution.
+        Where a proposal has just ended a draft, BoolTensor[B], the base draws without it: the row is here because of that
+        proposal, which therefore no longer is a draw from the pilot's distribution.
         """
         if self._at_once:
             return torch.where(ended, verdict.afresh[:, position], verdict.own[:, position])
@@ -214,7 +210,7 @@ class Decoding:
         return chosen
 
     def _rewind(self) -> None:
-        """The base's cache goes back to what stands, and one token further where it has yet to say what follows."""
+        """Drops rejected tokens from the base's cache, and of free rows the last token, which is fed again for its logits."""
         drafting = self.draft.drafting.tolist()
         for row, length in enumerate(self.rows.lengths):
             self.base.rewind(row, length if drafting[row] else length - 1)

@@ -1,14 +1,14 @@
-"""How many tokens to propose at a time."""
+"""The length of the next chunk of proposals."""
 
 from __future__ import annotations
 
 from transformers import PreTrainedModel
 
 CHUNKS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
-"""How many tokens may be proposed at a time; few lengths, because each is captured as a CUDA graph of its own."""
+"""Lengths of chunks; few, because each is captured as a CUDA graph of its own."""
 
 OPENING = 6
-"""Tokens in each chunk of a draft; at most one less is thrown away where the base takes over."""
+"""Tokens in each chunk of a draft; at most one less is rejected where the base takes over."""
 
 
 class Pace:
@@ -31,11 +31,7 @@ class Pace:
         self._kept, self._judged = 3.2, 4.0
 
     def chunk(self, drafting: bool) -> int:
-        """How many tokens to propose now; 0 where it does not pay.
-
-        Args:
-            drafting: whether some row still drafts.
-        """
+        """Tokens to propose now, while some row still drafts or after; 0 where it does not pay."""
         if not drafting and not self._speculate:
             return 0
         if self._fixed is not None:
@@ -43,11 +39,7 @@ class Pace:
         return OPENING if drafting else max(CHUNKS, key=self._tokens_per_cost)
 
     def judged(self, rows: list[tuple[int, int]]) -> None:
-        """Counts the proposals to free rows, up to the first that was not kept; what is recent weighs more.
-
-        Args:
-            rows: how many were kept, of how many, for each free row.
-        """
+        """Counts kept and proposed tokens of each free row, up to the first that was rejected; recent ones weigh more."""
         rows = [(kept, proposed) for kept, proposed in rows if proposed]
         if rows:
             self._kept = 0.9 * self._kept + sum(kept for kept, _ in rows) / len(rows)
@@ -59,7 +51,7 @@ class Pace:
 
 
 def cost_ratio(pilot: PreTrainedModel, base: PreTrainedModel) -> float:
-    """A forward of the pilot in forwards of the base: decoding a few tokens costs what the weights it reads weigh."""
+    """Cost of a pilot's forward in forwards of the base: a few tokens cost as much as the weights that are read."""
     return _weights(pilot) / _weights(base)
 
 

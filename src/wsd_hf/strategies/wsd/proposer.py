@@ -1,4 +1,4 @@
-"""The pilot's side of a call: what it would write next, in the base's tokens."""
+"""The pilot's side of the fast path: its next tokens, in the base's vocabulary."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Proposals(NamedTuple):
     """Up to c tokens for each live row."""
 
     tokens: torch.Tensor
-    """And `FREE` behind a row's last. LongTensor[rows, c + 1]."""
+    """`FREE` after a row's last. LongTensor[rows, c + 1]."""
     not_finite: torch.Tensor
-    """Where the pilot's logits were no numbers, BoolTensor[rows, c + 1]."""
+    """Positions of NaN and the like in the pilot's logits, BoolTensor[rows, c + 1]."""
     probabilities: Sequence[torch.Tensor | None]
-    """What each position was drawn with, [rows, V of the pilot]; None where whoever drew had no choice left to tell of."""
+    """Probabilities that each position was drawn from, [rows, V of the pilot]; None if the proposal was deterministic."""
     counts: list[int]
     """Tokens for each row."""
     offers: dict[int, Offer] | None
-    """What each drafting row's draft goes on with, if that is known before the tokens are checked."""
+    """Next tokens of each drafting row's draft, if they are known before the check."""
 
     @property
     def chunk(self) -> int:
@@ -73,7 +73,7 @@ class Proposer:
         self._written: list[list[int]] = [[] for _ in stream.prompts]  # the pilot's tokens that followed each prompt last
 
     def propose(self, chunk: int, rows: Rows, drafting: torch.Tensor) -> Proposals:
-        """What the pilot would write next in every live row, whether it will be kept or judged.
+        """The pilot's next tokens in every live row.
 
         Args:
             chunk: tokens of the pilot to each.
@@ -103,7 +103,7 @@ class Proposer:
         return proposals if isinstance(self.bridge, OneVocabulary) else self._cross(proposals, rows, drafting)
 
     def offers(self, proposals: Proposals, proposed: torch.Tensor, drafting: torch.Tensor) -> dict[int, Offer]:
-        """What each drafting row's draft goes on with.
+        """Next tokens of each drafting row's draft.
 
         Args:
             proposals: as made by `propose`.
@@ -121,7 +121,7 @@ class Proposer:
         return offers
 
     def _missing(self, row: int, rows: Rows, drafting: bool, chunk: int) -> list[int] | None:
-        """What the pilot has to read of a row before it goes on; None if the row has finished, or it has no room for more."""
+        """Tokens of a row that the pilot has yet to read; None if the row has finished, or the pilot has no room for more."""
         if rows.finished[row]:
             return None
         written = self.bridge.pilot_tokens(row, None if drafting else rows.responses[row])
@@ -132,9 +132,9 @@ class Proposer:
         return missing
 
     def _cross(self, proposals: Proposals, rows: Rows, drafting: torch.Tensor) -> Proposals:
-        """The proposals in the base's tokens. What they were drawn with is lost on the way: they count as certain.
+        """The proposals in the base's tokens; they count as deterministic, since their probabilities don't cross.
 
-        That is exact too, since the rejection rule only asks that the base's own chance plays no part in what is proposed.
+        That is exact too: the rejection rule only requires proposals that are independent of the base's own draw.
         """
         tokens, bad, left = proposals.tokens[:, :-1].tolist(), proposals.not_finite.any(dim=1).tolist(), rows.left
         crossed: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""The step-by-step engine: transformers' own loop, with one token of the draft and one forward of the base each time."""
+"""The step-by-step engine: transformers' own loop, one token and one forward of the base at a time."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class DraftSteps:
         return tokens
 
     def _propose(self, device: torch.device) -> None:
-        """One more token of the pilot in every row, though some may have enough for now."""
+        """Gets one more token of the pilot in every row, though some may have enough for now."""
         logits = self.stream.next_logits().to(device)
         proposed, bad, _ = choose(logits, self._warpers)
         check_finite("pilot", bad.cpu() & self.draft.drafting, [self.taken - 1] * len(logits))
@@ -88,7 +88,7 @@ class DraftSteps:
         return self.draft.drafting.nonzero().flatten().tolist()
 
     def _stop_exhausted(self, *reasons: DraftOver) -> None:
-        """Stops the drafts that have nothing left, for one of some reasons."""
+        """Stops the drafts that have no tokens left, for one of some reasons."""
         for reason in reasons:
             exhausted = [offer == Offer([], reason) for offer in self._offers]
             self.draft.stop(torch.tensor(exhausted, device="cpu"), reason)
@@ -109,7 +109,7 @@ def decode(call: Call, setup: DraftSetup) -> tuple[GenerateDecoderOnlyOutput, St
 
 
 class _DraftThenShape(LogitsProcessor):
-    """The only processor of the loop, so that the draft sees raw logits and has the last word over the caller's."""
+    """The only processor of the loop, so that the draft gets raw logits and overrides the caller's processors."""
 
     def __init__(
         self,

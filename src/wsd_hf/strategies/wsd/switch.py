@@ -35,7 +35,7 @@ def confidence(log_probs: Sequence[float] | torch.Tensor, window_size: int = 6) 
 
 
 def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0.8, window_size: int = 6) -> int | None:
-    """How many drafted tokens the response keeps: up to and including the first whose confidence reaches `threshold`.
+    """The switch index k of a draft: number of the first token whose confidence reaches `threshold`, counted from 1.
 
     Args:
         log_probs: natural-log probabilities of the drafted tokens under the base, one dimension.
@@ -43,7 +43,7 @@ def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0
         window_size: w >= 1; windows cover drafted tokens only, so none is full before token w.
 
     Returns:
-        The switch index k, counted from 1; None if the base never becomes confident (all of the draft is kept).
+        k, which is also the length of the draft that is kept; None if the base never becomes confident (all of it is kept).
 
     Raises:
         WSDValueError: a threshold or window outside its range, or values that cannot be log-probabilities.
@@ -69,7 +69,7 @@ def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0
 class SwitchCriteria(StoppingCriteria):
     """The paper's switch as a `StoppingCriteria`: fires for the rows where the base has become confident.
 
-    Stateless. Any other `StoppingCriteria` may take its place in `generate(..., switch_criteria=...)`; it is asked after
+    Stateless. Any other `StoppingCriteria` may take its place in `generate(..., switch_criteria=...)`; it is called after
     every drafted token.
 
     >>> SwitchCriteria(threshold=0.5, window_size=1)(torch.tensor([[7], [8]]), torch.tensor([[-0.1], [-3.0]])).tolist()
@@ -81,7 +81,7 @@ class SwitchCriteria(StoppingCriteria):
         self.window_size = check_positive_integer("window_size", window_size)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Whether each row's newest drafted token is the last of its draft.
+        """Rows whose newest drafted token is the last of its draft.
 
         Args:
             input_ids: drafted tokens so far, newest last, [batch, drafted].
