@@ -63,13 +63,15 @@ def test_json_holds_answer_switch_and_trace(run):
     answer = json.loads(run("generate", "--json", QUESTION).stdout)
     assert answer["response"] == ANSWER
     assert answer["switch"]["index"] == 12
-    assert answer["switch_reason"] == "confident"
+    assert answer["switch"]["reason"] == "confident"
     assert "".join(token["text"] for token in answer["tokens"]) == ANSWER
-    assert answer["stats"]["pilot_forwards"] >= 12
+    assert answer["stats"]["pilot"]["forwards"] >= 12
 
 
 def test_settings_reach_the_decoding(run):
-    answer = json.loads(run("generate", "--json", "--threshold", 0.01, "--window", 2, "--max-new-tokens", 5, QUESTION).stdout)
+    answer = json.loads(
+        run("generate", "--json", "--threshold", 0.01, "--window-size", 2, "--max-new-tokens", 5, QUESTION).stdout
+    )
     assert answer["switch"]["index"] == 2
     assert len(answer["tokens"]) == 5
 
@@ -83,7 +85,7 @@ def test_settings_reach_the_decoding(run):
         (("--messages", "chat.json", "Hi"), "either a question or --messages"),
         (("--messages", "/no/such/chat.json"), "No such file"),
         (("--threshold", 1.5, "Hi"), "threshold=1.5: must be"),
-        (("--window", 0, "Hi"), "window_size=0: must be"),
+        (("--window-size", 0, "Hi"), "window_size=0: must be"),
         (("--device", "nowhere", "Hi"), "--device nowhere"),
         (("--device", "meta", "Hi"), "--device meta: holds no data"),
         ((*pair(pilot="base"), "Hi"), "has no chat template"),
@@ -113,7 +115,7 @@ def test_damaged_weights_are_named(run, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes()[:1000] if file.suffix == ".safetensors" else file.read_bytes())
     result = run("generate", "--base", tmp_path, "--pilot", FOLDER / "pilot", "Hi")
     assert result.exit_code == 2
-    assert f"wsd-hf: --base {tmp_path}: " in result.stderr
+    assert f"wsd-hf: {tmp_path}" in result.stderr
 
 
 @pytest.mark.parametrize(
