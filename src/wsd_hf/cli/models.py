@@ -41,6 +41,7 @@ def load_models(
     Raises:
         WSDValueError: an option that cannot work, or a model that cannot be loaded.
     """
+    quantized = _in_4bit(base, device, dtype) if in_4bit else {}
     place = known_device(device)
     if (base is None) != (pilot is None):
         raise WSDValueError(
@@ -49,7 +50,6 @@ def load_models(
     for option, source in {"--pilot": pilot, "--base": base, "--reference": reference}.items():
         if source and source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
             raise WSDValueError(f"{option} {source}: no such folder")
-    quantized = _in_4bit(base, place, dtype) if in_4bit else {}
     try:
         if base is None or pilot is None:
             pair = Pair.tiny(reference=reference)
@@ -74,15 +74,17 @@ def known_device(name: str) -> torch.device:
     return device
 
 
-def _in_4bit(base: str | None, place: torch.device, dtype: DType) -> dict[str, Any]:
+def _in_4bit(base: str | None, device: str, dtype: DType) -> dict[str, Any]:
     """Keywords of `Pair.from_pretrained` that quantize the base."""
     if base is None:
         raise WSDValueError("--load-in-4bit: the shipped pair is small; give --base and --pilot")
-    if place.type != "cuda":
-        raise WSDValueError(f"--load-in-4bit: runs on CUDA only, not on --device {place}; give --device cuda, or leave it out")
+    if not torch.cuda.is_available():
+        raise WSDValueError("--load-in-4bit: runs on CUDA only, and there is no CUDA device; leave it out")
+    if not device.startswith("cuda"):
+        raise WSDValueError(f"--load-in-4bit: runs on CUDA only, not on --device {device}; give --device cuda")
     missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise WSDValueError(f'--load-in-4bit: {" and ".join(missing)} not installed; pip install "wsd_hf[4bit]"')
     compute = dtype.torch or torch.bfloat16
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-    return {"quantization_config": config, "device_map": {"": place}}
+    return {"quantization_config": config, "device_map": {"": device}}

@@ -36,7 +36,7 @@ AnyWindowSize = Annotated[
 ]
 Temperature = Annotated[float | None, typer.Option(help="Sample at this temperature; 0 is greedy. Default: as the base does.")]
 TopP = Annotated[float | None, typer.Option(help="Sample from the likeliest tokens that have this probability together.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the sampling.", min=0)]
+Seed = Annotated[int | None, typer.Option(help="Seed of the sampling.", min=0, max=2**32 - 1)]
 System = Annotated[str | None, typer.Option(help="A system message.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens in an answer, the draft included.", min=1)]
 Device = Annotated[str, typer.Option(help="Device of the models: cpu, cuda, cuda:1, ...")]
@@ -67,6 +67,8 @@ def decoding(
         if reference is None:
             raise WSDValueError(f"--strategy {strategy} needs --reference, the pilot as it was before its alignment")
         raise WSDValueError(f"--reference has no effect with --strategy {strategy}: leave it out")
+    if kind.always_samples and temperature == 0:
+        raise WSDValueError(f"--temperature 0: --strategy {strategy} chooses among samples; leave it out")
     given = {setting: value for setting, value in settings.items() if value is not None}
     for setting in given.keys() - {known.name for known in fields(kind)}:
         raise WSDValueError(f"--{setting.replace('_', '-')} has no effect with --strategy {strategy}: leave it out")
