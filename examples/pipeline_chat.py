@@ -1,21 +1,21 @@
 """transformers' text generation pipeline with a pilot: questions in a batch, a chat, and an answer that is streamed.
 
-Runs as it stands on the shipped pair, which knows single questions about its made-up world. For models of your own, give their
+Runs as it is, on the shipped pair, which knows single questions about its made-up world. For models of your own, give their
 paths or Hub ids: `pipeline("text-generation", model="...", assistant_model="...", strategy="wsd")`.
 """
 
 from transformers import TextStreamer, pipeline
 
-import wsd_hf  # importing it is what gives the pipeline `strategy=`
+from wsd_hf import Pair  # importing wsd_hf gives the pipeline `strategy=`
 from wsd_hf.tiny import demo_questions
 
-base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair()
+pair = Pair.tiny()
 ask = pipeline(
     "text-generation",
-    model=base,
-    tokenizer=tokenizer,
-    assistant_model=pilot,
-    assistant_tokenizer=pilot_tokenizer,
+    model=pair.base,
+    tokenizer=pair.tokenizer,
+    assistant_model=pair.pilot,
+    assistant_tokenizer=pair.pilot_tokenizer,
     strategy="wsd",
     do_sample=False,
     max_new_tokens=64,
@@ -31,4 +31,4 @@ history = ask(history)[0]["generated_text"]
 print(history[-1]["content"], end="\n\n")
 
 # Settings of generate() and of the strategy may change with every call.
-ask(chats[0], wsd_threshold=0.95, streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
+ask(chats[0], wsd_threshold=0.95, streamer=TextStreamer(pair.tokenizer, skip_prompt=True, skip_special_tokens=True))

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from wsd_hf import Pair
+from wsd_hf.tiny import FOLDER
+
 VOCABULARY = 64
 EOS = 1
 PAD = 0
@@ -104,3 +107,9 @@ def tiny_pilot(family: str = "llama", seed: int = 0, noise: float = 0.15) -> Pre
         for weight in model.parameters():
             weight += noise * weight.std() * torch.randn(weight.shape, generator=random) if weight.numel() > 1 else 0.0
     return model
+
+
+def tiny_parts(pilot: str = "pilot") -> tuple[Any, Any, Any, Any]:
+    """Base, pilot and their tokenizers of the shipped pair, for calls that are written out."""
+    pair = Pair.from_pretrained(FOLDER / "base", FOLDER / pilot, dtype=torch.float32)
+    return pair.base, pair.pilot, pair.tokenizer, pair.pilot_tokenizer

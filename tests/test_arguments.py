@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import wsd_hf
 from every_strategy import Case, counting, every_case
+from families import tiny_parts
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from wsd_hf.bundle import pack
 from wsd_hf.engine import preparation
@@ -256,7 +257,7 @@ SHIPPED = {
 
 @functools.cache
 def shipped(pilot: str) -> tuple[Any, Any, Any, Any]:
-    return wsd_hf.load_tiny_pair(pilot=pilot)
+    return tiny_parts(pilot=pilot)
 
 
 @pytest.mark.parametrize("pilot", ["pilot", "pilot_other_vocab"])

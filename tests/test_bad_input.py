@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import wsd_hf
-from families import EOS, PAD, tiny_model, tiny_pilot
+from families import EOS, PAD, tiny_model, tiny_parts, tiny_pilot
 from oracle import compose, left_padded, ones, plain_tokens, random_prompt
 from scripted import PILOT_EOS, believe, scripted_model, write
 from tokenizers_for_tests import LETTERS, letter_tokenizer
@@ -187,7 +187,7 @@ def test_an_argument_of_another_type_is_named(base: Any, pilot: Any, forwards: F
 
 
 def test_tokenizers_that_were_swapped_are_noticed_where_their_sizes_tell() -> None:
-    base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair(pilot="pilot_other_vocab")
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts(pilot="pilot_other_vocab")
     messages = [{"role": "user", "content": "What does the Keloft eat?"}]
     inputs = wsd_hf.build_inputs(messages, tokenizer, pilot_tokenizer)
     with pytest.raises(wsd_hf.WSDValueError, match=r"tokenizer has \d+ tokens, and its model \d+: pass each model's own"):

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from typer.testing import CliRunner
 
 import wsd_hf
+from families import tiny_parts
 from wsd_hf import WSDConfig, WSDHubError, WSDValueError
 from wsd_hf.bundle import decoding, pack
 from wsd_hf.cli import app
@@ -64,7 +65,7 @@ def answers(output: torch.Tensor, inputs: Any, tokenizer: Any) -> list[str]:
 def test_a_packed_pair_takes_every_strategy(folder: Path, strategy: str, kwargs: dict[str, Any]) -> None:
     model, tokenizer = load(folder)
     inputs = prompt(tokenizer, [user(KELOFT)])
-    base, pilot, _, pilot_tokenizer = wsd_hf.load_tiny_pair()
+    base, pilot, _, pilot_tokenizer = tiny_parts()
     own = pilot_tokenizer.apply_chat_template([user(KELOFT)], add_generation_prompt=True, return_tensors="pt", return_dict=True)
     kwargs = {**kwargs, "strategy": strategy, "reference_model": pilot, "do_sample": True, "max_new_tokens": 8, "top_k": 1}
     expected = wsd_hf.enable_wsd(base).generate(

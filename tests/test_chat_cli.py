@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 import wsd_hf
-from wsd_hf import WSDConfig
+from families import tiny_parts
+from wsd_hf import Pair, WSDConfig
 from wsd_hf.cli import app
 from wsd_hf.cli.conversation import Conversation
 from wsd_hf.text.next_turn import before_next_turn, settled
@@ -39,7 +40,7 @@ def assistant(content: str) -> dict[str, str]:
 
 def marked(messages: list[dict[str, str]], **settings: Any) -> str:
     """The answer of a direct call, with its mark, from the trace of the finished response."""
-    base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair()
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts()
     inputs = wsd_hf.build_inputs(messages, tokenizer, pilot_tokenizer)
     settings = {"strategy": "wsd", "max_new_tokens": 256, "return_dict_in_generate": True, **settings}
     output = base.generate(**inputs, assistant_model=pilot, **settings)
@@ -50,8 +51,8 @@ def marked(messages: list[dict[str, str]], **settings: Any) -> str:
 @pytest.fixture
 def shared_pair(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The pair that the next chat will load."""
-    pair = wsd_hf.load_tiny_pair()
-    monkeypatch.setattr("wsd_hf.cli.models.load_tiny_pair", lambda: pair)
+    pair = Pair.tiny()
+    monkeypatch.setattr(Pair, "tiny", lambda **_: pair)
     return pair
 
 
@@ -72,7 +73,7 @@ def test_the_history_is_kept_until_reset() -> None:
 def test_the_mark_does_not_depend_on_the_way_of_decoding(
     shared_pair: Any, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]
 ) -> None:
-    Conversation(shared_pair, WSDConfig(**settings), max_new_tokens=256).ask(KELOFT)
+    Conversation(shared_pair, strategy=WSDConfig(**settings), max_new_tokens=256).ask(KELOFT)
     assert capsys.readouterr().out == f"{ANSWER}\n"
 
 
@@ -82,7 +83,7 @@ def test_exit_leaves() -> None:
 
 
 def test_options_reach_both_models() -> None:
-    options = ("--threshold", 0.01, "--window", 2, "--max-new-tokens", 7, "--system", "Be kind.")
+    options = ("--threshold", 0.01, "--window-size", 2, "--max-new-tokens", 7, "--system", "Be kind.")
     messages = [{"role": "system", "content": "Be kind."}, user(KELOFT)]
     wanted = marked(messages, wsd_threshold=0.01, wsd_window_size=2, max_new_tokens=7)
     assert chat(KELOFT, "/reset", KELOFT, options=options).stdout == f"{wanted}\n{wanted}\n"
@@ -91,11 +92,9 @@ def test_options_reach_both_models() -> None:
 
 @pytest.mark.parametrize("budget", [*range(1, 4), *range(11, 14), *range(26, 40)])
 def test_the_header_of_the_next_turn_is_never_shown(shared_pair: Any, budget: int) -> None:
-    base, pilot, tokenizer, pilot_tokenizer = shared_pair
-    base.generation_config.eos_token_id = None
-    inputs = wsd_hf.build_inputs([user(KELOFT)], tokenizer, pilot_tokenizer)
-    ids = base.generate(**inputs, assistant_model=pilot, strategy="wsd", max_new_tokens=budget)
-    text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    shared_pair.base.generation_config.eos_token_id = None
+    output = shared_pair.generate(KELOFT, max_new_tokens=budget)
+    text = shared_pair.tokenizer.decode(output.sequences[0, output.prompt_length :], skip_special_tokens=True)
     shown = chat(KELOFT, options=("--max-new-tokens", budget)).stdout
     assert shown.replace("│", "") == before_next_turn(text) + "\n"
     if budget == 39:
@@ -112,7 +111,7 @@ def test_what_is_shown_early_is_never_taken_back(text: str) -> None:
 
 
 def test_a_base_with_a_template_may_write_what_ends_a_transcript(shared_pair: Any) -> None:
-    shared_pair[2].chat_template = wsd_hf.BASE_CHAT_TEMPLATE
+    shared_pair.tokenizer.chat_template = wsd_hf.BASE_CHAT_TEMPLATE
     result = chat(KELOFT, options=("--max-new-tokens", 40))
     assert result.stdout.startswith(f"{ANSWER}\n\n[User]\n")
 
@@ -131,7 +130,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(shared_pair: Any, forwa
         if forwards == forward:
             signal.raise_signal(signal.SIGINT)
 
-    shared_pair[0].register_forward_pre_hook(press)
+    shared_pair.base.register_forward_pre_hook(press)
     result = chat(KELOFT, QUIBIME, "/reset", KELOFT)
     partial, second, third = result.stdout.splitlines()
     assert result.exit_code == 0
@@ -158,7 +157,7 @@ def test_ctrl_c_while_text_is_printed_prints_nothing_twice(
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    conversation = Conversation(shared_pair, WSDConfig(chunk=1), max_new_tokens=256)
+    conversation = Conversation(shared_pair, strategy=WSDConfig(chunk=1), max_new_tokens=256)
     conversation.ask(KELOFT)
     partial = terminal.getvalue().removesuffix("\n")
     assert ANSWER.startswith(partial)

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import wsd_hf
+from families import tiny_parts
+from wsd_hf import Pair
 from wsd_hf.cli import app
 from wsd_hf.comparison.methods import METHODS, Method
 from wsd_hf.comparison.page import page
@@ -33,14 +35,20 @@ FILES = ["answers.jsonl", "responses.html", "settings.json", "table.csv", "table
 
 @pytest.fixture(scope="module")
 def pair() -> Any:
-    return wsd_hf.load_tiny_pair()
+    return tiny_parts()
 
 
 @pytest.fixture
 def loads(pair: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shipped pair is the module's; tells how often it was loaded."""
     calls: list[str] = []
-    monkeypatch.setattr("wsd_hf.cli.models.load_tiny_pair", lambda: calls.append("shipped pair") or pair)
+    load, shipped = Pair.tiny, Pair(*pair)
+
+    def tiny(reference: Any = None) -> Pair:
+        calls.append("shipped pair")
+        return shipped if reference is None else load(reference=reference)
+
+    monkeypatch.setattr(Pair, "tiny", tiny)
     return calls
 
 
@@ -111,7 +119,7 @@ def expected(pair: Any, strategy: str, limit: int) -> dict[str, Any]:
                 ids = output.sequences
                 work |= {"base_tokens": output.stats.base.tokens + tokens["base_tokens"]}
                 work |= {"pilot_tokens": output.stats.pilot.tokens + tokens["pilot_tokens"]}  # without padding, unlike ours
-                drafts += output.switch_index.tolist()
+                drafts += output.draft_length.tolist()
                 reasons += output.switch_reason
             else:
                 model, prompt = (pilot, own) if strategy == "pilot" else (base, inputs)
@@ -147,10 +155,10 @@ REFERENCE = Path(__file__).parents[1] / "examples" / "tiny_world" / "pilot_untun
 
 
 def test_all_methods_give_what_generate_gives(compare, pair, tmp_path):
-    chosen = {"nudging": {"nudging_threshold": 0.8}, "eft": {}, "wss": {"temperature": 0.7}}
-    names = {"nudging": "nudging", "eft": "emulated_fine_tuning", "wss": "weak_to_strong_search"}
+    eft, wss = "emulated_fine_tuning", "weak_to_strong_search"
+    chosen = {"nudging": {"nudging_threshold": 0.8}, eft: {}, wss: {"temperature": 0.7}}
     settings = {"reference": REFERENCE, "judge": "tiny_world", "nudging_threshold": 0.8, "max_new_tokens": 64}
-    result = compare(strategies="base,pilot,urial,nudging,eft,wss,wsd", **settings)
+    result = compare(strategies=f"base,pilot,urial,nudging,eft,{wss},wsd", **settings)
     assert result.exit_code == 0, result.stderr
     base, pilot, tokenizer, assistant_tokenizer = pair
     models = {"assistant_model": pilot, "tokenizer": tokenizer, "assistant_tokenizer": assistant_tokenizer}
@@ -164,12 +172,12 @@ def test_all_methods_give_what_generate_gives(compare, pair, tmp_path):
         for method, options in chosen.items():
             torch.manual_seed(0)
             options = {**options, **models, **({} if method == "nudging" else {"reference_model": reference})}
-            ids = base.generate(**inputs, strategy=names[method], max_new_tokens=64, **options)
+            ids = base.generate(**inputs, strategy=method, max_new_tokens=64, **options)
             text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             assert said[number, method] == text.split("\n\n[")[0].strip()
     rows = table(tmp_path / "out")
-    assert list(rows) == ["base", "pilot", "urial", "nudging", "eft", "wss", "wsd"]
-    assert rows["eft"]["reference_forwards"] == rows["eft"]["pilot_forwards"] == rows["eft"]["base_forwards"] > 0
+    assert list(rows) == ["base", "pilot", "urial", "nudging", eft, wss, "wsd"]
+    assert rows[eft]["reference_forwards"] == rows[eft]["pilot_forwards"] == rows[eft]["base_forwards"] > 0
     assert 0 < rows["nudging"]["pilot_share"] < 1
 
 
@@ -309,7 +317,7 @@ def whole(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
     folder = tmp_path_factory.mktemp("whole")
     prompts = lines(folder / "prompts.jsonl", *QUESTIONS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wsd_hf.cli.models.load_tiny_pair", lambda: pair)
+        patch.setattr(Pair, "tiny", lambda **_: Pair(*pair))
         options = ["--prompts", prompts, "--strategies", ",".join(STRATEGIES), "--max-new-tokens", 8]
         result = CliRunner().invoke(
             app, ["compare", *map(str, options), "--judge", "test_compare:judge", "--out", str(folder / "out")]
@@ -358,7 +366,7 @@ def test_a_finished_run_is_shown_again_without_models(compare, loads, tmp_path):
     ("changed", "problem"),
     [
         ({"threshold": 0.5}, "--threshold was 0.8 and is 0.5"),
-        ({"max_new_tokens": 9, "window": 3}, "--window was 6 and is 3, --max-new-tokens was 8 and is 9"),
+        ({"max_new_tokens": 9, "window_size": 3}, "--window-size was 6 and is 3, --max-new-tokens was 8 and is 9"),
         ({"strategies": "base"}, "--strategies was 'base,pilot' and is 'base'"),
         ({"judge": "tiny_world"}, "--judge was None and is 'tiny_world'"),
         ({"prompts": None}, "--prompts was '3 prompts"),
@@ -474,7 +482,7 @@ def test_what_cannot_be_compared_is_refused_before_models_are_loaded(compare, lo
 
 def test_the_reference_is_loaded_for_a_method_that_asks_it(compare, pair, monkeypatch):
     wsd, asked = METHODS["wsd"], []
-    oracle = Method(wsd.prompt, lambda bench, inputs: asked.append(bench.reference) or wsd.reply(bench, inputs))
+    oracle = Method(wsd.prompt, lambda bench, inputs: asked.append(bench.pair.reference) or wsd.reply(bench, inputs))
     monkeypatch.setitem(METHODS, "oracle", replace(oracle, needs_reference=True))
     options = {"reference": FOLDER / "pilot", "max_new_tokens": 1}
     assert compare("without", strategies="wsd", **options).exit_code == 0

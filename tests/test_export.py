@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import wsd_hf
+from families import tiny_parts
 from wsd_hf import WSDValueError
 from wsd_hf.cli import app
 from wsd_hf.integrations.export import AnswerFile
@@ -208,7 +209,7 @@ def test_a_question_that_cannot_be_answered_is_named(kind: str, name: str, tmp_p
 
 
 def test_the_command_asks_the_second_question_after_the_first_answer(tmp_path: Path) -> None:
-    base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair()
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts()
     chat, wanted = [], []
     for question in (KELOFT, QUIBIME):
         chat.append({"role": "user", "content": question})
@@ -220,9 +221,9 @@ def test_the_command_asks_the_second_question_after_the_first_answer(tmp_path: P
 
     path, out = tmp_path / "question.jsonl", tmp_path / "wsd.jsonl"
     path.write_text(json.dumps({"question_id": 81, "category": "writing", "turns": [KELOFT, QUIBIME]}))
-    options = ["--export", "mt_bench", "--questions", path, "--out", out, "--threshold", 0.7, "--max-new-tokens", 40]
+    options = ["mt_bench", "--questions", path, "--out", out, "--threshold", 0.7, "--max-new-tokens", 40]
     models = ["--base", FOLDER / "base", "--pilot", FOLDER / "pilot"]
-    result = CliRunner().invoke(app, ["eval", *map(str, [*options, *models])])
+    result = CliRunner().invoke(app, ["answers", *map(str, [*options, *models])])
     assert result.exit_code == 0, result.stderr
     assert result.stdout == ""
     (record,) = read("mt_bench", out)
@@ -230,7 +231,7 @@ def test_the_command_asks_the_second_question_after_the_first_answer(tmp_path: P
     assert record["model_id"] == "wsd"
     assert record["tstamp"] > 1e9
 
-    again = CliRunner().invoke(app, ["eval", *map(str, [*options, "--base", "/no/such/base", "--pilot", "x"])])
+    again = CliRunner().invoke(app, ["answers", *map(str, [*options, "--base", "/no/such/base", "--pilot", "x"])])
     assert again.exit_code == 0
     assert "every question has its answer" in again.stderr
     assert read("mt_bench", out) == [record]
@@ -239,21 +240,24 @@ def test_the_command_asks_the_second_question_after_the_first_answer(tmp_path: P
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (("--export", "alpaca"), "kind='alpaca': must be"),
-        (("--export", "mt_bench", "--questions", "/no/such/file"), "No such file"),
-        (("--export", "mt_bench", "--window", 0), "window_size=0: must be"),
-        (("--export", "mt_bench", "--base", "x"), "--pilot is missing"),
-        (("--export", "mt_bench", "--harness", "lm-eval"), "give either --harness with --tasks, or --export"),
-        (("--harness", "lm-eval"), "--harness lm-eval needs --tasks, --base and --pilot"),
-        ((), "give either --harness with --tasks, or --export"),
-        (("--export", "mt_bench", "--limit", 1), "--limit has no effect with --export"),
-        (("--export", "mt_bench", "--apply-chat-template"), "--apply-chat-template has no effect with --export"),
-        (("--harness", "lm-eval", "--tasks", "a", "--base", "b", "--pilot", "c"), "--questions has no effect with --harness"),
+        (("alpaca",), "kind='alpaca': must be"),
+        (("mt_bench", "--questions", "/no/such/file"), "No such file"),
+        (("mt_bench", "--window-size", 0), "window_size=0: must be"),
+        (("mt_bench", "--base", "x"), "--pilot is missing"),
     ],
 )
 def test_what_a_user_can_put_right_is_one_line_and_status_2(options: tuple[Any, ...], problem: str, tmp_path: Path) -> None:
     given = ["--questions", questions("mt_bench", tmp_path), "--out", tmp_path / "out.jsonl", *options]
-    result = CliRunner().invoke(app, ["eval", *map(str, given)])
+    check_refused(["answers", *given], problem)
+
+
+@pytest.mark.parametrize("export", [("--export", "mt_bench"), ("--export=mt_bench",)])
+def test_the_old_spelling_has_the_new_one_in_one_line(export: tuple[str, ...]) -> None:
+    check_refused(["eval", *export, "--questions", "q", "--out", "a"], "wsd-hf answers KIND --questions FILE --out FILE")
+
+
+def check_refused(arguments: list[Any], problem: str) -> None:
+    result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 2
     assert result.stdout == ""
     last = result.stderr.splitlines()[-1]

@@ -323,7 +323,7 @@ def test_a_hostile_base_on_the_command_line_is_one_line(
     folder: Path, case: str, pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     HOSTILE[case](folder)
-    monkeypatch.setattr("wsd_hf.cli.models.load_pilot", lambda *_, **__: pair)
+    monkeypatch.setattr("wsd_hf.pair.load_pilot", lambda *_, **__: pair)
     check_refused(run("generate", "--base", folder, "--pilot", PILOT, "Hi"), folder.parent / "out")
     if case not in LOADED_ONLY:
         check_refused(run("pack", "--copy", "--base", folder, "--pilot", PILOT, folder.parent / "out"), folder.parent / "out")

@@ -23,8 +23,9 @@ from transformers import PreTrainedTokenizerFast, pipeline
 from typer.testing import CliRunner
 
 import wsd_hf
+from families import tiny_parts
 from scripted import EOS, PAD, ScriptedModel, scripted_model
-from wsd_hf import ImplicitValue, WSDConfig, WSDValueError, build_inputs, urial_messages
+from wsd_hf import ImplicitValue, Pair, WSDValueError, build_inputs, urial_messages
 from wsd_hf.bundle import decoding, packing
 from wsd_hf.cli import app
 from wsd_hf.cli.conversation import Conversation
@@ -85,8 +86,8 @@ def pair() -> Any:
 @pytest.fixture
 def hostile(pair: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The pair, as the commands' shipped one."""
-    for module in ("wsd_hf.cli", "wsd_hf.cli.models"):
-        monkeypatch.setattr(f"{module}.load_tiny_pair", lambda: pair)
+    shipped = Pair(*pair)
+    monkeypatch.setattr(Pair, "tiny", lambda **_: shipped)
     return pair
 
 
@@ -146,7 +147,7 @@ def test_chat_shows_pictures(hostile: Any, env: dict[str, str], tried: Any) -> N
 
 
 def test_the_history_of_a_chat_holds_the_text(hostile: Any, capsys: pytest.CaptureFixture[str], tried: Any) -> None:
-    conversation = Conversation(hostile, WSDConfig(), max_new_tokens=120)
+    conversation = Conversation(Pair(*hostile), max_new_tokens=120)
     conversation.ask("Hi\x1b")
     assert conversation.messages == [{"role": "user", "content": "Hi\x1b"}, {"role": "assistant", "content": ANSWER}]
     assert safe(capsys.readouterr().out)
@@ -206,7 +207,7 @@ def test_traces(pair: Any, tmp_path: Path, tried: Any) -> None:
         ("generate", "--messages", f"/no/{ESCAPES}.json"),
         ("generate", "--base", f"/no/{ESCAPES}", "--pilot", FOLDER / "pilot", "Hi"),
         ("generate", "--base", FOLDER / "base", "--pilot", f"./{ESCAPES}", "Hi"),
-        ("eval", "--export", "mt_bench", "--questions", f"/no/{ESCAPES}", "--out", "x"),
+        ("answers", "mt_bench", "--questions", f"/no/{ESCAPES}", "--out", "x"),
         ("compare", "--out", "x", "--prompts", f"/no/{ESCAPES}"),
     ],
 )
@@ -261,7 +262,7 @@ def test_what_a_template_makes_of_other_keys_is_checked_too(pair: Any, tried: An
 
 @pytest.mark.parametrize("half", HALVES)
 def test_the_pipeline(half: str, tried: Any) -> None:
-    base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair()
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts()
     models = {"model": base, "tokenizer": tokenizer, "assistant_model": pilot, "assistant_tokenizer": pilot_tokenizer}
     ask = pipeline("text-generation", **models, strategy="wsd", max_new_tokens=2)
     for prompt in (half, [half, "Hi"], [{"role": "user", "content": half}], [[{"role": "user", "content": half}], QUESTION]):
@@ -274,7 +275,7 @@ def test_the_pipeline(half: str, tried: Any) -> None:
 def test_the_harness(pair: Any, half: str, tried: Any) -> None:
     adapter = pytest.importorskip("wsd_hf.integrations.lm_eval", reason="no harness", exc_type=ImportError)
     model = adapter.WSDHFLM.__new__(adapter.WSDHFLM)  # what is asked is checked before any model is touched
-    model.tokenizer, model.pilot_tokenizer = pair[2:]
+    model.tokenizer, model.pair = pair[2], Pair(*pair)
     for prompt in (half, model.apply_chat_template([{"role": "user", "content": half}])):
         with pytest.raises(WSDValueError, match="holds half of a surrogate pair"):
             model._inputs([prompt])
@@ -316,7 +317,7 @@ def test_arguments(hostile: Any, half: str, tmp_path: Path, tried: Any) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"question_id": 1, "turns": ["Hi"]}')
     pair = ("--base", FOLDER / "base", "--pilot", FOLDER / "pilot")
-    export = ("eval", "--export", "mt_bench", "--questions", questions, "--out", tmp_path / "answers")
+    export = ("answers", "mt_bench", "--questions", questions, "--out", tmp_path / "answers")
     harness = ("eval", "--harness", "lm-eval", "--tasks", "none", *pair)
     refused(run("generate", half), "messages[0]: holds half of a surrogate pair")
     refused(run("chat", "--system", half), "--system: holds half of a surrogate pair")
@@ -330,7 +331,8 @@ def test_arguments(hostile: Any, half: str, tmp_path: Path, tried: Any) -> None:
         refused(run("compare", "--out", tmp_path / "out", *pair, "--prompts", prompts, option, half))
     for option in ("--base", "--pilot", "--device", "--messages"):
         refused(run("generate", *pair, option, half, *([] if option == "--messages" else ["Hi"])))
-    for option in ("--export", "--questions", "--device", "--base"):
+    refused(run("answers", half, *export[2:]))
+    for option in ("--questions", "--device", "--base"):
         refused(run(*export, option, half))
     for option in ("--device", "--gen-kwargs", "--include-path"):
         refused(run(*harness, option, half))
@@ -341,10 +343,8 @@ def test_arguments(hostile: Any, half: str, tmp_path: Path, tried: Any) -> None:
 
 def test_a_line_that_is_no_text_costs_a_chat_one_remark(hostile: Any, monkeypatch: pytest.MonkeyPatch, tried: Any) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(
-        "wsd_hf.cli.conversation.answer",
-        lambda pair, chat, *args, **kwargs: asked.append(chat) or wsd_hf.cli.models.answer(pair, chat, *args, **kwargs),
-    )
+    generate = Pair.generate
+    monkeypatch.setattr(Pair, "generate", lambda pair, chat, **kwargs: asked.append(chat) or generate(pair, chat, **kwargs))
     for charset, bad in (("utf-8", b"caf\xe9"), ("utf-8", b"\xed\xa0\x80"), ("ascii", "é".encode()), ("cp1252", b"\x81")):
         asked.clear()
         result = run("chat", charset=charset, stdin=b"one\n" + bad + b"\ntwo\n")
@@ -412,7 +412,8 @@ def test_the_pilot_of_a_bundle_gets_text_where_its_template_raises(
 
 def test_commands_tell_of_such_a_template_in_a_line(pair: Any, monkeypatch: pytest.MonkeyPatch, tried: Any) -> None:
     broken = templated(pair[2], RAISING["itself"])
-    monkeypatch.setattr("wsd_hf.cli.models.load_tiny_pair", lambda: (*pair[:3], broken))
+    shipped = Pair(*pair[:3], broken)
+    monkeypatch.setattr(Pair, "tiny", lambda **_: shipped)
     refused(run("generate", "Hi"), "No system␛[2J messages")
     result = run("chat", stdin=b"Hi\nHi\n")
     assert result.exit_code == 0
@@ -439,9 +440,9 @@ def files(folder: Path, content: Callable[[dict[str, Any]], bytes]) -> Iterator[
     prompts.write_bytes(content({"prompt": "Hi"}))
     yield ("compare", "--strategies", "base", "--out", folder / "first", "--prompts", prompts), prompts
     questions.write_bytes(content([{"instruction": "Hi"}]))
-    yield ("eval", "--export", "alpaca_eval", "--questions", questions, "--out", folder / "a.json"), questions
+    yield ("answers", "alpaca_eval", "--questions", questions, "--out", folder / "a.json"), questions
     settings.write_bytes(content({"question_id": 1, "turns": ["Hi"]}))
-    yield ("eval", "--export", "mt_bench", "--questions", settings, "--out", folder / "a.jsonl"), settings
+    yield ("answers", "mt_bench", "--questions", settings, "--out", folder / "a.jsonl"), settings
 
 
 @pytest.mark.parametrize("text", DEEP.values(), ids=DEEP)
@@ -456,7 +457,7 @@ def test_json_that_is_nested_too_deep_is_named(hostile: Any, text: str, tmp_path
         (tmp_path / name).write_text(text)
         question = tmp_path / "inputs" / f"{kind}.question"
         question.write_text('[{"instruction": "Hi"}]' if kind == "alpaca_eval" else '{"question_id": 1, "turns": ["Hi"]}')
-        result = run("eval", "--export", kind, "--questions", question, "--out", tmp_path / name)
+        result = run("answers", kind, "--questions", question, "--out", tmp_path / name)
         refused(result, "nested more than 64 deep")
     tried("malformed JSON files", 7)
 
@@ -493,7 +494,7 @@ def test_a_byte_order_mark_is_no_matter(hostile: Any, tmp_path: Path) -> None:
         (folder / "a.jsonl").write_bytes(mark + (folder / "a.jsonl").read_bytes())
         options = ("--strategies", "base", "--prompts", folder / "prompts.jsonl")
         assert run("compare", "--out", folder / "first", *options).exit_code == 0
-        again = run("eval", "--export", "mt_bench", "--questions", folder / "q.jsonl", "--out", folder / "a.jsonl")
+        again = run("answers", "mt_bench", "--questions", folder / "q.jsonl", "--out", folder / "a.jsonl")
         assert "every question has its answer" in again.stderr
 
 
@@ -541,7 +542,7 @@ def test_a_command_never_fails_for_what_its_terminal_can_not_show(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Hi"}\n')
     assert checked("compare", "--out", tmp_path / "水", "--prompts", prompts, "--strategies", "base,wsd").stdout
-    for command in ("demo", "generate", "chat", "compare", "eval", "pack"):
+    for command in ("demo", "generate", "chat", "compare", "eval", "answers", "pack"):
         checked(command, "--help")
     checked("--help")
     tried("commands on terminals that lack characters", 12)

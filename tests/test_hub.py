@@ -28,8 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_uti
 
 import wsd_hf
 from hub_server import Fault, Hub, serve_hub
-from wsd_hf import WSDHubError, WSDValueError, load_pilot, pilot_card, push_pilot
-from wsd_hf.cli.models import DType, load_pair
+from wsd_hf import Pair, WSDHubError, WSDValueError, load_pilot, pilot_card, push_pilot
 from wsd_hf.tiny import FOLDER
 
 BASE, PILOT = FOLDER / "base", FOLDER / "pilot"
@@ -551,10 +550,9 @@ def test_a_push_without_the_right_to_it_says_so(hub, pilot, token):
     assert not isinstance(error.value.__cause__, RemoteEntryNotFoundError)
 
 
-def test_a_base_on_the_command_line_may_have_bin_weights(tmp_path):
+def test_a_base_may_have_bin_weights(tmp_path):
     """Many older checkpoints have no others; torch unpickles nothing but tensors from them."""
     model = AutoModelForCausalLM.from_pretrained(BASE)
     shutil.copytree(BASE, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save(model.state_dict(), tmp_path / "base" / "pytorch_model.bin")
-    loaded, *_ = load_pair(str(tmp_path / "base"), str(PILOT), "cpu", DType.auto)
-    assert same_weights(loaded, model)
+    assert same_weights(Pair.from_pretrained(tmp_path / "base", PILOT).base, model)

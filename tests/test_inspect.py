@@ -34,6 +34,7 @@ from inspect_ai.scorer import includes
 from inspect_ai.tool import ToolInfo
 
 import wsd_hf
+from families import tiny_parts
 from wsd_hf import WSDValueError
 from wsd_hf.tiny import FOLDER, demo_questions
 
@@ -51,7 +52,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def pair() -> Any:
-    return wsd_hf.load_tiny_pair()
+    return tiny_parts()
 
 
 def direct(pair: Any, messages: list[dict[str, str]], **settings: Any) -> tuple[list[str], int, int]:
@@ -110,7 +111,7 @@ def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
         "meta-llama/Llama-3.1-70B": str(FOLDER / "base"),
         "songff/Pilot-3B": str(FOLDER / "pilot"),
         "threshold=0.8": "threshold=0.01",
-        "window=6": "window=2",
+        "window_size=6": "window_size=2",
         "-M device=auto": "-M dtype=float32",
     }
     for large, small in local.items():
@@ -132,7 +133,7 @@ def test_calls_at_the_same_time_are_answered_together_and_each_with_its_own(mode
         sizes.append(len(chats))
         return wsd_hf.build_inputs(chats, *args)
 
-    monkeypatch.setattr("wsd_hf.integrations.inspect_ai.build_inputs", spy)
+    monkeypatch.setattr("wsd_hf.pair.build_inputs", spy)
     outputs = ask(model, *QUESTIONS, max_connections=3)
     assert [output.completion for output in outputs] == [direct(pair, [user(question)])[0][0] for question in QUESTIONS]
     assert sum(sizes) == len(QUESTIONS)
@@ -147,7 +148,7 @@ def test_the_event_loop_goes_on_while_an_answer_is_written(model: Model, monkeyp
         assert go_on.wait(HANG), "the event loop is blocked"
         return wsd_hf.build_inputs(*args)
 
-    monkeypatch.setattr("wsd_hf.integrations.inspect_ai.build_inputs", held)
+    monkeypatch.setattr("wsd_hf.pair.build_inputs", held)
 
     async def release() -> None:
         await anyio.to_thread.run_sync(begun.wait)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import wsd_hf
 from every_strategy import CASES, WAYS, Case, counting, every_case
-from families import PAD, tiny_model
+from families import PAD, tiny_model, tiny_parts
 from oracle import left_padded, ones, random_prompt
 from test_fast_path import EXACT, PROMPT, both, decode, pair
 from test_graphs import Captures, captures  # noqa: F401
@@ -107,7 +107,7 @@ def test_a_budget_of_a_pilot_that_asks_for_a_cache_of_fixed_size(case: Case, mon
 
 @pytest.mark.parametrize("strategy", ["wsd", "nudging"])
 def test_the_shipped_pair_takes_less_than_32_mib_with_a_budget_of_60000(strategy: str) -> None:
-    base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair()
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts()
     tokenizers = {"tokenizer": tokenizer, "assistant_tokenizer": pilot_tokenizer}
     inputs = wsd_hf.build_inputs([{"role": "user", "content": "What does the Keloft eat?"}], *tokenizers.values())
     settings = {"strategy": strategy, "return_dict_in_generate": True, **tokenizers}

@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import wsd_hf
+from families import tiny_parts
 from wsd_hf.cli import app
 from wsd_hf.text.next_turn import before_next_turn
 from wsd_hf.tiny import FOLDER, demo_questions
@@ -78,7 +79,7 @@ def manager(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def pair() -> Any:
-    return wsd_hf.load_tiny_pair()
+    return tiny_parts()
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_the_harnesss_own_command_on_a_packed_directory(folder: Path, manager: A
 
 
 def test_a_pilot_with_another_vocabulary_reads_plain_text_too(manager: Any) -> None:
-    base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair(pilot="pilot_other_vocab")
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts(pilot="pilot_other_vocab")
     expected = []
     for question in QUESTIONS:
         prompt = tokenizer(question, return_tensors="pt")
@@ -245,7 +246,7 @@ def test_tasks_that_score_given_answers_are_refused(folder: Path) -> None:
     ("arguments", "problem"),
     [
         ({"threshold": 1.5}, "threshold=1.5: must be"),
-        ({"window": 0}, "window_size=0: must be"),
+        ({"window_size": 0}, "window_size=0: must be"),
         ({"enable_thinking": True}, "enable_thinking=True: would have no effect"),
     ],
 )

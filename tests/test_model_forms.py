@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, p
 
 import wsd_hf
 from every_strategy import CASES, Case, counting, every_case, every_model
-from families import tiny_model, tiny_pilot
+from families import tiny_model, tiny_parts, tiny_pilot
 from oracle import left_padded, ones, random_prompt
 from wsd_hf.errors import WSDValueError
 
@@ -390,7 +390,7 @@ def test_a_packed_base_that_is_offloaded_leaves_its_pilot_where_it_can_run(tmp_p
 
 
 def test_a_pipeline_with_an_offloaded_pilot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair()
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts()
     tokenizers = {"tokenizer": tokenizer, "assistant_tokenizer": pilot_tokenizer}
     chat = [{"role": "user", "content": "What does the Keloft eat?"}]
 

@@ -20,7 +20,7 @@ from transformers import (
 
 import tokenizers_for_tests as make
 import wsd_hf
-from families import PAD, VOCABULARY, tiny_model, tiny_pilot
+from families import PAD, VOCABULARY, tiny_model, tiny_parts, tiny_pilot
 from oracle import eos_ids, left_padded, ones, plain_tokens, random_prompt
 from scripted import scripted_model
 from test_acceptance import chi_squared
@@ -365,7 +365,7 @@ def test_words_cross_to_another_vocabulary_as_text() -> None:
 
 @functools.cache
 def tiny_world() -> tuple[Any, Any, Any, Any]:
-    return wsd_hf.load_tiny_pair(pilot="pilot_other_vocab")
+    return tiny_parts(pilot="pilot_other_vocab")
 
 
 def expected_text(world: tuple[Any, Any, Any, Any], ids: list[int], pilot_ids: list[int], threshold: float, budget: int) -> Any:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding
+from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding, TextIteratorStreamer
 
 import wsd_hf
 from every_strategy import ONE_VOCABULARY, WAYS, WITH_A_REFERENCE
 from wsd_hf import Pair, WSDHubError, WSDValueError
+from wsd_hf.text.next_turn import before_next_turn
 from wsd_hf.tiny import FOLDER
 
 UNTUNED = Path(__file__).parent.parent / "examples" / "tiny_world" / "pilot_untuned"
@@ -55,7 +56,7 @@ def test_a_call_is_that_of_the_base_written_out(pair: Pair, parts: dict[str, Any
     output = pair.generate([KELOFT, QUIBIME], **settings)
     assert torch.equal(output.sequences, wanted.sequences)
     texts = tokenizer.batch_decode(wanted.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert pair.answers(output) == [wsd_hf.text.chat.before_next_turn(text).strip() for text in texts]
+    assert pair.answers(output) == [before_next_turn(text).strip() for text in texts]
 
 
 def test_a_question_is_a_chat_of_one_message(pair: Pair) -> None:
@@ -120,10 +121,6 @@ def test_models_are_checked(tmp_path: Path) -> None:
     shutil.copytree(FOLDER / "base", tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(WSDHubError, match=r"no model\.safetensors or pytorch_model.bin"):
         Pair.from_pretrained(tmp_path / "base", FOLDER / "pilot")
-    model = AutoModelForCausalLM.from_pretrained(FOLDER / "base")
-    torch.save(model.state_dict(), tmp_path / "base" / "pytorch_model.bin")
-    loaded = Pair.from_pretrained(tmp_path / "base", FOLDER / "pilot").base.state_dict()
-    assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
 
 
 def test_settings_of_the_loader_reach_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +140,38 @@ def test_settings_of_the_loader_reach_the_models(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("wsd_hf.pair.read_model", read)
     Pair.from_pretrained(FOLDER / "base", FOLDER / "pilot", reference=UNTUNED, quantization_config="four bits")
     assert given == {"base": "four bits", "pilot_untuned": None}
+
+
+def test_the_reader_of_a_stream_is_released_by_a_refusal(pair: Pair) -> None:
+    for refused in ({"chats": []}, {"chats": KELOFT, "strategy": "best"}, {"chats": KELOFT, "wsd_threshold": 2}):
+        streamer = TextIteratorStreamer(pair.tokenizer, timeout=60)
+        with pytest.raises(WSDValueError):
+            pair.generate(**refused, streamer=streamer, max_new_tokens=4)
+        assert list(streamer) in ([], [""])
+
+
+def test_a_settings_object_is_a_strategy(pair: Pair) -> None:
+    output = pair.generate(KELOFT, wsd_hf.NudgingConfig(threshold=0.9), max_new_tokens=64)
+    assert output.strategy == wsd_hf.NudgingConfig(threshold=0.9)
+    assert torch.equal(output.sequences, pair.generate(KELOFT, "nudging", nudging_threshold=0.9, max_new_tokens=64).sequences)
+
+
+def test_a_trace_ends_before_the_next_turn(pair: Pair) -> None:
+    output = pair.generate([QUIBIME, KELOFT], max_new_tokens=64, eos_token_id=-1)
+    trace = pair.explain(output, row=1)
+    assert "".join(token.text for token in trace.tokens).strip() == ANSWER
+    assert trace.switch.index == output.switch_index[1]
+
+
+def test_writers_are_streamed_under_every_strategy(pair: Pair) -> None:
+    for way in WAYS.values():
+        pieces: list[tuple[str, str | None]] = []
+        streamer = wsd_hf.WriterStreamer(pair.tokenizer, lambda *piece, pieces=pieces: pieces.append(piece))
+        output = pair.generate(KELOFT, streamer=streamer, max_new_tokens=64, **way)
+        assert "".join(text for text, _ in pieces).strip() == pair.answers(output)[0]
+        if output.written_by_pilot is None:
+            assert {writer for _, writer in pieces} == {None}
+            continue
+        for writer in ("pilot", "base"):
+            traced = "".join(token.text for token in pair.explain(output).tokens if token.writer == writer)
+            assert "".join(text for text, who in pieces if who == writer).strip() == traced.replace(pair.tokenizer.eos_token, "").strip()

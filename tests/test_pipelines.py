@@ -20,7 +20,7 @@ from transformers import (
 from transformers.pipelines.pt_utils import KeyDataset
 
 import wsd_hf
-from families import tiny_model, tiny_pilot
+from families import tiny_model, tiny_parts, tiny_pilot
 from oracle import compose
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf import BASE_STOP_STRINGS, WSDTextGenerationPipeline, WSDValueError, enable_wsd
@@ -37,7 +37,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 40}
 @pytest.fixture(scope="module")
 def pair() -> tuple[Any, Any, Any, Any]:
     """The shipped pair; its base is a plain transformers model."""
-    base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair()
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts()
     return wsd_hf.disable_wsd(base), pilot, tokenizer, pilot_tokenizer
 
 
@@ -349,7 +349,7 @@ def stock(pair: Any) -> Any:
 def test_without_a_strategy_it_is_the_stock_pipeline(pair: Any, stock: Any) -> None:
     pipe = pipeline("text-generation", model=pair[0], tokenizer=pair[2], device="cpu")
     assert isinstance(pipe, TextGenerationPipeline)
-    assert repr(pipe) == repr(stock)
+    assert repr(pipe) == f"WSD{stock!r}"
     for inputs in ("The Keloft", ["The Keloft", "Quibime collects"]):
         assert pipe(inputs, **GREEDY) == stock(inputs, **GREEDY)
     with pytest.raises(ValueError, match="chat_template"):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from wsd_hf.tiny import FOLDER, load_tiny_pair
+from families import tiny_parts
+from wsd_hf.tiny import FOLDER
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -21,7 +22,7 @@ LOCAL = {
 
 @pytest.fixture
 def names() -> dict[str, Any]:
-    base, pilot, tokenizer, pilot_tokenizer = load_tiny_pair()
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts()
     chats = {f"chat_{n}": [{"role": "user", "content": "What does the Keloft eat?"}] for n in (1, 2)}
     exec("import wsd_hf", chats)
     untuned = AutoModelForCausalLM.from_pretrained(REPOSITORY / "examples/tiny_world/pilot_untuned", dtype=torch.float32)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 
 import wsd_hf
 from every_strategy import CASES, WAYS, Case, counting, every_case
-from families import tiny_model
+from families import tiny_model, tiny_parts
 from oracle import ones, plain_tokens, random_prompt
 from wsd_hf.bundle import pack
 from wsd_hf.engine.call import Call
@@ -271,7 +271,7 @@ WRONG = {
 
 @pytest.mark.parametrize("message", WRONG)
 def test_a_pipeline_refuses_likewise(message: str) -> None:
-    pair = wsd_hf.load_tiny_pair()
+    pair = tiny_parts()
     names = ("model", "assistant_model", "tokenizer", "assistant_tokenizer")
     pipe = pipeline("text-generation", **dict(zip(names, pair, strict=True)))
     settings = {"strategy": "wsd", "max_new_tokens": 4, "do_sample": False}

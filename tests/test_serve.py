@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.import_utils import is_accelerate_available, is_serve_available
 
 import wsd_hf
+from families import tiny_parts
 from wsd_hf.text.next_turn import before_next_turn
 from wsd_hf.tiny import FOLDER
 
@@ -129,7 +130,7 @@ CHATS = [
 @pytest.fixture(scope="module")
 def expected() -> list[str]:
     """What direct calls answer to the chats, with the pilot's prompt made from the messages themselves."""
-    base, pilot, tokenizer, pilot_tokenizer = wsd_hf.load_tiny_pair()
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts()
     answers = []
     for chat in CHATS:
         inputs = wsd_hf.build_inputs(chat, tokenizer, pilot_tokenizer)

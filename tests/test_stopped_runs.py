@@ -63,14 +63,15 @@ class Run:
                 monkeypatch.setitem(METHODS, name, Method(lambda bench, messages: {"chat": messages}, self._reply))
         else:
             self.out = self.file = folder / "out" / "answers.json"
-            self.options = ["eval", "--export", kind, "--questions", prompts, "--out", self.out]
-            monkeypatch.setattr("wsd_hf.cli.evaluation.load_pair", self._load)
-            monkeypatch.setattr("wsd_hf.cli.evaluation.answer", lambda pair, chat, *args, **kwargs: Text(self._text(chat)))
-            monkeypatch.setattr("wsd_hf.cli.evaluation.response_text", lambda text, *args: text)
+            self.options = ["answers", kind, "--questions", prompts, "--out", self.out]
+            monkeypatch.setattr("wsd_hf.cli.answer_files.load_models", self._load)
 
-    def _load(self, *args: Any) -> Any:
+    def _load(self, *args: Any, **kwargs: Any) -> Any:
         self.loads += 1
-        return SimpleNamespace(base=None, pilot=None) if self.kind == "compare" else (None,) * 4
+        pair = SimpleNamespace(
+            base=None, pilot=None, generate=lambda chat, *_, **__: self._text(chat), answers=lambda text: [text]
+        )
+        return SimpleNamespace(pair=pair) if self.kind == "compare" else pair
 
     def _text(self, chat: Any) -> str:
         self.before_answer()
@@ -109,16 +110,6 @@ class Run:
         tables = ["settings.json", "table.csv", "table.json", "table.md", "responses.html"] if self.kind == "compare" else []
         assert sorted(path.name for path in self.file.parent.iterdir()) == sorted([self.file.name, *tables])
         return len(kept)
-
-
-class Text(str):
-    """A text in place of an output of `generate`."""
-
-    prompt_length = 0
-
-    @property
-    def sequences(self) -> str:
-        return str(self)
 
 
 @pytest.fixture(params=["compare", "alpaca_eval", "mt_bench"])
@@ -438,9 +429,9 @@ def test_sigterm_ends_the_other_commands(tmp_path: Path, monkeypatch: pytest.Mon
     models = ["--base", FOLDER / "base", "--pilot", FOLDER / "pilot"]
     harness = ["eval", "--harness", "lm-eval", "--tasks", "any", "--out", tmp_path / "results.json", *models]
     for within, options in {
-        "wsd_hf.cli.load_tiny_pair": ["demo"],
-        "wsd_hf.cli.answer": ["generate", "Why?"],
-        "wsd_hf.cli.conversation.answer": ["chat"],
+        "wsd_hf.cli.Pair.tiny": ["demo"],
+        "wsd_hf.pair.Pair.generate": ["generate", "Why?"],
+        "wsd_hf.cli.conversation.WriterStreamer": ["chat"],
         "wsd_hf.cli.evaluation.run_lm_eval": harness,
         "wsd_hf.bundle.packing._write_code": ["pack", tmp_path / "packed", "--copy", *models],
     }.items():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from families import tiny_parts
 from wsd_hf import build_inputs
-from wsd_hf.tiny import FOLDER, demo_questions, load_tiny_pair
+from wsd_hf.tiny import FOLDER, demo_questions
 
 MODELS = ("base", "pilot", "pilot_other_vocab")
 
@@ -21,7 +22,7 @@ def test_folder_is_complete(model: str) -> None:
 
 
 def test_base_and_pilot_are_siblings() -> None:
-    base, pilot, tokenizer, pilot_tokenizer = load_tiny_pair()
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts()
     assert base.dtype == pilot.dtype == torch.float32
     assert tokenizer.get_vocab() == pilot_tokenizer.get_vocab()
     assert tokenizer.chat_template is None
@@ -39,7 +40,7 @@ def test_other_vocabulary_is_another() -> None:
 
 
 def test_demo_questions_show_the_point() -> None:
-    base, pilot, tokenizer, pilot_tokenizer = load_tiny_pair()
+    base, pilot, tokenizer, pilot_tokenizer = tiny_parts()
     questions = demo_questions()
     assert [question["kind"] for question in questions[:3]] == ["fact", "fact", "harmful"]
     for question in questions[:3]:

@@ -15,7 +15,7 @@ from transformers.generation import BaseStreamer
 
 import wsd_hf
 from every_strategy import CASES, Case, every_case
-from families import tiny_pilot
+from families import tiny_parts, tiny_pilot
 from oracle import left_padded
 from tokenizers_for_tests import letter_tokenizer
 
@@ -163,7 +163,7 @@ def without_numbers(model: PreTrainedModel) -> Iterator[None]:
 
 @functools.cache
 def shipped() -> Any:
-    base, pilot, *tokenizers = wsd_hf.load_tiny_pair()
+    base, pilot, *tokenizers = tiny_parts()
     return base.double(), pilot.double(), *tokenizers
 
 

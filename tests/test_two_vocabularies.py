@@ -27,7 +27,7 @@ from transformers import (
 import tokenizers_for_tests as make
 import wsd_hf
 import wsd_hf.tiny
-from families import tiny_model
+from families import tiny_model, tiny_parts
 from oracle import first_crossing, left_padded, plain_tokens
 from test_acceptance import chi_squared
 from test_concurrency import together
@@ -135,7 +135,7 @@ def permuted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tupl
 @functools.cache
 def agreeing() -> World:
     """The shipped base, and as its pilot the same model with other ids."""
-    base, _, tokenizer, _ = wsd_hf.tiny.load_tiny_pair()
+    base, _, tokenizer, _ = tiny_parts()
     base = base.double()
     pilot, assistant_tokenizer = permuted(wsd_hf.disable_wsd(copy.deepcopy(base)), tokenizer)
     return World(base, pilot, tokenizer, assistant_tokenizer)
@@ -143,7 +143,7 @@ def agreeing() -> World:
 
 @functools.cache
 def shipped() -> World:
-    base, pilot, *tokenizers = wsd_hf.tiny.load_tiny_pair(pilot="pilot_other_vocab")
+    base, pilot, *tokenizers = tiny_parts(pilot="pilot_other_vocab")
     return World(base.double(), pilot.double(), *tokenizers)
 
 

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from world import Message, Question, World, judge
 
-from wsd_hf import build_inputs, urial_messages
+from wsd_hf import Pair, urial_messages
 from wsd_hf.text.next_turn import before_next_turn
-from wsd_hf.tiny import FOLDER, load_tiny_pair
+from wsd_hf.tiny import FOLDER
 
 MAX_NEW_TOKENS = 64
 SHIPPED_WORLD_SEED = 3
@@ -65,14 +65,16 @@ class Bench:
 
     def __init__(self, folder: Path, world: World) -> None:
         self.world = world
-        self.base, self.pilot, self.tokenizer, self.pilot_tokenizer = load_tiny_pair(folder)
-        _, self.other_pilot, _, self.other_tokenizer = load_tiny_pair(folder, "pilot_other_vocab")
+        self.pair, self.other = (
+            Pair.from_pretrained(folder / "base", folder / pilot, dtype=torch.float32)
+            for pilot in ("pilot", "pilot_other_vocab")
+        )
 
     def methods(self, ablations: bool) -> Iterator[tuple[str, Method]]:
         """The rows of the table, by name."""
         yield "base", self.base_alone
-        yield "pilot", lambda messages: self.pilot_alone(messages, self.pilot, self.pilot_tokenizer)
-        yield "pilot, other vocabulary", lambda m: self.pilot_alone(m, self.other_pilot, self.other_tokenizer)
+        yield "pilot", lambda messages: self.pilot_alone(messages, self.pair)
+        yield "pilot, other vocabulary", lambda m: self.pilot_alone(m, self.other)
         yield "base, in-context prompt", lambda m: self.base_alone(urial_messages(m, self.world.polite_examples()))
         yield "WSD", self.wsd
         if ablations:
@@ -81,15 +83,16 @@ class Bench:
 
     def base_alone(self, messages: list[Message]) -> Answer:
         """The base's own answer to its transcript prompt."""
-        inputs = build_inputs(messages, self.tokenizer, self.pilot_tokenizer)
+        base, inputs = self.pair.base, self.pair.inputs(messages)
         prompt = {name: inputs[name] for name in ("input_ids", "attention_mask", "stopping_criteria")}
-        with counted(self.base) as forwards:
-            ids = self.base.generate(**prompt, max_new_tokens=MAX_NEW_TOKENS)
+        with counted(base) as forwards:
+            ids = base.generate(**prompt, max_new_tokens=MAX_NEW_TOKENS)
         response = ids[0, prompt["input_ids"].shape[1] :]
-        return Answer(text_of(response, self.tokenizer), len(response), base_forwards=forwards[0])
+        return Answer(text_of(response, self.pair.tokenizer), len(response), base_forwards=forwards[0])
 
-    def pilot_alone(self, messages: list[Message], pilot: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Answer:
+    def pilot_alone(self, messages: list[Message], pair: Pair) -> Answer:
         """A pilot's answer to its chat prompt."""
+        pilot, tokenizer = pair.pilot, pair.pilot_tokenizer
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         with counted(pilot) as forwards:
             ids = pilot.generate(**prompt, max_new_tokens=MAX_NEW_TOKENS)
@@ -98,19 +101,11 @@ class Bench:
 
     def wsd(self, messages: list[Message], **config: Any) -> Answer:
         """Weak-to-Strong Decoding: the pilot begins, the base finishes."""
-        inputs = build_inputs(messages, self.tokenizer, self.pilot_tokenizer)
-        with counted(self.base, self.pilot) as forwards:
-            out = self.base.generate(
-                **inputs,
-                assistant_model=self.pilot,
-                strategy="wsd",
-                max_new_tokens=MAX_NEW_TOKENS,
-                return_dict_in_generate=True,
-                **config,
-            )
-        response = out.sequences[0, inputs["input_ids"].shape[1] :]
+        with counted(self.pair.base, self.pair.pilot) as forwards:
+            out = self.pair.generate(messages, max_new_tokens=MAX_NEW_TOKENS, **config)
+        response = out.sequences[0, out.prompt_length :]
         switch_index = int(out.draft_length[0]) if out.switch_reason[0] == "confident" else None
-        return Answer(text_of(response, self.tokenizer), len(response), switch_index, *forwards)
+        return Answer(text_of(response, self.pair.tokenizer), len(response), switch_index, *forwards)
 
 
 @contextmanager

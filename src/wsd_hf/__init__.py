@@ -33,7 +33,6 @@ from .text.chat import BASE_CHAT_TEMPLATE, build_inputs
 from .text.next_turn import BASE_STOP_STRINGS
 from .text.streaming import AnswerStreamer, WriterStreamer
 from .text.urial import URIAL_PROMPT, urial_messages
-from .tiny import load_tiny_pair
 from .trace import Switch, Trace, TracedToken, explain
 
 __version__ = version("wsd_hf")
@@ -75,7 +74,6 @@ __all__ = [
     "enable_wsd",
     "explain",
     "load_pilot",
-    "load_tiny_pair",
     "pack",
     "pilot_card",
     "push_pilot",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,16 @@ import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ._compat import input_device
+from .engine.keywords import chosen, own_keywords
+from .engine.strategy import StrategyConfig, StrategyOutput
 from .errors import WSDValueError
-from .generation import enable_wsd
+from .generation import enable_wsd, streamer_ended_on_error
 from .hub.loading import fetch_model, load_pilot, read_model
 from .strategies import STRATEGIES
 from .text.chat import Messages, build_inputs
-from .text.next_turn import answer_text
+from .text.next_turn import answer_text, turn_headers
 from .tiny import FOLDER
+from .trace import Trace, explain
 
 OF_ONE_MODEL = ("revision", "subfolder", "use_safetensors")
 """Arguments of `load_pilot` that cannot hold for all models of a pair."""
@@ -111,13 +113,14 @@ class Pair:
         return cls(enable_wsd(read_model(fetched, **kwargs)), loaded, fetched.tokenizer, pilot_tokenizer, untuned)
 
     @classmethod
-    def tiny(cls: type[P], pilot: str = "pilot") -> P:
+    def tiny(cls: type[P], pilot: str = "pilot", *, reference: str | os.PathLike[str] | None = None) -> P:
         """Loads the shipped pair of a few megabytes, in float32; it knows one made-up world and nothing else.
 
         Args:
             pilot: "pilot", or "pilot_other_vocab", which has a vocabulary of its own.
+            reference: as for `from_pretrained`; the repository has one in `examples/tiny_world/pilot_untuned`.
         """
-        return cls.from_pretrained(FOLDER / "base", FOLDER / pilot, dtype=torch.float32)
+        return cls.from_pretrained(FOLDER / "base", FOLDER / pilot, reference=reference, dtype=torch.float32)
 
     def inputs(self, chats: Chats) -> BatchEncoding:
         """The prompts of both models, on the base's device; `build_inputs` documents the keys.
@@ -135,38 +138,38 @@ class Pair:
         messages: Any = [[{"role": "user", "content": chat}] if isinstance(chat, str) else chat for chat in chats]
         return build_inputs(messages, self.tokenizer, self.pilot_tokenizer).to(input_device(self.base))
 
-    def generate(self, chats: Chats | BatchEncoding, strategy: str = "wsd", **kwargs: Any) -> Any:
+    def generate(self, chats: Chats | BatchEncoding, strategy: str | StrategyConfig = "wsd", **kwargs: Any) -> Any:
         """Answers chats: one call of `base.generate` with the models and tokenizers of the pair.
 
         Args:
             chats: as for `inputs`, or inputs that were made before.
-            strategy: a name in `wsd_hf.strategies.STRATEGIES`.
+            strategy: a name or a settings object; see `WSDGenerationMixin.generate`. The reference goes to those that take one.
             **kwargs: as `WSDGenerationMixin.generate` takes them.
 
         Returns:
-            The strategy's output, whose sequences are LongTensor[batch, prompt + response]; these alone with
+            A `StrategyOutput`, whose sequences are LongTensor[batch, prompt + response]; these alone with
             `return_dict_in_generate=False`.
 
         Raises:
             WSDValueError: whatever `generate` refuses; before any forward.
         """
-        models = {"assistant_model": self.pilot}
-        if self.reference is not None and takes_reference(strategy):
-            models["reference_model"] = self.reference
-        inputs = chats if isinstance(chats, BatchEncoding) else self.inputs(chats)
+        with streamer_ended_on_error(kwargs.get("streamer")):
+            own = own_keywords(chosen(strategy, STRATEGIES))
+            inputs = chats if isinstance(chats, BatchEncoding) else self.inputs(chats)
+        models = {"assistant_model": self.pilot, "reference_model": self.reference}
         tokenizers = {"tokenizer": self.tokenizer, "assistant_tokenizer": self.pilot_tokenizer}
-        given = {**inputs, **models, **tokenizers, "return_dict_in_generate": True, **kwargs}
-        return self.base.generate(strategy=strategy, **given)
+        parts = {**inputs, **models, **tokenizers}
+        taken = {name: part for name, part in parts.items() if name in own or not name.startswith(("assistant_", "reference_"))}
+        return self.base.generate(strategy=strategy, **{"return_dict_in_generate": True, **taken, **kwargs})
 
-    def answers(self, output: Any) -> list[str]:
+    def answers(self, output: StrategyOutput) -> list[str]:
         """The texts of an output's responses, each without the header of a next turn.
 
         Args:
-            output: of `generate`, with its prompt length.
+            output: of `generate`.
         """
         return [answer_text(response, self.tokenizer) for response in output.sequences[:, output.prompt_length :]]
 
-
-def takes_reference(strategy: str) -> bool:
-    """Whether a strategy compares the pilot with the model that it was before its alignment."""
-    return strategy in STRATEGIES and "reference_model" in inspect.signature(STRATEGIES[strategy]).parameters
+    def explain(self, output: StrategyOutput, row: int = 0) -> Trace:
+        """The writer of each token of a response, without the header of a next turn; see `wsd_hf.explain`."""
+        return explain(output, self.tokenizer, row, stop_strings=turn_headers(self.tokenizer))

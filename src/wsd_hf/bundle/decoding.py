@@ -97,7 +97,7 @@ class _Unended(BaseStreamer):
     """A streamer that errors do not end: a server would take that for the end of the answer, and hide the error."""
 
     def __init__(self, streamer: BaseStreamer) -> None:
-        self.put = streamer.put
+        self.put, self.takes_writers = streamer.put, getattr(streamer, "takes_writers", False)
 
     def end(self) -> None:
         """Does nothing; `generate` ends the streamer."""

@@ -1,4 +1,4 @@
-"""The command line: `wsd-hf` demo, generate, chat, compare, eval and pack."""
+"""The command line: `wsd-hf` demo, generate, chat, compare, eval, answers and pack."""
 
 from __future__ import annotations
 
@@ -7,30 +7,50 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from ..bundle import pack as write_bundle
 from ..comparison.judges import JUDGES
 from ..comparison.methods import METHODS
+from ..comparison.replies import Bench
+from ..engine.strategy import StrategyOutput
 from ..errors import WSDValueError
+from ..pair import Pair
 from ..strategies.nudging.config import NudgingConfig
 from ..strategies.wsd.config import WSDConfig
-from ..strategies.wsd.output import WSDOutput
-from ..text.chat import Messages, build_inputs, check_messages, check_text
+from ..text.chat import Messages, check_messages, check_text
 from ..text.json_data import parse_json
-from ..text.next_turn import turn_headers
 from ..text.visible import visible
-from ..tiny import demo_questions, load_tiny_pair
-from ..trace import explain
+from ..tiny import demo_questions
+from .answer_files import answers
 from .comparison import Comparison
-from .conversation import Conversation
+from .conversation import Conversation, summary
 from .evaluation import evaluate
-from .models import DType, Pair, answer, load_pair, response_text
-from .options import Base, Device, DTypeOption, MaxNewTokens, Pilot, Threshold, Window, one_line_errors
+from .models import DType, load_models
+from .options import (
+    AnyThreshold,
+    AnyWindowSize,
+    Base,
+    Device,
+    DTypeOption,
+    LoadIn4bit,
+    MaxNewTokens,
+    Pilot,
+    Reference,
+    Seed,
+    Strategy,
+    System,
+    Temperature,
+    Threshold,
+    TopP,
+    WindowSize,
+    decoding,
+    one_line_errors,
+)
 from .runs import exit_on_sigterm
 from .terminal import Commands, say, say_json
 
@@ -62,12 +82,12 @@ def around_each_command(
 
 @app.command()
 def demo(
-    svg: Annotated[Path | None, typer.Option(help="Also write what is shown as an SVG picture.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Also write an SVG picture.")] = None,
 ) -> None:
     """Three questions to the shipped pair: the base alone, the pilot alone, and both together."""
     with one_line_errors():
         console = Console(record=svg is not None, width=100 if svg else None, highlight=False)
-        pair = load_tiny_pair()
+        pair = Pair.tiny()
         for question in demo_questions()[:3]:
             _show_question(console, pair, question)
         console.print(
@@ -81,64 +101,81 @@ def demo(
 
 @app.command()
 def generate(
-    question: Annotated[str | None, typer.Argument(help="What to ask.", show_default=False)] = None,
+    question: Annotated[str | None, typer.Argument(help="Question to answer.", show_default=False)] = None,
     base: Base = None,
     pilot: Pilot = None,
+    reference: Reference = None,
     messages: Annotated[
         Path | None, typer.Option(help="JSON file with a list of chat messages, instead of a question.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer, the switch and the trace as JSON.")] = False,
-    threshold: Threshold = WSDConfig.threshold,
-    window: Window = WSDConfig.window_size,
+    system: System = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the answer, its work and the writers of its tokens as JSON.")
+    ] = False,
+    strategy: Strategy = "wsd",
+    threshold: AnyThreshold = None,
+    window_size: AnyWindowSize = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
     max_new_tokens: MaxNewTokens = 256,
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
+    load_in_4bit: LoadIn4bit = False,
 ) -> None:
-    """Answers one question, or goes on with a chat. The answer goes to standard output, all else to standard error.
+    """Answers one question, or the last message of a chat. The answer goes to standard output, all else to standard error.
 
     Control characters in an answer are printed as pictures, ␛ for example, into a pipe too; --json has the text itself.
     """
     with one_line_errors():
-        config = WSDConfig(threshold=threshold, window_size=window)
-        asked = _messages(question, messages)
-        check_messages(asked)
+        settings = decoding(strategy, reference, temperature, top_p, threshold=threshold, window_size=window_size)
+        chat = _messages(question, messages, system)
+        check_messages(chat)
         status = Console(stderr=True)
-        with status.status("loading both models"):
-            models = load_pair(base, pilot, device, dtype)
+        with status.status("loading the models"):
+            pair = load_models(base, pilot, reference, device, dtype, load_in_4bit)
         with status.status("writing"):
-            output = answer(models, asked, config, max_new_tokens)
-        _print_answer(output, models[2], as_json)
+            _seed(seed)
+            output = pair.generate(chat, max_new_tokens=max_new_tokens, **settings)
+        _print_answer(output, pair, as_json)
 
 
 @app.command()
 def chat(
     base: Base = None,
     pilot: Pilot = None,
-    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    threshold: Threshold = WSDConfig.threshold,
-    window: Window = WSDConfig.window_size,
+    reference: Reference = None,
+    system: System = None,
+    strategy: Strategy = "wsd",
+    threshold: AnyThreshold = None,
+    window_size: AnyWindowSize = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
     max_new_tokens: MaxNewTokens = 256,
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
+    load_in_4bit: LoadIn4bit = False,
 ) -> None:
-    """A chat: the answer is shown while it is written, the pilot's part in orange and the base's in blue, or behind a │.
+    """A chat: the answer is shown while it is written, the pilot's part in orange and the base's in blue, or after a │.
 
     Ctrl-C stops an answer, /reset starts anew, /exit or Ctrl-D leaves. The shipped pair knows single questions only.
     """
     with one_line_errors():
-        config = WSDConfig(threshold=threshold, window_size=window)
+        settings = decoding(strategy, reference, temperature, top_p, threshold=threshold, window_size=window_size)
         check_text("--system", system or "")
-        with Console(stderr=True).status("loading both models"):
-            models = load_pair(base, pilot, device, dtype)
-        Conversation(models, config, max_new_tokens, system).run()
+        with Console(stderr=True).status("loading the models"):
+            pair = load_models(base, pilot, reference, device, dtype, load_in_4bit)
+        _seed(seed)
+        Conversation(pair, system, max_new_tokens=max_new_tokens, **settings).run()
 
 
 @app.command()
 def compare(
-    out: Annotated[Path, typer.Option(help="Folder for answers, tables and page; a run that was stopped goes on there.")],
+    out: Annotated[Path, typer.Option(help="Folder for answers, tables and page; a run that was stopped is resumed there.")],
     base: Base = None,
     pilot: Pilot = None,
-    reference: Annotated[str | None, typer.Option(help="The pilot before its alignment, for eft and wss.")] = None,
+    reference: Reference = None,
     prompts: Annotated[
         Path | None, typer.Option(help='Lines of {"prompt": ...} or {"messages": [...]}. Default: the shipped questions.')
     ] = None,
@@ -148,16 +185,16 @@ def compare(
         typer.Option(help=f"{', '.join(JUDGES)}, or package.module:function, from a line's object and a response to a number."),
     ] = None,
     threshold: Threshold = WSDConfig.threshold,
-    window: Window = WSDConfig.window_size,
+    window_size: WindowSize = WSDConfig.window_size,
     nudging_threshold: Annotated[
-        float, typer.Option(help="Certainty below which the pilot says the next word, in (0, 1].")
+        float, typer.Option(help="Certainty below which the pilot writes the next word, in (0, 1].")
     ] = NudgingConfig.threshold,
     max_new_tokens: MaxNewTokens = 256,
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed prompts out.")] = False,
 ) -> None:
-    """Answers the same prompts in several ways: a table of what each costs and is worth, and the answers side by side."""
+    """Answers the same prompts in several ways: a table of costs and scores, and the answers side by side."""
     with one_line_errors():
         Comparison(
             base=base,
@@ -167,7 +204,7 @@ def compare(
             strategies=strategies,
             judge=judge,
             threshold=threshold,
-            window=window,
+            window_size=window_size,
             nudging_threshold=nudging_threshold,
             max_new_tokens=max_new_tokens,
             device=device,
@@ -183,11 +220,11 @@ def pack(
     pilot: Annotated[str, typer.Option(help="Pilot, a path or Hub id.")],
     copy: Annotated[bool, typer.Option("--copy", help="Copy the weights instead of linking to them.")] = False,
     threshold: Threshold = WSDConfig.threshold,
-    window: Window = WSDConfig.window_size,
+    window_size: WindowSize = WSDConfig.window_size,
 ) -> None:
     """Writes a model directory whose `generate` decodes with base and pilot, whoever calls it (trust_remote_code=True)."""
     with one_line_errors():
-        config = WSDConfig(threshold=threshold, window_size=window)
+        config = WSDConfig(threshold=threshold, window_size=window_size)
         packed = write_bundle(base, pilot, folder, wsd_config=config, copy=copy)
         for name, source in packed.weights.items():
             say(f"{folder / name}: {'copied from' if copy else 'a link to'} {source}")
@@ -196,46 +233,44 @@ def pack(
 
 
 app.command("eval")(evaluate)
+app.command()(answers)
 
 
-def _messages(question: str | None, file: Path | None) -> Messages:
+def _seed(seed: int | None) -> None:
+    if seed is not None:
+        torch.manual_seed(seed)
+
+
+def _messages(question: str | None, file: Path | None, system: str | None) -> Messages:
     if (question is None) == (file is None):
         raise WSDValueError("give either a question or --messages FILE")
+    beginning = [{"role": "system", "content": system}] if system else []
     if file is None:
-        return [{"role": "user", "content": question}]
+        return [*beginning, {"role": "user", "content": question}]
     chat = parse_json(file.read_bytes(), f"--messages {file}")
     if not isinstance(chat, list) or not all(isinstance(message, dict) for message in chat):
         raise WSDValueError(f"--messages {file}: must hold a list of {{'role': ..., 'content': ...}} objects")
-    return chat
+    return [*beginning, *chat]
 
 
-def _print_answer(output: WSDOutput, tokenizer: PreTrainedTokenizerBase, as_json: bool) -> None:
-    text = response_text(output.sequences, output.prompt_length, tokenizer)
-    trace = explain(output, tokenizer, stop_strings=turn_headers(tokenizer))
+def _print_answer(output: StrategyOutput, pair: Pair, as_json: bool) -> None:
+    text = pair.answers(output)[0]
     if as_json:
-        say_json({"response": text, **trace.to_dict(), "stats": asdict(output.stats)})
+        trace = {} if output.written_by_pilot is None else pair.explain(output).to_dict()
+        say_json({"response": text, **trace, "stats": asdict(output.stats)})
     else:
         say(text)
-        say(trace.summary(), err=True)
+        say(summary(pair, output), err=True)
 
 
 def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> None:
-    base, pilot, tokenizer, assistant_tokenizer = pair
-    inputs = build_inputs(question["messages"], tokenizer, assistant_tokenizer)
-    prompt, pilot_prompt = inputs["input_ids"], inputs["assistant_input_ids"]
-    alone = base.generate(
-        prompt,
-        attention_mask=inputs["attention_mask"],
-        stopping_criteria=inputs.get("stopping_criteria"),
-        max_new_tokens=64,
-    )
-    draft = pilot.generate(pilot_prompt, attention_mask=inputs["assistant_attention_mask"], max_new_tokens=64)
-    both = answer(pair, question["messages"], WSDConfig(), max_new_tokens=64)
+    messages = question["messages"]
+    bench = Bench(pair, examples=[], strategies={}, max_new_tokens=64)
     table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
-    table.add_row("base", Text(visible(response_text(alone, prompt.shape[1], tokenizer))))
-    table.add_row("pilot", Text(visible(response_text(draft, pilot_prompt.shape[1], assistant_tokenizer))))
-    table.add_row("[bold]both[/bold]", explain(both, tokenizer, stop_strings=turn_headers(tokenizer)))
+    for name in ("base", "pilot"):
+        table.add_row(name, Text(visible(METHODS[name].answer(bench, messages).response)))
+    table.add_row("[bold]both[/bold]", pair.explain(pair.generate(messages, max_new_tokens=64)))
     expected = f"  (right: {question['answer']})" if question["kind"] == "fact" else "  (to be refused)"
-    console.print(Text(question["messages"][-1]["content"], style="bold") + Text(expected, style="not bold dim"))
+    console.print(Text(messages[-1]["content"], style="bold") + Text(expected, style="not bold dim"))
     console.print(table)
     console.print()

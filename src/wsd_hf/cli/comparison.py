@@ -13,26 +13,29 @@ from rich.console import Console
 
 from ..comparison import answer_all, comparable, missing
 from ..comparison.judges import find_judge
-from ..comparison.methods import METHODS
+from ..comparison.methods import ALIASES, METHODS
 from ..comparison.page import page
 from ..comparison.prompts import Record, read_prompts
 from ..comparison.replies import Bench
 from ..comparison.store import Store
 from ..comparison.table import Row, as_csv, markdown, table_rows, terminal
 from ..engine.numbers import check_probability
+from ..engine.strategy import StrategyConfig
 from ..errors import WSDValueError
 from ..files import write_whole
+from ..strategies import STRATEGIES
+from ..strategies.nudging.config import NudgingConfig
 from ..strategies.wsd.config import WSDConfig
 from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
-from .models import DType, load_pair, load_reference
+from .models import DType, load_models
 from .runs import progress, resumable
 from .terminal import say
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The options of the command; `run` does what they say."""
+    """The options of the command; `run` carries them out."""
 
     base: str | None
     pilot: str | None
@@ -41,7 +44,7 @@ class Comparison:
     strategies: str
     judge: str | None
     threshold: float
-    window: int
+    window_size: int
     nudging_threshold: float
     max_new_tokens: int
     device: str
@@ -49,9 +52,9 @@ class Comparison:
     skip_bad: bool
 
     def run(self, folder: Path) -> None:
-        """Answers what is missing in the folder, and then shows and writes what all of it comes to; also when stopped."""
-        config = WSDConfig(threshold=self.threshold, window_size=self.window)
-        check_probability("nudging_threshold", self.nudging_threshold)
+        """Gives the answers that the folder lacks, then shows and writes the table and the page of all; also when stopped."""
+        config = WSDConfig(threshold=self.threshold, window_size=self.window_size)
+        nudging = NudgingConfig(threshold=check_probability("nudging_threshold", self.nudging_threshold))
         strategies = self._strategies()
         judge = find_judge(self.judge) if self.judge else None
         records = self._records()
@@ -60,7 +63,7 @@ class Comparison:
             try:
                 if tasks := missing(records, strategies, store):
                     with resumable(folder):
-                        bench = self._bench(strategies, config)
+                        bench = self._bench(strategies, config, nudging)
                         answer_all(tasks, records, bench, judge, store, lambda tasks: progress(tasks, "answering"))
             except (KeyboardInterrupt, SystemExit):
                 _show(folder, records, strategies, settings, store)
@@ -68,8 +71,9 @@ class Comparison:
             _show(folder, records, strategies, settings, store)
 
     def _strategies(self) -> list[str]:
-        """The methods that were asked for, and the base first: times are compared with its."""
-        names = list(dict.fromkeys(["base", *(name.strip() for name in self.strategies.split(","))]))
+        """The chosen methods, after the base, whose times are the measure of the others'."""
+        asked = [name.strip() for name in self.strategies.split(",")]
+        names = list(dict.fromkeys(["base", *(ALIASES.get(name, name) for name in asked)]))
         for name in names:
             if name not in METHODS:
                 raise WSDValueError(f"--strategies: {name!r} is unknown; known are {', '.join(METHODS)}")
@@ -94,24 +98,24 @@ class Comparison:
             "--strategies": ",".join(strategies),
             "--judge": self.judge,
             "--threshold": self.threshold,
-            "--window": self.window,
+            "--window-size": self.window_size,
             "--nudging-threshold": self.nudging_threshold,
             "--max-new-tokens": self.max_new_tokens,
             "--device": self.device,
             "--dtype": self.dtype.value,
         }
 
-    def _bench(self, strategies: Sequence[str], config: WSDConfig) -> Bench:
+    def _bench(self, names: Sequence[str], *given: StrategyConfig) -> Bench:
+        needed = any(METHODS[name].needs_reference for name in names)
         with Console(stderr=True).status("loading the models"):
-            pair = load_pair(self.base, self.pilot, self.device, self.dtype)
-            needed = self.reference and any(METHODS[name].needs_reference for name in strategies)
-            reference = load_reference(str(self.reference), self.device, self.dtype) if needed else None
-        examples = URIAL_PROMPT if self.base else polite_examples()
-        return Bench(*pair, reference, examples, config, self.nudging_threshold, self.max_new_tokens)
+            pair = load_models(self.base, self.pilot, self.reference if needed else None, self.device, self.dtype)
+        strategies = {one.name: one for one in given}
+        strategies |= {name: STRATEGIES[name]() for name in names if name in STRATEGIES and name not in strategies}
+        return Bench(pair, URIAL_PROMPT if self.base else polite_examples(), strategies, self.max_new_tokens)
 
 
 def _model(source: str | None) -> str | None:
-    """A model as it is known from everywhere."""
+    """A model's path as it is valid in every folder, or its Hub id."""
     return str(Path(source).resolve()) if source and Path(source).is_dir() else source
 
 
@@ -120,7 +124,7 @@ def _warn(problem: str) -> None:
 
 
 def _show(folder: Path, records: Sequence[Record], strategies: Sequence[str], settings: dict[str, Any], store: Store) -> None:
-    """Writes and prints what the answers come to; of a stopped run, those to the prompts that every method has answered."""
+    """Writes and prints the table and the page; of a stopped run, of the prompts that every method has answered."""
     answers = comparable(records, strategies, store)
     if not answers:
         return

@@ -1,27 +1,17 @@
-"""The two models of a command: loading them, and asking them."""
+"""The models of a command, from its options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib.util
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig
 
-from .._compat import input_device
 from ..errors import WSDValueError
-from ..generation import enable_wsd
-from ..hub.loading import fetch_model, load_pilot, read_model
-from ..strategies.wsd.config import WSDConfig
-from ..strategies.wsd.output import WSDOutput
-from ..text.chat import Messages, build_inputs
-from ..text.next_turn import answer_text
-from ..tiny import load_tiny_pair
-
-Pair = tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerBase]
+from ..pair import Pair
 
 
 class DType(str, Enum):
@@ -32,50 +22,45 @@ class DType(str, Enum):
     float16 = "float16"
     bfloat16 = "bfloat16"
 
+    @property
+    def torch(self) -> torch.dtype | None:
+        """The type of torch; None for weights as stored."""
+        return None if self is DType.auto else getattr(torch, self.value)
 
-def load_pair(base: str | None, pilot: str | None, device: str, dtype: DType) -> Pair:
-    """Base, pilot and their tokenizers, from paths or Hub ids; the shipped pair where both are None."""
-    target = _target(device, dtype)
-    if base is None and pilot is None:
-        model, assistant, tokenizer, assistant_tokenizer = load_tiny_pair()
-    elif base is None or pilot is None:
+
+def load_models(
+    base: str | None,
+    pilot: str | None,
+    reference: str | None = None,
+    device: str = "cpu",
+    dtype: DType = DType.auto,
+    in_4bit: bool = False,
+) -> Pair:
+    """The models that options name, by paths or Hub ids; the shipped pair where base and pilot are None.
+
+    Raises:
+        WSDValueError: an option that cannot work, or a model that cannot be loaded.
+    """
+    quantized = _in_4bit(base, device, dtype) if in_4bit else {}
+    place = known_device(device)
+    if (base is None) != (pilot is None):
         raise WSDValueError(
             f"--{'base' if base is None else 'pilot'} is missing: give both models, or neither for the shipped pair"
         )
-    else:
-        with _blamed("--pilot", pilot):  # the smaller one first: faults show sooner
-            assistant, assistant_tokenizer = load_pilot(pilot, dtype=dtype.value)
-        with _blamed("--base", base):
-            fetched = fetch_model(base, "base", use_safetensors=None)
-            model, tokenizer = enable_wsd(read_model(fetched, dtype.value)), fetched.tokenizer
-    return model.to(**target), assistant.to(**target), tokenizer, assistant_tokenizer
-
-
-def load_reference(reference: str, device: str, dtype: DType) -> PreTrainedModel:
-    """The pilot as it was before its alignment, from a path or Hub id."""
-    with _blamed("--reference", reference):
-        return read_model(fetch_model(reference, "reference", use_safetensors=None), dtype.value).to(**_target(device, dtype))
-
-
-def answer(pair: Pair, chat: Messages, config: WSDConfig, max_new_tokens: int, **kwargs: Any) -> WSDOutput:
-    """What base and pilot together say to a chat; `kwargs` are more keywords of `generate`."""
-    base, pilot, tokenizer, assistant_tokenizer = pair
-    output: WSDOutput = base.generate(
-        **build_inputs(chat, tokenizer, assistant_tokenizer).to(input_device(base)),
-        assistant_model=pilot,
-        tokenizer=tokenizer,
-        assistant_tokenizer=assistant_tokenizer,
-        strategy=config,
-        max_new_tokens=max_new_tokens,
-        return_dict_in_generate=True,
-        **kwargs,
-    )
-    return output
-
-
-def response_text(sequences: torch.Tensor, prompt_length: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The answer in the first row of what `generate` returned."""
-    return answer_text(sequences[0, prompt_length:], tokenizer)
+    for option, source in {"--pilot": pilot, "--base": base, "--reference": reference}.items():
+        if source and source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
+            raise WSDValueError(f"{option} {source}: no such folder")
+    try:
+        if base is None or pilot is None:
+            pair = Pair.tiny(reference=reference)
+        else:
+            pair = Pair.from_pretrained(base, pilot, reference=reference, dtype=dtype.torch or "auto", **quantized)
+    except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
+        raise WSDValueError(str(error)) from error
+    for model in (pair.base, pair.pilot, pair.reference):
+        if model is not None and not quantized:
+            model.to(device=place, dtype=dtype.torch)
+    return pair
 
 
 def known_device(name: str) -> torch.device:
@@ -89,17 +74,17 @@ def known_device(name: str) -> torch.device:
     return device
 
 
-def _target(device: str, dtype: DType) -> dict[str, Any]:
-    return {"device": known_device(device), "dtype": None if dtype is DType.auto else getattr(torch, dtype.value)}
-
-
-@contextmanager
-def _blamed(option: str, source: str) -> Iterator[None]:
-    """Errors that are raised while a model is loaded, as errors of the option that named it."""
-    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
-        raise WSDValueError(f"{option} {source}: no such folder")
-    try:
-        yield
-    except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
-        reason = str(error).removeprefix(f"{source}: ").removeprefix(f"{source} ")
-        raise WSDValueError(f"{option} {source}: {reason}") from error
+def _in_4bit(base: str | None, device: str, dtype: DType) -> dict[str, Any]:
+    """Keywords of `Pair.from_pretrained` that quantize the base."""
+    if base is None:
+        raise WSDValueError("--load-in-4bit: the shipped pair is small; give --base and --pilot")
+    if not torch.cuda.is_available():
+        raise WSDValueError("--load-in-4bit: runs on CUDA only, and there is no CUDA device; leave it out")
+    if not device.startswith("cuda"):
+        raise WSDValueError(f"--load-in-4bit: runs on CUDA only, not on --device {device}; give --device cuda")
+    missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise WSDValueError(f'--load-in-4bit: {" and ".join(missing)} not installed; pip install "wsd_hf[4bit]"')
+    compute = dtype.torch or torch.bfloat16
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    return {"quantization_config": config, "device_map": {"": device}}

@@ -1,25 +1,92 @@
-"""What the commands share: options, and how errors are told."""
+"""Options that commands share, and the line that they print for an error."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from dataclasses import fields
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import WSDError
+from ..comparison.methods import ALIASES
+from ..engine.numbers import check_probability
+from ..errors import WSDError, WSDValueError
+from ..strategies import STRATEGIES
 from ..text.visible import visible
 from .models import DType
 from .terminal import say
 
 Base = Annotated[str | None, typer.Option(help="Base model, a path or Hub id. Default: the shipped pair.")]
 Pilot = Annotated[str | None, typer.Option(help="Pilot, a path or Hub id.")]
+Reference = Annotated[str | None, typer.Option(help="The pilot before its alignment, for strategies that need it.")]
+Strategy = Annotated[str, typer.Option(help=f"{', '.join(STRATEGIES)}.")]
 Threshold = Annotated[float, typer.Option(help="Confidence at which the base takes over, in (0, 1].")]
-Window = Annotated[int, typer.Option(help="Drafted tokens that confidence is measured over.")]
+WindowSize = Annotated[int, typer.Option(help="Drafted tokens that confidence is measured over.")]
+AnyThreshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        help="In (0, 1]. wsd: confidence at which the base takes over. nudging: certainty below which the pilot writes a word.",
+    ),
+]
+AnyWindowSize = Annotated[
+    int | None, typer.Option("--window-size", help="wsd: drafted tokens that confidence is measured over.")
+]
+Temperature = Annotated[float | None, typer.Option(help="Sample at this temperature; 0 is greedy. Default: as the base does.")]
+TopP = Annotated[float | None, typer.Option(help="Sample from the likeliest tokens that have this probability together.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the sampling.", min=0, max=2**32 - 1)]
+System = Annotated[str | None, typer.Option(help="A system message.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens in an answer, the draft included.", min=1)]
-Device = Annotated[str, typer.Option(help="Where both models run: cpu, cuda, cuda:1, ...")]
-DTypeOption = Annotated[DType, typer.Option(help="Data type of both models.")]
+Device = Annotated[str, typer.Option(help="Device of the models: cpu, cuda, cuda:1, ...")]
+DTypeOption = Annotated[DType, typer.Option(help="Data type of the models.")]
+LoadIn4bit = Annotated[bool, typer.Option("--load-in-4bit", help="Load the base in 4 bits; needs CUDA and wsd_hf[4bit].")]
+
+
+def decoding(
+    strategy: str, reference: str | None, temperature: float | None, top_p: float | None, **settings: Any
+) -> dict[str, Any]:
+    """Keywords of `generate` for a strategy and its sampling, checked before any model is loaded.
+
+    Args:
+        strategy: its name.
+        reference: as the command's option.
+        temperature: of sampling; 0 is greedy.
+        top_p: of sampling.
+        **settings: of the strategy; None counts as not given.
+
+    Raises:
+        WSDValueError: naming the option, its value and the rule.
+    """
+    name = ALIASES.get(strategy, strategy)
+    if name not in STRATEGIES:
+        raise WSDValueError(f"--strategy {strategy}: unknown; known are {', '.join(STRATEGIES)}")
+    kind = STRATEGIES[name]
+    if ("reference" in kind.partners) != (reference is not None):
+        if reference is None:
+            raise WSDValueError(f"--strategy {strategy} needs --reference, the pilot as it was before its alignment")
+        raise WSDValueError(f"--reference has no effect with --strategy {strategy}: leave it out")
+    if kind.always_samples and temperature == 0:
+        raise WSDValueError(f"--temperature 0: --strategy {strategy} chooses among samples; leave it out")
+    given = {setting: value for setting, value in settings.items() if value is not None}
+    for setting in given.keys() - {known.name for known in fields(kind)}:
+        raise WSDValueError(f"--{setting.replace('_', '-')} has no effect with --strategy {strategy}: leave it out")
+    return {"strategy": kind(**given), **_sampling(temperature, top_p)}
+
+
+def _sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
+    """Keywords of `generate`: either option samples, unless the temperature is 0."""
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise WSDValueError(f"--temperature {temperature}: must be a number of at least 0, which is greedy")
+    if top_p is not None:
+        check_probability("--top-p", top_p)
+    if temperature == 0:
+        if top_p is not None:
+            raise WSDValueError("--top-p has no effect with --temperature 0, which is greedy: leave one out")
+        return {"do_sample": False}
+    given = {name: value for name, value in {"temperature": temperature, "top_p": top_p}.items() if value is not None}
+    return {"do_sample": True, **given} if given else {}
 
 
 @contextmanager

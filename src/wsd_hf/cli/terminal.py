@@ -1,4 +1,4 @@
-"""Standard input and output of the commands, whatever they are connected to."""
+"""Standard input and output of the commands, on terminals, pipes and files of any encoding."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 from ..text.visible import visible
@@ -29,6 +30,13 @@ class Commands(TyperGroup):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors=errors)
         return super().main(*args, **kwargs)
+
+    def resolve_command(self, context: Any, args: list[str]) -> Any:
+        """As typer's; the old spelling of a command is refused in a line that has the new one."""
+        if args[0] == "eval" and any(word.split("=")[0] == "--export" for word in args):
+            say("wsd-hf: eval --export has moved: wsd-hf answers KIND --questions FILE --out FILE", err=True)
+            raise typer.Exit(2)
+        return super().resolve_command(context, args)
 
 
 def say(text: str = "", *, err: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The same prompts through several ways of decoding: their answers, and what they cost."""
+"""The same prompts through several ways of decoding: answers and their costs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Task = tuple[int, str]
 
 
 def missing(records: Sequence[Record], strategies: Sequence[str], store: Store) -> list[Task]:
-    """What is not answered yet: prompt by prompt, so that all methods meet the same machine."""
+    """Tasks without an answer: prompt by prompt, so that a busy machine slows all methods alike."""
     tasks = [(number, name) for number in range(len(records)) for name in strategies]
     return [task for task in tasks if task not in store.answers]
 
 
 def comparable(records: Sequence[Record], strategies: Sequence[str], store: Store) -> dict[Task, Answer]:
-    """The answers to the prompts that every method has answered: all of a finished run, and what a stopped one can compare."""
+    """Answers to the prompts that every method has answered: all of a finished run, a part of a stopped one."""
     left = {number for number, _ in missing(records, strategies, store)}
     return {task: answer for task, answer in store.answers.items() if task[0] not in left}
 
@@ -36,7 +36,7 @@ def answer_all(
     store: Store,
     progress: Callable[[Sequence[Task]], Iterable[Task]],
 ) -> None:
-    """Answers one task after the other, the same in every run; each answer is kept before the next is begun.
+    """Answers one task after the other, the same in every run; each answer is stored before the next begins.
 
     Args:
         tasks: see `missing`.

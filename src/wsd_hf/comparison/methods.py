@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..engine.checks import check_room
+from ..strategies import STRATEGIES
 from ..text.chat import Messages, base_prompts, chat_prompts, pilot_prompts
 from ..text.urial import urial_messages
-from .replies import Bench, Reply, by_base, by_emulated_fine_tuning, by_nudging, by_pilot, by_search, by_wsd
+from .replies import Bench, Reply, by_base, by_pilot, by_strategy
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Method:
     Attributes:
         prompt: makes the inputs; they are named as by `build_inputs`, the pilot's `assistant_`.
         reply: answers them.
-        needs_reference: whether it asks the reference model too.
+        needs_reference: whether it needs the reference model too.
     """
 
     prompt: Callable[[Bench, Messages], Mapping[str, Any]]
@@ -29,7 +31,8 @@ class Method:
     def check(self, bench: Bench, messages: Messages) -> None:
         """Raises a WSDValueError if a prompt leaves no room for an answer."""
         inputs = self.prompt(bench, messages)
-        for name, model, mask in (("base", bench.base, "attention_mask"), ("pilot", bench.pilot, "assistant_attention_mask")):
+        models = {"base": (bench.pair.base, "attention_mask"), "pilot": (bench.pair.pilot, "assistant_attention_mask")}
+        for name, (model, mask) in models.items():
             if mask in inputs:
                 check_room(name, model, inputs[mask])
 
@@ -39,7 +42,7 @@ class Method:
 
 
 def _base_prompt(bench: Bench, messages: Messages) -> Mapping[str, Any]:
-    return base_prompts([messages], bench.tokenizer) | bench.criteria
+    return base_prompts([messages], bench.pair.tokenizer) | bench.criteria
 
 
 def _urial_prompt(bench: Bench, messages: Messages) -> Mapping[str, Any]:
@@ -47,20 +50,23 @@ def _urial_prompt(bench: Bench, messages: Messages) -> Mapping[str, Any]:
 
 
 def _pilot_prompt(bench: Bench, messages: Messages) -> Mapping[str, Any]:
-    return {f"assistant_{name}": value for name, value in pilot_prompts([messages], bench.assistant_tokenizer).items()}
+    return {f"assistant_{name}": value for name, value in pilot_prompts([messages], bench.pair.pilot_tokenizer).items()}
 
 
 def _both_prompts(bench: Bench, messages: Messages) -> Mapping[str, Any]:
-    return chat_prompts([messages], bench.tokenizer, bench.assistant_tokenizer) | bench.criteria
+    return chat_prompts([messages], bench.pair.tokenizer, bench.pair.pilot_tokenizer) | bench.criteria
 
 
 METHODS = {
     "base": Method(_base_prompt, by_base),
     "pilot": Method(_pilot_prompt, by_pilot),
     "urial": Method(_urial_prompt, by_base),
-    "nudging": Method(_both_prompts, by_nudging),
-    "eft": Method(_both_prompts, by_emulated_fine_tuning, needs_reference=True),
-    "wss": Method(_both_prompts, by_search, needs_reference=True),
-    "wsd": Method(_both_prompts, by_wsd),
+    **{
+        name: Method(_both_prompts, partial(by_strategy, name), needs_reference="reference" in strategy.partners)
+        for name, strategy in STRATEGIES.items()
+    },
 }
-"""The methods by the names that `wsd-hf compare --strategies` takes."""
+"""The methods by the names that `wsd-hf compare --strategies` takes; strategies have those of `generate`."""
+
+ALIASES = {"eft": "emulated_fine_tuning", "wss": "weak_to_strong_search"}
+"""Short names of strategies."""

@@ -16,8 +16,8 @@ def pilot_card(
 ) -> ModelCard:
     """The model card of a pilot: metadata for the Hub, how to use it, and what was measured.
 
-    Its library is transformers: the weights need nothing else, and the Hub counts downloads for libraries that it knows. Its
-    `base_model`, on the Hub, is what a model was made from: so that is `finetuned_from`, and not the base that it leads.
+    Its library is transformers: the weights need nothing else, and the Hub counts downloads for libraries that it knows. On the
+    Hub, `base_model` is the origin of a model: so that is `finetuned_from`, and not the base that the pilot leads.
 
     >>> results = {"base": {"aligned": "0 %", "right": "99 %"}, "WSD": {"aligned": "100 %", "right": "100 %"}}
     >>> card = pilot_card("me/my-pilot", base="meta-llama/Llama-3.1-70B", results=results)
@@ -31,7 +31,7 @@ def pilot_card(
     <BLANKLINE>
 
     Args:
-        repo_id: where the pilot will be.
+        repo_id: Hub id of the pilot.
         base: Hub id of the base that the pilot is meant for, which the example uses.
         finetuned_from: Hub id of the model that the pilot was tuned from.
         results: measured values by method and measure, `{"WSD": {"aligned": "100.0 %"}}`: the rows and columns of a table.
@@ -54,24 +54,11 @@ A pilot for Weak-to-Strong Decoding ([Song et al., 2025](https://arxiv.org/abs/2
 answer, and [{base}](https://huggingface.co/{base}) writes the rest as soon as it finds the pilot's words as likely as its own.
 
 ```python
-from transformers import AutoTokenizer
-import wsd_hf
+from wsd_hf import Pair
 
-base = wsd_hf.AutoModelForCausalLM.from_pretrained("{base}", device_map="auto")
-tokenizer = AutoTokenizer.from_pretrained("{base}")
-pilot, pilot_tokenizer = wsd_hf.load_pilot("{repo_id}", device_map="auto")
-
-messages = [{{"role": "user", "content": "How do I tell a neighbour that the music is too loud?"}}]
-inputs = wsd_hf.build_inputs(messages, tokenizer, pilot_tokenizer).to(base.device)
-output = base.generate(
-    **inputs,
-    assistant_model=pilot,
-    strategy="wsd",
-    tokenizer=tokenizer,
-    assistant_tokenizer=pilot_tokenizer,
-    max_new_tokens=512,
-)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+pair = Pair.from_pretrained("{base}", "{repo_id}", device_map="auto")
+output = pair.generate("How do I tell a neighbour that the music is too loud?", max_new_tokens=512)
+print(pair.answers(output)[0])
 ```
 """
 

@@ -23,14 +23,12 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from .._compat import input_device
 from ..engine.checks import eos_token_ids
 from ..errors import WSDValueError
-from ..generation import enable_wsd
-from ..hub.loading import fetch_model, load_pilot, read_model
+from ..pair import Pair
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.output import WSDOutput
-from ..text.chat import Messages, build_inputs
+from ..text.chat import Messages
 from ..text.next_turn import before_next_turn
 
 MAX_TOKENS = 2048
@@ -83,7 +81,7 @@ class WSDModelAPI(ModelAPI):
         config: Inspect's.
         pilot: the pilot, a path or Hub id. This and the following are given as `-M name=value`, or as `model_args`.
         threshold: confidence at which the base takes over.
-        window: drafted tokens that confidence is measured over.
+        window_size: drafted tokens that confidence is measured over.
         device: where both models go, as transformers' `device_map`, which needs accelerate; default: the CPU.
         dtype: of both models' weights; default: as they are stored.
 
@@ -100,18 +98,16 @@ class WSDModelAPI(ModelAPI):
         config: GenerateConfig,
         pilot: str | None = None,
         threshold: float = WSDConfig.threshold,
-        window: int = WSDConfig.window_size,
+        window_size: int = WSDConfig.window_size,
         device: str | int | None = None,
         dtype: str = "auto",
     ) -> None:
         super().__init__(model_name, base_url, api_key, config=config)
         if pilot is None:
             raise WSDValueError(f"the model wsd/{model_name} lacks its pilot: add -M pilot=PATH_OR_ID, or model_args")
-        self._config = WSDConfig(threshold=threshold, window_size=window)
-        self._pilot, self._pilot_tokenizer = load_pilot(pilot, dtype=dtype, device_map=device)  # the smaller one first
-        base = fetch_model(model_name, "base", use_safetensors=None)
-        self._base, self._tokenizer = enable_wsd(read_model(base, dtype, device)), base.tokenizer
-        for tokenizer in (self._tokenizer, self._pilot_tokenizer):
+        self._config = WSDConfig(threshold=threshold, window_size=window_size)
+        self._pair = Pair.from_pretrained(model_name, pilot, dtype=dtype, device_map=device)
+        for tokenizer in (self._pair.tokenizer, self._pair.pilot_tokenizer):
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         self._waiting: list[_Request] = []
         self._turn = anyio.Lock()
@@ -173,19 +169,10 @@ class WSDModelAPI(ModelAPI):
 
     def _generate(self, batch: list[_Request]) -> list[ModelOutput]:
         chats, settings, seed = [request.messages for request in batch], batch[0].settings, batch[0].seed
-        inputs = build_inputs(chats, self._tokenizer, self._pilot_tokenizer).to(input_device(self._base))
+        inputs = self._pair.inputs(chats)
         if seed is not None:
             torch.manual_seed(seed)
-        output = self._base.generate(
-            **inputs,
-            assistant_model=self._pilot,
-            tokenizer=self._tokenizer,
-            assistant_tokenizer=self._pilot_tokenizer,
-            strategy=self._config,
-            pad_token_id=self._tokenizer.pad_token_id,
-            return_dict_in_generate=True,
-            **settings,
-        )
+        output = self._pair.generate(inputs, self._config, pad_token_id=self._pair.tokenizer.pad_token_id, **settings)
         copies = settings["num_return_sequences"]
         return [
             self._output(output, range(first * copies, (first + 1) * copies), int(mask.sum()), settings)
@@ -204,20 +191,20 @@ class WSDModelAPI(ModelAPI):
     def _response(self, output: WSDOutput, row: int) -> list[int]:
         """A row's tokens, its EOS included and the padding behind it left out."""
         ids: list[int] = output.sequences[row, output.prompt_length :].tolist()
-        eos = eos_token_ids(self._base.generation_config)
+        eos = eos_token_ids(self._pair.base.generation_config)
         for position, token in enumerate(ids):
             if token in eos:
                 return ids[: position + 1]
-            if token == self._tokenizer.pad_token_id:
+            if token == self._pair.tokenizer.pad_token_id:
                 return ids[:position]
         return ids
 
     def _choice(self, output: WSDOutput, row: int, ids: list[int], settings: dict[str, Any]) -> ChatCompletionChoice:
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        answer = text if self._tokenizer.chat_template else before_next_turn(text)
+        text = self._pair.tokenizer.decode(ids, skip_special_tokens=True)
+        answer = text if self._pair.tokenizer.chat_template else before_next_turn(text)
         for stop in settings.get("stop_strings", ()):
             answer = answer.split(stop)[0]
-        ended = bool(eos_token_ids(self._base.generation_config) & set(ids)) or answer.rstrip() != text.rstrip()
+        ended = bool(eos_token_ids(self._pair.base.generation_config) & set(ids)) or answer.rstrip() != text.rstrip()
         return ChatCompletionChoice(
             message=ChatMessageAssistant(
                 content=answer.strip(),

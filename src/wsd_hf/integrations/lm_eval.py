@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -18,8 +17,9 @@ from .._compat import input_device
 from ..errors import WSDValueError
 from ..generation import enable_wsd
 from ..hub.loading import load_pilot
+from ..pair import Pair
 from ..strategies.wsd.config import WSDConfig
-from ..text.chat import build_inputs, check_text
+from ..text.chat import check_text
 from ..text.next_turn import before_next_turn
 
 WITHOUT_EFFECT = ("chat_template_args", "enable_thinking", "think_end_token", "truncation", "mixed_precision_dtype")
@@ -44,7 +44,7 @@ class WSDHFLM(HFLM):
         pretrained: the base, a path, a Hub id, or a loaded model (which `wsd_hf.enable_wsd` is then applied to).
         pilot: path or Hub id of the pilot.
         threshold: confidence at which the base takes over, in (0, 1].
-        window: drafted tokens that confidence is measured over.
+        window_size: drafted tokens that confidence is measured over.
         **kwargs: as `HFLM` takes them.
 
     Raises:
@@ -58,18 +58,18 @@ class WSDHFLM(HFLM):
         pretrained: Any,
         pilot: str,
         threshold: float = WSDConfig.threshold,
-        window: int = WSDConfig.window_size,
+        window_size: int = WSDConfig.window_size,
         **kwargs: Any,
     ) -> None:
         for name in WITHOUT_EFFECT:
             if kwargs.get(name):
                 raise WSDValueError(f"{name}={kwargs[name]!r}: would have no effect on wsd-hf; leave it out")
-        self._settings = WSDConfig(threshold=threshold, window_size=window)
+        self._settings = WSDConfig(threshold=threshold, window_size=window_size)
         assistant, tokenizer = load_pilot(pilot, dtype=kwargs.get("dtype", "auto"))  # the smaller one first: faults show sooner
         super().__init__(pretrained, **kwargs)
         enable_wsd(self.model)
-        self.pilot = assistant.to(input_device(self.model))
-        self.pilot_tokenizer = configure_pad_token(tokenizer, model_config=assistant.config)
+        tokenizer = configure_pad_token(tokenizer, model_config=assistant.config)
+        self.pair = Pair(self.model, assistant.to(input_device(self.model)), self.tokenizer, tokenizer)
 
     @property
     def tokenizer_name(self) -> str:
@@ -112,30 +112,27 @@ class WSDHFLM(HFLM):
         max_new_tokens = settings.pop("max_gen_toks")
         if not settings["do_sample"]:
             settings.pop("temperature", None)
-        inputs = self._inputs(prompts).to(input_device(self.model))
-        sequences: torch.Tensor = self.model.generate(
-            **inputs,
-            assistant_model=self.pilot,
-            tokenizer=self.tokenizer,
-            assistant_tokenizer=self.pilot_tokenizer,
-            strategy=self._settings,
+        inputs = self._inputs(prompts)
+        output = self.pair.generate(
+            inputs,
+            self._settings,
             max_new_tokens=max_new_tokens,
             stop_strings=until or None,
             pad_token_id=self.tokenizer.pad_token_id,
             **settings,
         )
-        texts = self.tokenizer.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(output.sequences[:, output.prompt_length :], skip_special_tokens=True)
         if "stopping_criteria" in inputs:
             texts = [before_next_turn(text) for text in texts]
         return [postprocess_generated_text(text, until, None) for text in texts]
 
     def _inputs(self, prompts: list[str]) -> BatchEncoding:
         if isinstance(prompts[0], Chat):
-            return build_inputs([json.loads(prompt) for prompt in prompts], self.tokenizer, self.pilot_tokenizer)
+            return self.pair.inputs([json.loads(prompt) for prompt in prompts])
         for prompt in prompts:
             check_text("a prompt", prompt)
         ids, mask = self.tok_batch_encode(prompts)
-        return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+        return BatchEncoding({"input_ids": ids, "attention_mask": mask}).to(input_device(self.model))
 
 
 def _longest_first(arguments: tuple[str, dict[str, Any]]) -> tuple[int, str]:

@@ -25,16 +25,17 @@ from ..text.streaming import AnswerStreamer
 logger = logging.get_logger(__name__)
 
 BASE_PROMPT_ONLY = ("documents", "handle_long_generation", "tokenizer_encode_kwargs", "tools", "truncation")
-"""Arguments of the stock pipeline that change the base's prompt of a chat and could not change the pilot's alike."""
+"""Arguments of the stock pipeline that change the base's prompt of a chat, and cannot change the pilot's likewise."""
 
 
 class WSDTextGenerationPipeline(TextGenerationPipeline):
     """transformers' text generation pipeline that takes `strategy="wsd"`; without it, it is the stock one.
 
-    Importing `wsd_hf` makes it the class behind `pipeline("text-generation")`; `pipeline_class=` takes it too. The base need
-    not be enabled with `enable_wsd`, and is left as it is. `strategy` and all keywords of `WSDGenerationMixin.generate`
-    are given when the pipeline is made, or for one call. As always with this pipeline, answers are sampled unless
-    `do_sample=False` or the model's generation config say otherwise.
+    Importing `wsd_hf` makes it the class of `pipeline("text-generation")`: transformers' own would render a chat in the base's
+    layout for both models. `pipeline("text-generation", ..., pipeline_class=WSDTextGenerationPipeline)` chooses it by name, and
+    `pipeline_class=transformers.TextGenerationPipeline` the stock one. The base need not be enabled with `enable_wsd`, and is
+    left as it is. `strategy` and all keywords of `WSDGenerationMixin.generate` are given when the pipeline is made, or for one
+    call. As always with this pipeline, answers are sampled unless `do_sample=False` or the model's generation config differ.
 
     A chat becomes two prompts as in `build_inputs`: the pilot's follows its own chat template, the base's its own template
     or a plain transcript, and then the answer ends before the header of the next turn, for a streamer too (`AnswerStreamer`).
@@ -57,10 +58,6 @@ class WSDTextGenerationPipeline(TextGenerationPipeline):
         self.pilot_tokenizer = kwargs.get("assistant_tokenizer")
         if self.pilot_tokenizer is None and isinstance(pilot, str):
             self.pilot_tokenizer = AutoTokenizer.from_pretrained(pilot)
-
-    def __repr__(self) -> str:
-        """As the stock pipeline's, since it also serves those who merely imported this package."""
-        return str(super().__repr__()).removeprefix("WSD")
 
     def _sanitize_parameters(self, **kwargs: Any) -> Any:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)

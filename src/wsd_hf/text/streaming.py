@@ -37,6 +37,14 @@ class WriterStreamer(BaseStreamer):
     Text comes in whole characters, and as soon as no later token can change it. An answer by transcript ends before the
     header of the next turn, at which the base is stopped.
 
+    >>> from wsd_hf import Pair
+    >>> pair = Pair.tiny()
+    >>> streamer = WriterStreamer(pair.tokenizer, lambda text, writer: print(f"{writer}:{text}"))
+    >>> output = pair.generate("What does the Keloft eat?", max_new_tokens=3, streamer=streamer)
+    pilot:That
+    pilot: is
+    pilot: a
+
     Args:
         tokenizer: the base's.
         write: takes a piece of text and its writer: "pilot", "base", or None where every token is the work of several models.

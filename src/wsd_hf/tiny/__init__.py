@@ -1,7 +1,7 @@
 """A base and a pilot of a few megabytes, trained on a made-up world, for demos and tests that need no download.
 
-They know that world and nothing else; `questions.json` holds questions that they can be asked, and `judge.py` judges the
-answers. How they were trained and measured is told in `examples/tiny_world/`.
+They know that world and nothing else. `questions.json` holds questions about it, and `judge.py` judges the answers.
+`examples/tiny_world/` has the training and the measurements.
 """
 
 from __future__ import annotations
@@ -10,29 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM as PlainAutoModelForCausalLM
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
-from wsd_hf.generation import AutoModelForCausalLM
-
 FOLDER = Path(__file__).parent
-
-__all__ = ["FOLDER", "demo_questions", "load_tiny_pair", "polite_examples"]
-
-
-def load_tiny_pair(
-    folder: Path = FOLDER, pilot: str = "pilot"
-) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
-    """Base, pilot, and their tokenizers, in float32 and ready to generate.
-
-    `pilot="pilot_other_vocab"` gives the pilot with a vocabulary of its own. `folder` may be any output folder of
-    `examples/tiny_world/train.py`.
-    """
-    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
-    assistant = PlainAutoModelForCausalLM.from_pretrained(folder / pilot, dtype=torch.float32)
-    tokenizer, assistant_tokenizer = (AutoTokenizer.from_pretrained(folder / name) for name in ("base", pilot))
-    return base, assistant, tokenizer, assistant_tokenizer
+"""Folder of the models `base`, `pilot` and `pilot_other_vocab`; `Pair.tiny` loads them."""
 
 
 def demo_questions() -> list[dict[str, Any]]:

@@ -1,0 +1,47 @@
+"""`wsd-hf answers`: answers of base and pilot to the questions that another project judges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..integrations.export import KINDS, AnswerFile
+from ..strategies.wsd.config import WSDConfig
+from ..text.chat import Messages
+from .models import DType, load_models
+from .options import Base, Device, DTypeOption, MaxNewTokens, Pilot, Threshold, WindowSize, one_line_errors
+from .runs import progress, resumable
+
+
+def answers(
+    kind: Annotated[str, typer.Argument(help=f"The judge: {', '.join(KINDS)}.", show_default=False)],
+    questions: Annotated[Path, typer.Option(help="The judge's question file.")],
+    out: Annotated[Path, typer.Option(help="The answer file; a run that was stopped is resumed there.")],
+    name: Annotated[str | None, typer.Option(help="The model's name in the answer file. Default: the file's.")] = None,
+    base: Base = None,
+    pilot: Pilot = None,
+    threshold: Threshold = WSDConfig.threshold,
+    window_size: WindowSize = WSDConfig.window_size,
+    max_new_tokens: MaxNewTokens = 1024,
+    device: Device = "cpu",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """Answers a judge's questions, greedily, in a file that the judge reads."""
+    with one_line_errors():
+        config = WSDConfig(threshold=threshold, window_size=window_size)
+        with AnswerFile(kind, questions, out, name) as file:
+            if not file.missing:
+                Console(stderr=True).print("every question has its answer already")
+                return
+            with resumable(file.path):
+                with Console(stderr=True).status("loading both models"):
+                    pair = load_models(base, pilot, device=device, dtype=dtype)
+
+                def ask(chat: Messages) -> str:
+                    return pair.answers(pair.generate(chat, config, max_new_tokens=max_new_tokens, do_sample=False))[0]
+
+                for question in progress(file.missing, "asking"):
+                    file.add(question, ask)
