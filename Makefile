@@ -35,7 +35,7 @@ docs: .venv/ready
 # setuptools packs files that the last build packed, so its list of them goes first.
 dist: .venv/ready
 	rm -rf dist .venv-dist src/*.egg-info
-	.venv/bin/python -m build
+	.venv/bin/python -m build --quiet
 	.venv/bin/python tests/dist.py
 	$(PYTHON) -m venv .venv-dist
 	.venv-dist/bin/pip install --quiet --constraint constraints.txt dist/*.whl
