@@ -1,13 +1,16 @@
 PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2
 
-.PHONY: demo test sweep bench lint types test-lowest check clean
+.PHONY: demo test test-lowest sweep bench lint types english docs dist check clean
 
-demo: .venv/ready
-	.venv/bin/wsd-hf demo
+demo: .venv-demo/ready
+	.venv-demo/bin/wsd-hf demo
 
 test: .venv/ready
 	.venv/bin/pytest $(PYTEST_OPTIONS)
+
+test-lowest: .venv-lowest/ready
+	.venv-lowest/bin/pytest $(PYTEST_OPTIONS)
 
 sweep: .venv/ready
 	.venv/bin/pytest $(PYTEST_OPTIONS) -m sweep
@@ -22,18 +25,35 @@ lint: .venv/ready
 types: .venv/ready
 	.venv/bin/mypy
 
-test-lowest: .venv-lowest/ready
-	.venv-lowest/bin/pytest $(PYTEST_OPTIONS)
+english: .venv/ready
+	.venv/bin/python tests/english.py
 
-check: lint types test test-lowest sweep
+docs: .venv/ready
+	.venv/bin/mkdocs build --strict --quiet
 
-.venv/ready: constraints.txt
+# The wheel is built from the sdist, installed into an environment of its own, and run from outside the repository.
+# setuptools packs files that the last build packed, so its list of them goes first.
+dist: .venv/ready
+	rm -rf dist .venv-dist src/*.egg-info
+	.venv/bin/python -m build --quiet
+	.venv/bin/python tests/dist.py
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	cd / && "$(CURDIR)/.venv-dist/bin/python" -m wsd_hf --version
+	cd / && "$(CURDIR)/.venv-dist/bin/wsd-hf" demo
+
+check: lint types english docs dist test test-lowest sweep
+
+.venv/ready .venv-lowest/ready: PACKAGE = .[dev]
+.venv-demo/ready: PACKAGE = .
+
+.venv/ready .venv-demo/ready: constraints.txt
 .venv-lowest/ready: constraints-lowest.txt
 
-.venv/ready .venv-lowest/ready: pyproject.toml setup.cfg constraints-tools.txt
+.venv/ready .venv-lowest/ready .venv-demo/ready: pyproject.toml setup.cfg constraints-tools.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet --constraint $(filter-out constraints-tools.txt,$(filter constraints%,$^)) --editable '.[dev]'
+	$(@D)/bin/pip install --quiet --constraint $(filter-out constraints-tools.txt,$(filter constraints%,$^)) --editable '$(PACKAGE)'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
