@@ -93,7 +93,8 @@ def _arguments(strategy: Any) -> dict[str, str]:
     """Documentation of each field, from the class's docstring, each on one line."""
     sections = Docstring(inspect.getdoc(strategy) or "").parse("google", warnings=False)
     [arguments] = [section.value for section in sections if section.kind is DocstringSectionKind.parameters]
-    return {argument.name: " ".join(argument.description.split()).replace("|", r"\|") for argument in arguments}
+    lines = {argument.name: " ".join(argument.description.split()).replace("|", r"\|") for argument in arguments}
+    return {name: line[0].upper() + line[1:] for name, line in lines.items()}
 
 
 def _default(field: Any) -> str:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import wsd_hf
 from wsd_hf.cli import app
-from wsd_hf.tiny import FOLDER, load_tiny_pair
+from wsd_hf.tiny import FOLDER
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
@@ -36,19 +36,19 @@ LOCAL = {
 
 @pytest.fixture
 def names() -> dict[str, Any]:
-    base, pilot, tokenizer, pilot_tokenizer = load_tiny_pair()
+    pair = wsd_hf.Pair.tiny()
     chats = {f"chat_{n}": [{"role": "user", "content": "What does the Keloft eat?"}] for n in (1, 2)}
     untuned = AutoModelForCausalLM.from_pretrained(REPOSITORY / "examples/tiny_world/pilot_untuned", dtype=torch.float32)
     return {
         **chats,
         "wsd_hf": wsd_hf,
-        "base": base,
-        "model": base,
-        "pilot": pilot,
+        "base": pair.base,
+        "model": AutoModelForCausalLM.from_pretrained(FOLDER / "base", dtype=torch.float32),
+        "pilot": pair.pilot,
         "untuned_pilot": untuned,
-        "tokenizer": tokenizer,
-        "pilot_tokenizer": pilot_tokenizer,
-        "inputs": wsd_hf.build_inputs(chats["chat_1"], tokenizer, pilot_tokenizer),
+        "tokenizer": pair.tokenizer,
+        "pilot_tokenizer": pair.pilot_tokenizer,
+        "inputs": pair.inputs(chats["chat_1"]),
     }
 
 
@@ -64,7 +64,7 @@ def test_all_blocks_run_in_order(page: str, names: dict[str, Any], capsys: pytes
             code = code.replace(large, small)
         exec(compile(code, f"{page} block {position}", "exec"), names)
         if "print(" in code:
-            assert "the Keloft eats acorns" in capsys.readouterr().out
+            assert "acorns" in capsys.readouterr().out
 
 
 def commands() -> list[tuple[str, str]]:
