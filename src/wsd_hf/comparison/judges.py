@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 import os
+import pkgutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,14 +21,14 @@ JUDGES = {"tiny_world": "wsd_hf.tiny.judge:score"}
 
 def find_judge(name: str) -> Judge:
     """The judge with a name in `JUDGES`, or at an import path `package.module:function`; a WSDValueError if there is none."""
-    module, colon, function = JUDGES.get(name, name).partition(":")
-    if not colon:
+    path = JUDGES.get(name, name)
+    if ":" not in path:
         known = ", ".join(JUDGES)
         raise WSDValueError(f"--judge {name}: unknown; known are {known}, and import paths package.module:function")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # missing for installed commands; judges of users are often there
     try:
-        judge = getattr(importlib.import_module(module), function)
+        judge = pkgutil.resolve_name(path)
     except Exception as error:  # an imported module may raise anything
         raise WSDValueError(f"--judge {name}: {type(error).__name__}: {error}") from error
     if not callable(judge):

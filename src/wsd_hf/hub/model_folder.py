@@ -21,7 +21,7 @@ TEMPLATES = "additional_chat_templates"
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Files of a folder, without weights, code, and subfolders."""
+    """Data files directly in a folder."""
     return sorted({file for pattern in DATA for file in folder.glob(pattern) if file.is_file()})
 
 
@@ -92,15 +92,14 @@ def check_tokenizer_files(folder: Path) -> None:
     if file.exists():
         settings = json_object(file)
         check_file_names(file, settings.get("fast_tokenizer_files", []), ".json")
-        paths = {key: settings[key] for key in ("vocab", "merges") if isinstance(settings.get(key), str)}
-        for key, value in (paths | {"init_inputs": settings.get("init_inputs")}).items():
-            if value:
+        for key in ("vocab", "merges", "init_inputs"):
+            if (value := settings.get(key)) and (isinstance(value, str) or key == "init_inputs"):
                 raise WSDHubError(f"{file} has {key}={value!r:.200}, which may name a file elsewhere: remove it")
     file = folder / "special_tokens_map.json"
     if file.exists():
         for key in json_object(file):
             if not key.endswith(("_token", "_tokens")):
-                raise WSDHubError(f"{file} has {key!r:.200}, which is no special token: remove it")
+                raise WSDHubError(f"{file} has {key!r:.200}, which is not a special token: remove it")
 
 
 def check_kernels(file: Path) -> None:

@@ -69,7 +69,7 @@ class _Kind:
     """Key of the model's name in answers."""
     turns: bool = False
     one_list: bool = False
-    """Whether a file is one JSON list; else each line is a record."""
+    """True if a file is one JSON list; else each line is a record."""
 
 
 KINDS = {

@@ -40,16 +40,13 @@ class ContinuationTokenizer:
         self.tokenizer = tokenizer
         self._normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
         self._composes = self._normalizer is not None and MARKED not in self._normalizer.normalize_str(MARKED)
+        self._adds_space = adds_space(tokenizer)
         self._anchor = self._encode("a")
         self._skip = len(plain_text(tokenizer, self._anchor))
 
     @cached_property
     def _texts(self) -> TokenTexts:
         return token_texts(self.tokenizer)
-
-    @cached_property
-    def _adds_space(self) -> bool:
-        return adds_space(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without special tokens and without a space that the tokenizer would add at the beginning."""
