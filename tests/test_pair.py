@@ -174,4 +174,7 @@ def test_writers_are_streamed_under_every_strategy(pair: Pair) -> None:
             continue
         for writer in ("pilot", "base"):
             traced = "".join(token.text for token in pair.explain(output).tokens if token.writer == writer)
-            assert "".join(text for text, who in pieces if who == writer).strip() == traced.replace(pair.tokenizer.eos_token, "").strip()
+            assert (
+                "".join(text for text, who in pieces if who == writer).strip()
+                == traced.replace(pair.tokenizer.eos_token, "").strip()
+            )
