@@ -26,7 +26,7 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def check_links(place: Path, folder: Path) -> None:
-    """Raises a WSDHubError if `folder` or a file in it is a symbolic link that leads out of `place`.
+    """Raises a WSDHubError if `folder` or a file in it is a symbolic link in a circle, or one that leads out of `place`.
 
     A snapshot in the cache of the Hub's client consists of links to that client's store of contents, which are permitted.
     """
@@ -37,7 +37,10 @@ def check_links(place: Path, folder: Path) -> None:
             homes += [parent.parent / "blobs", parent.parent.parent / "blobs"]
     files = (file for file in folder.iterdir() if file.name == TEMPLATES or not file.is_dir())
     for file in (folder, *files, *(folder / TEMPLATES).glob("*")):
-        if not any(file.resolve().is_relative_to(home) for home in homes):
+        target = file.resolve()
+        if target.is_symlink():  # Python before 3.13 raises an error of its own
+            raise WSDHubError(f"{file} is a link in a circle: put the file itself there")
+        if not any(target.is_relative_to(home) for home in homes):
             raise WSDHubError(
                 f"{file} is a link that leads out of {place}: put the file itself there. If `pack` wrote the folder, "
                 "trust_remote_code=True follows its links"
