@@ -178,3 +178,9 @@ def test_writers_are_streamed_under_every_strategy(pair: Pair) -> None:
                 "".join(text for text, who in pieces if who == writer).strip()
                 == traced.replace(pair.tokenizer.eos_token, "").strip()
             )
+
+
+@pytest.mark.parametrize("chats", [None, 3, [1], {"role": "user", "content": "Hi"}])
+def test_what_is_no_chat_is_refused_by_name(chats: Any) -> None:
+    with pytest.raises(WSDValueError, match=r"^chats=.*: must be a question, a list of messages, or a list of either$"):
+        Pair.tiny().inputs(chats)

@@ -131,10 +131,9 @@ class Pair:
         Raises:
             WSDValueError: a chat of another form, or a tokenizer that cannot render it.
         """
-        if isinstance(chats, Mapping):
+        chats = [chats] if isinstance(chats, str) else chats
+        if not isinstance(chats, Sequence) or not all(isinstance(chat, str | Mapping | Sequence) for chat in chats):
             raise WSDValueError(f"chats={chats!r}: must be a question, a list of messages, or a list of either")
-        if isinstance(chats, str):
-            chats = [chats]
         messages: Any = [[{"role": "user", "content": chat}] if isinstance(chat, str) else chat for chat in chats]
         return build_inputs(messages, self.tokenizer, self.pilot_tokenizer).to(input_device(self.base))
 
