@@ -58,7 +58,7 @@ class Run:
             self.out = folder / "out"
             self.file = self.out / "answers.jsonl"
             self.options = ["compare", "--out", self.out, "--prompts", prompts, "--strategies", ",".join(STRATEGIES)]
-            monkeypatch.setattr("wsd_hf.cli.comparison.Comparison._bench", self._load)
+            monkeypatch.setattr("wsd_hf.cli.comparison.load_models", self._load)
             for name in STRATEGIES:
                 monkeypatch.setitem(METHODS, name, Method(lambda bench, messages: {"chat": messages}, self._reply))
         else:
@@ -68,10 +68,9 @@ class Run:
 
     def _load(self, *args: Any, **kwargs: Any) -> Any:
         self.loads += 1
-        pair = SimpleNamespace(
+        return SimpleNamespace(
             base=None, pilot=None, generate=lambda chat, *_, **__: self._text(chat), answers=lambda text: [text]
         )
-        return SimpleNamespace(pair=pair) if self.kind == "compare" else pair
 
     def _text(self, chat: Any) -> str:
         self.before_answer()

@@ -14,20 +14,18 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..bundle import pack as write_bundle
-from ..comparison.judges import JUDGES
 from ..comparison.methods import METHODS
 from ..comparison.replies import Bench
 from ..engine.strategy import StrategyOutput
 from ..errors import WSDValueError
 from ..pair import Pair
-from ..strategies.nudging.config import NudgingConfig
 from ..strategies.wsd.config import WSDConfig
 from ..text.chat import Messages, check_messages, check_text
 from ..text.json_data import parse_json
 from ..text.visible import visible
 from ..tiny import demo_questions
 from .answer_files import answers
-from .comparison import Comparison
+from .comparison import compare
 from .conversation import Conversation, summary
 from .evaluation import evaluate
 from .models import DType, load_models
@@ -171,49 +169,6 @@ def chat(
 
 
 @app.command()
-def compare(
-    out: Annotated[Path, typer.Option(help="Folder for answers, tables and page; a run that was stopped is resumed there.")],
-    base: Base = None,
-    pilot: Pilot = None,
-    reference: Reference = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help='Lines of {"prompt": ...} or {"messages": [...]}. Default: the shipped questions.')
-    ] = None,
-    strategies: Annotated[str, typer.Option(help=f"Some of {', '.join(METHODS)}.")] = "base,pilot,urial,nudging,wsd",
-    judge: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(JUDGES)}, or package.module:function, from a line's object and a response to a number."),
-    ] = None,
-    threshold: Threshold = WSDConfig.threshold,
-    window_size: WindowSize = WSDConfig.window_size,
-    nudging_threshold: Annotated[
-        float, typer.Option(help="Certainty below which the pilot writes the next word, in (0, 1].")
-    ] = NudgingConfig.threshold,
-    max_new_tokens: MaxNewTokens = 256,
-    device: Device = "cpu",
-    dtype: DTypeOption = DType.auto,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed prompts out.")] = False,
-) -> None:
-    """Answers the same prompts in several ways: a table of costs and scores, and the answers side by side."""
-    with one_line_errors():
-        Comparison(
-            base=base,
-            pilot=pilot,
-            reference=reference,
-            prompts=prompts,
-            strategies=strategies,
-            judge=judge,
-            threshold=threshold,
-            window_size=window_size,
-            nudging_threshold=nudging_threshold,
-            max_new_tokens=max_new_tokens,
-            device=device,
-            dtype=dtype,
-            skip_bad=skip_bad,
-        ).run(out)
-
-
-@app.command()
 def pack(
     folder: Annotated[Path, typer.Argument(help="The directory to write; missing or empty.")],
     base: Annotated[str, typer.Option(help="Base model, a path or Hub id.")],
@@ -232,6 +187,7 @@ def pack(
             say("The base's chat template cannot be read back: the pilot will get chats in the base's layout", err=True)
 
 
+app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(answers)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from ..comparison import answer_all, comparable, missing
-from ..comparison.judges import find_judge
+from ..comparison.judges import JUDGES, find_judge
 from ..comparison.methods import ALIASES, METHODS
 from ..comparison.page import page
 from ..comparison.prompts import Record, read_prompts
@@ -20,7 +21,6 @@ from ..comparison.replies import Bench
 from ..comparison.store import Store
 from ..comparison.table import Row, as_csv, markdown, table_rows, terminal
 from ..engine.numbers import check_probability
-from ..engine.strategy import StrategyConfig
 from ..errors import WSDValueError
 from ..files import write_whole
 from ..strategies import STRATEGIES
@@ -29,89 +29,90 @@ from ..strategies.wsd.config import WSDConfig
 from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
 from .models import DType, load_models
+from .options import Base, Device, DTypeOption, MaxNewTokens, Pilot, Reference, Threshold, WindowSize, one_line_errors
 from .runs import progress, resumable
 from .terminal import say
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The options of the command; `run` carries them out."""
-
-    base: str | None
-    pilot: str | None
-    reference: str | None
-    prompts: Path | None
-    strategies: str
-    judge: str | None
-    threshold: float
-    window_size: int
-    nudging_threshold: float
-    max_new_tokens: int
-    device: str
-    dtype: DType
-    skip_bad: bool
-
-    def run(self, folder: Path) -> None:
-        """Gives the answers that the folder lacks, then shows and writes the table and the page of all; also when stopped."""
-        config = WSDConfig(threshold=self.threshold, window_size=self.window_size)
-        nudging = NudgingConfig(threshold=check_probability("nudging_threshold", self.nudging_threshold))
-        strategies = self._strategies()
-        judge = find_judge(self.judge) if self.judge else None
-        records = self._records()
-        settings = self._settings(strategies, records)
-        with Store(folder, settings) as store:
-            try:
-                if tasks := missing(records, strategies, store):
-                    with resumable(folder):
-                        bench = self._bench(strategies, config, nudging)
-                        answer_all(tasks, records, bench, judge, store, lambda tasks: progress(tasks, "answering"))
-            except (KeyboardInterrupt, SystemExit):
-                _show(folder, records, strategies, settings, store)
-                raise
-            _show(folder, records, strategies, settings, store)
-
-    def _strategies(self) -> list[str]:
-        """The chosen methods, after the base, whose times are the measure of the others'."""
-        asked = [name.strip() for name in self.strategies.split(",")]
-        names = list(dict.fromkeys(["base", *(ALIASES.get(name, name) for name in asked)]))
-        for name in names:
-            if name not in METHODS:
-                raise WSDValueError(f"--strategies: {name!r} is unknown; known are {', '.join(METHODS)}")
-            if METHODS[name].needs_reference and self.reference is None:
-                raise WSDValueError(f"--strategies: {name} needs --reference, the pilot as it was before its alignment")
-        return names
-
-    def _records(self) -> list[Record]:
-        if self.prompts is not None:
-            return read_prompts(self.prompts, skipped=_warn if self.skip_bad else None)
-        if self.base is None and self.pilot is None:
-            return demo_questions()
-        raise WSDValueError("--prompts is missing: the shipped questions are for the shipped pair only")
-
-    def _settings(self, strategies: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:
+def compare(
+    out: Annotated[Path, typer.Option(help="Folder for answers, tables and page; a run that was stopped is resumed there.")],
+    base: Base = None,
+    pilot: Pilot = None,
+    reference: Reference = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='Lines of {"prompt": ...} or {"messages": [...]}. Default: the shipped questions.')
+    ] = None,
+    strategies: Annotated[str, typer.Option(help=f"Some of {', '.join(METHODS)}.")] = "base,pilot,urial,nudging,wsd",
+    judge: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(JUDGES)}, or package.module:function, from a line's object and a response to a number."),
+    ] = None,
+    threshold: Threshold = WSDConfig.threshold,
+    window_size: WindowSize = WSDConfig.window_size,
+    nudging_threshold: Annotated[
+        float, typer.Option(help="Certainty below which the pilot writes the next word, in (0, 1].")
+    ] = NudgingConfig.threshold,
+    max_new_tokens: MaxNewTokens = 256,
+    device: Device = "cpu",
+    dtype: DTypeOption = DType.auto,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed prompts out.")] = False,
+) -> None:
+    """Answers the same prompts in several ways: a table of costs and scores, and the answers side by side."""
+    with one_line_errors():
+        config = WSDConfig(threshold=threshold, window_size=window_size)
+        nudging = NudgingConfig(threshold=check_probability("nudging_threshold", nudging_threshold))
+        names = _names(strategies, reference)
+        scorer = find_judge(judge) if judge else None
+        records = _records(prompts, shipped=base is None and pilot is None, skip_bad=skip_bad)
         digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
-        return {
-            "--base": _model(self.base),
-            "--pilot": _model(self.pilot),
-            "--reference": _model(self.reference),
+        settings = {
+            "--base": _model(base),
+            "--pilot": _model(pilot),
+            "--reference": _model(reference),
             "--prompts": f"{len(records)} prompts, SHA-256 {digest[:16]}",
-            "--strategies": ",".join(strategies),
-            "--judge": self.judge,
-            "--threshold": self.threshold,
-            "--window-size": self.window_size,
-            "--nudging-threshold": self.nudging_threshold,
-            "--max-new-tokens": self.max_new_tokens,
-            "--device": self.device,
-            "--dtype": self.dtype.value,
+            "--strategies": ",".join(names),
+            "--judge": judge,
+            "--threshold": threshold,
+            "--window-size": window_size,
+            "--nudging-threshold": nudging_threshold,
+            "--max-new-tokens": max_new_tokens,
+            "--device": device,
+            "--dtype": dtype.value,
         }
+        with Store(out, settings) as store:
+            try:
+                if tasks := missing(records, names, store):
+                    needed = reference if any(METHODS[name].needs_reference for name in names) else None
+                    with resumable(out):
+                        with Console(stderr=True).status("loading the models"):
+                            pair = load_models(base, pilot, needed, device, dtype)
+                        chosen = {name: kind() for name, kind in STRATEGIES.items()} | {"wsd": config, "nudging": nudging}
+                        bench = Bench(pair, URIAL_PROMPT if base else polite_examples(), chosen, max_new_tokens)
+                        answer_all(tasks, records, bench, scorer, store, lambda tasks: progress(tasks, "answering"))
+            except (KeyboardInterrupt, SystemExit):
+                _show(out, records, names, settings, store)
+                raise
+            _show(out, records, names, settings, store)
 
-    def _bench(self, names: Sequence[str], *given: StrategyConfig) -> Bench:
-        needed = any(METHODS[name].needs_reference for name in names)
-        with Console(stderr=True).status("loading the models"):
-            pair = load_models(self.base, self.pilot, self.reference if needed else None, self.device, self.dtype)
-        strategies = {one.name: one for one in given}
-        strategies |= {name: STRATEGIES[name]() for name in names if name in STRATEGIES and name not in strategies}
-        return Bench(pair, URIAL_PROMPT if self.base else polite_examples(), strategies, self.max_new_tokens)
+
+def _names(strategies: str, reference: str | None) -> list[str]:
+    """The chosen methods, after the base, whose times are the measure of the others'."""
+    asked = [name.strip() for name in strategies.split(",")]
+    names = list(dict.fromkeys(["base", *(ALIASES.get(name, name) for name in asked)]))
+    for name in names:
+        if name not in METHODS:
+            raise WSDValueError(f"--strategies: {name!r} is unknown; known are {', '.join(METHODS)}")
+        if METHODS[name].needs_reference and reference is None:
+            raise WSDValueError(f"--strategies: {name} needs --reference, the pilot as it was before its alignment")
+    return names
+
+
+def _records(prompts: Path | None, shipped: bool, skip_bad: bool) -> list[Record]:
+    if prompts is not None:
+        return read_prompts(prompts, skipped=_warn if skip_bad else None)
+    if shipped:
+        return demo_questions()
+    raise WSDValueError("--prompts is missing: the shipped questions are for the shipped pair only")
 
 
 def _model(source: str | None) -> str | None:
