@@ -59,13 +59,6 @@ def check_keywords(
 
     None counts as not given. transformers itself checks inputs of the model.
 
-    Args:
-        strategy: that of the call.
-        strategies: all of them, by name.
-        generate: transformers' own `generate` of the model.
-        model: the base.
-        keywords: of the call.
-
     Raises:
         WSDValueError: a keyword of another strategy, of transformers' assisted generation, or an unknown one.
     """

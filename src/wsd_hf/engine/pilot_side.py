@@ -57,13 +57,7 @@ def pilot_side(call: Call, do_sample: bool | None) -> PilotSide:
 
 
 def bridge_to_base(call: Call, side: PilotSide, limits: list[int]) -> Bridge:
-    """The bridge from the pilot's tokens to the base's, and back.
-
-    Args:
-        call: checked and prepared.
-        side: the pilot's side of it.
-        limits: most tokens that the pilot may write in each row.
-    """
+    """The bridge from the pilot's tokens to the base's, and back."""
     base_eos, tokenizer = eos_token_ids(call.generation_config), call.pilot.tokenizer
     if side.one_vocabulary or call.tokenizer is None or tokenizer is None:
         return OneVocabulary(base_eos | side.end_token_ids, limits)

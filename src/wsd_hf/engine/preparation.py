@@ -51,14 +51,7 @@ def decode_within(
     custom_generate: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Lets transformers' `generate` prepare the call, then runs the strategy's decoder instead of its loop.
-
-    Args:
-        strategy: settings of the call.
-        generate: transformers' own `generate` of the base.
-        base: the model that generates.
-        partners: the small models of the call.
-        **kwargs: the other arguments of `generate`; those of the strategy excepted.
+    """Lets transformers' `generate` prepare the call, then runs the strategy's decoder instead of its loop; arguments as for it.
 
     Raises:
         WSDValueError: what no strategy can serve; before any forward.

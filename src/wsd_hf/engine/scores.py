@@ -8,11 +8,7 @@ import torch
 
 
 class Record:
-    """The base's logits and scores at each token of each response, in transformers' form.
-
-    Args:
-        rows: of the batch.
-    """
+    """The base's logits and scores at each token of each response, in transformers' form."""
 
     def __init__(self, rows: int) -> None:
         self._lengths = [0] * rows
@@ -28,10 +24,5 @@ class Record:
             self._lengths[row] += 1
 
     def columns(self, name: Literal["logits", "scores"], length: int | None = None) -> tuple[torch.Tensor, ...]:
-        """One tensor [batch, vocabulary] for each token of the longest response; 0 where a row has ended.
-
-        Args:
-            name: which of the two.
-            length: of the first tokens only.
-        """
+        """One tensor [batch, vocabulary] for each token of the longest response; 0 where a row has ended."""
         return tuple(self._columns[name][:length])

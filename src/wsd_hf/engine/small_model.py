@@ -71,12 +71,7 @@ class SmallModel:
 
 
 def small_models(names: Iterable[str], keywords: Mapping[str, Any]) -> dict[str, SmallModel]:
-    """The small models of a call, by name; one that was given no prompt reads that of the pilot.
-
-    Args:
-        names: "assistant" or "reference".
-        keywords: of the call; None counts as not given.
-    """
+    """The small models of a call, by name; one that was given no prompt reads that of the pilot."""
     models: dict[str, SmallModel] = {}
     for name in names:
         model = keywords.get(f"{name}_model")

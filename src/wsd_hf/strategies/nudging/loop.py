@@ -31,16 +31,7 @@ class Opinion(NamedTuple):
 
 
 class Nudging:
-    """One call. B rows, V tokens in the base's vocabulary; tensors on the device have the live rows only.
-
-    Args:
-        call: whose processors and sampling shape the base's choice.
-        base: its stream.
-        words: the pilot's side.
-        rows: prompts and responses.
-        threshold: γ.
-        closing_token_id: token that ends a response where the pilot ends it; None: the base writes on.
-    """
+    """One call. B rows, V tokens in the base's vocabulary; tensors on the device have the live rows only."""
 
     def __init__(
         self, call: Call, base: RaggedStream, words: Words, rows: Rows, threshold: float, closing_token_id: int | None
@@ -114,15 +105,7 @@ class Nudging:
 
 
 def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTokenizer, threshold: float) -> StrategyOutput:
-    """Decodes a call that is supported.
-
-    Args:
-        call: checked and prepared.
-        side: the pilot's side of it.
-        bridge: from the pilot's tokens to the base's, and back.
-        encoder: of the pilot's tokenizer.
-        threshold: γ.
-    """
+    """Decodes a call that is supported."""
     base_eos, vocabulary = eos_token_ids(call.generation_config), vocabulary_size(call.base)
     ends = side.end_token_ids | base_eos if side.one_vocabulary else side.end_token_ids
     with (

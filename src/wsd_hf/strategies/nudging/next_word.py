@@ -36,15 +36,6 @@ class Words:
 
     A word is known to be complete only after the next token has been chosen. That token is kept, and begins the next word if
     the pilot continues right there: so words in a row are what the pilot would have written alone.
-
-    Args:
-        stream: of the pilot.
-        bridge: makes its tokens the base's.
-        encoder: of its tokenizer.
-        warpers: shape its choice; None: it is greedy.
-        end_token_ids: tokens with which it ends a response.
-        limits: most tokens of each row's response that its context holds.
-        vocabulary: size of the base's.
     """
 
     def __init__(

@@ -28,18 +28,7 @@ class Value(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BeamSettings:
-    """Settings of a chunk-level beam search.
-
-    Args:
-        beam_width: hypotheses that are kept of each prompt, W >= 1.
-        successors: samples that continue each, K >= 1; W·K is at most 16,384.
-        chunk_length: tokens between two selections, L >= 1; None: one selection, at the end. With W=1 that is best-of-K.
-        official_ties: follow the official code: a finished hypothesis that is kept becomes K copies, which may crowd out
-            others; one that was cut by its length counts as ended; half a character is scored.
-
-    Raises:
-        WSDValueError: naming the field, the value and the rule.
-    """
+    """Settings of a chunk-level beam search; `SearchConfig` documents them."""
 
     beam_width: int = 4
     successors: int = 4
@@ -143,14 +132,7 @@ class Beam:
 
 
 class ChunkBeamSearch:
-    """Searches responses to the prompts of a call, chunk by chunk, in one batch whose rows are all samples of all beams.
-
-    Args:
-        call: its processors, made for `copies` rows of each prompt, shape the base's choice; its criteria end a response.
-        value: of responses.
-        text: from tokens to text.
-        settings: of the search.
-    """
+    """Searches responses to the prompts of a call, chunk by chunk, in one batch whose rows are all samples of all beams."""
 
     def __init__(self, call: Call, value: Value, text: Callable[[list[int]], str], settings: BeamSettings) -> None:
         prompts, mask = (tensor[:: call.copies] for tensor in call.prompt)
@@ -177,11 +159,7 @@ class ChunkBeamSearch:
         self._source = self._select(self._write_chunk(logits))
 
     def _write_chunk(self, logits: torch.Tensor | None) -> list[tuple[int, bool]]:
-        """Writes a chunk; returns each row's length in tokens after it, and whether the row has finished.
-
-        Args:
-            logits: of the next token, where they are known.
-        """
+        """Writes a chunk; returns each row's length in tokens after it, and whether the row has finished."""
         stream, parents = self.stream, [parent for beam in self.beams for parent in beam.parents]
         lengths = torch.tensor([len(parent.tokens) if parent else 0 for parent in parents], device="cpu")
         finished = torch.tensor([parent is not None and parent.finished for parent in parents], device="cpu")

@@ -38,7 +38,8 @@ class SearchConfig(StrategyConfig, BeamSettings):
         beam_width: hypotheses that are kept of each prompt, W >= 1. The best `num_return_sequences` of them are returned.
         successors: samples that continue each, K >= 1; W·K is at most 16,384.
         chunk_length: tokens between two selections, L >= 1; None: one selection, at the end. With W=1 that is best-of-K.
-        official_ties: follow the official code where a finished hypothesis is concerned; see `BeamSettings`.
+        official_ties: follow the official code: a finished hypothesis that is kept becomes K copies, which may crowd out
+            others; one that was cut by its length counts as ended; half a character is scored.
         value: takes the place of the small models: any function of (texts, ended, of) to one number for each.
 
     Raises:

@@ -29,15 +29,7 @@ class DraftSetup(NamedTuple):
 def draft_setup(
     call: Call, switch_criteria: StoppingCriteria, max_draft_tokens: int, closes: bool, do_sample: bool | None
 ) -> DraftSetup:
-    """The setup of a call, checked; runs no forward.
-
-    Args:
-        call: checked and prepared.
-        switch_criteria: fires where the base takes over.
-        max_draft_tokens: most tokens that the pilot may write.
-        closes: whether an unconfirmed draft ends the response.
-        do_sample: whether the pilot samples; None: as the base does.
-    """
+    """The setup of a call, checked; runs no forward. `closes`: an unconfirmed draft ends the response."""
     side = pilot_side(call, do_sample)
     limits = side.room.clamp(max=min(max_draft_tokens, sys.maxsize))
     closing = closing_token_id(eos_token_ids(call.generation_config), vocabulary_size(call.base))

@@ -48,15 +48,7 @@ class Proposals(NamedTuple):
 
 
 class Proposer:
-    """The pilot, and the bridge that its tokens take to the base.
-
-    Args:
-        stream: of the pilot.
-        bridge: makes its tokens the base's.
-        warpers: shape its choice; None: it is greedy.
-        room: most tokens of a response that its cache has room for, proposals included.
-        device: where proposals are wanted.
-    """
+    """The pilot, and the bridge that its tokens take to the base."""
 
     def __init__(
         self,
