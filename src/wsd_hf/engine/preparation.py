@@ -51,7 +51,7 @@ def decode_within(
     custom_generate: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Lets transformers' `generate` prepare the call, then runs the strategy's decoder instead of its loop; arguments as for it.
+    """Lets transformers' `generate` prepare the call, then runs the strategy's decoder instead of its loop.
 
     Raises:
         WSDValueError: what no strategy can serve; before any forward.
