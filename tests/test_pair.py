@@ -107,6 +107,12 @@ def test_a_strategy_that_needs_a_reference_refuses_a_pair_without() -> None:
         pair.generate(KELOFT, "best")
 
 
+def test_a_base_that_is_not_enabled_is_refused(pair: Pair) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(FOLDER / "base")
+    with pytest.raises(WSDValueError, match=r"base is a LlamaForCausalLM that takes no strategy=: pass wsd_hf\.enable_wsd"):
+        Pair(plain, pair.pilot, pair.tokenizer, pair.pilot_tokenizer)
+
+
 @pytest.mark.parametrize("argument", ["revision", "subfolder", "use_safetensors"])
 def test_arguments_of_one_model_are_refused(argument: str) -> None:
     with pytest.raises(WSDValueError, match=f"{argument}=.*one model only"):

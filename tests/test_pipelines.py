@@ -350,6 +350,8 @@ def test_without_a_strategy_it_is_the_stock_pipeline(pair: Any, stock: Any) -> N
     pipe = pipeline("text-generation", model=pair[0], tokenizer=pair[2], device="cpu")
     assert isinstance(pipe, TextGenerationPipeline)
     assert repr(pipe) == f"WSD{stock!r}"
+    by_name = pipeline("text-generation", model=pair[0], tokenizer=pair[2], pipeline_class=TextGenerationPipeline)
+    assert type(by_name) is TextGenerationPipeline
     for inputs in ("The Keloft", ["The Keloft", "Quibime collects"]):
         assert pipe(inputs, **GREEDY) == stock(inputs, **GREEDY)
     with pytest.raises(ValueError, match="chat_template"):

@@ -1,4 +1,4 @@
-"""A base and a pilot that answer together: loaded, asked and read in one place."""
+"""A base and a pilot that answer together: loading, calls and answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._compat import input_device
 from .engine.keywords import chosen, own_keywords
 from .engine.strategy import StrategyConfig, StrategyOutput
 from .errors import WSDValueError
-from .generation import enable_wsd, streamer_ended_on_error
+from .generation import WSDGenerationMixin, enable_wsd, streamer_ended_on_error
 from .hub.loading import fetch_model, load_pilot, read_model
 from .strategies import STRATEGIES
 from .text.chat import Messages, build_inputs
@@ -46,6 +46,9 @@ class Pair:
         tokenizer: the base's.
         pilot_tokenizer: the pilot's, with the chat template that it was tuned with.
         reference: the pilot before its alignment, for the strategies that need it.
+
+    Raises:
+        WSDValueError: a base that is not enabled.
     """
 
     base: PreTrainedModel
@@ -53,6 +56,10 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase
     pilot_tokenizer: PreTrainedTokenizerBase
     reference: PreTrainedModel | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.base, PreTrainedModel) and not isinstance(self.base, WSDGenerationMixin):
+            raise WSDValueError(f"base is a {type(self.base).__name__} that takes no strategy=: pass wsd_hf.enable_wsd(base)")
 
     @classmethod
     def from_pretrained(
@@ -114,7 +121,7 @@ class Pair:
 
     @classmethod
     def tiny(cls: type[P], pilot: str = "pilot", *, reference: str | os.PathLike[str] | None = None) -> P:
-        """Loads the shipped pair of a few megabytes, in float32; it knows one made-up world and nothing else.
+        """Loads the shipped pair of a few megabytes, in float32; it was trained on one made-up world only.
 
         Args:
             pilot: "pilot", or "pilot_other_vocab", which has a vocabulary of its own.
@@ -150,7 +157,7 @@ class Pair:
             `return_dict_in_generate=False`.
 
         Raises:
-            WSDValueError: whatever `generate` refuses; before any forward.
+            WSDValueError: any call that `generate` refuses; before any forward.
         """
         with streamer_ended_on_error(kwargs.get("streamer")):
             own = own_keywords(chosen(strategy, STRATEGIES))

@@ -32,13 +32,13 @@ from ..text.chat import Messages
 from ..text.next_turn import before_next_turn
 
 MAX_TOKENS = 2048
-"""Most tokens in an answer, where neither task nor command line says another number."""
+"""Most tokens in an answer, unless the task or the command line sets a number."""
 
 MAX_CONNECTIONS = 16
 """Most chats in a batch, likewise (`--max-connections`)."""
 
 GATHERING = 0.1
-"""Seconds for which a batch waits for more chats: samples that were answered together ask again together."""
+"""Seconds for which a batch waits for more chats: samples that were answered together come back together."""
 
 REFUSED = (
     "best_of",
@@ -51,7 +51,7 @@ REFUSED = (
     "response_schema",
     "top_logprobs",
 )
-"""Settings of `GenerateConfig` that would change answers or what comes with them, and that this model doesn't have."""
+"""Settings of `GenerateConfig` that would change answers or their data, and that this model doesn't have."""
 
 
 @dataclass(eq=False)
@@ -72,7 +72,7 @@ class WSDModelAPI(ModelAPI):
 
     Of Inspect's `GenerateConfig` it takes max_tokens, temperature (none, or 0, is greedy), top_p, top_k, stop_seqs,
     num_choices and seed. Concurrent samples are answered in batches of up to max_connections; with a seed, one at a time.
-    Each answer's metadata tell how many of its tokens the pilot wrote, and why no more: `draft_length`, `switch_reason`.
+    Each answer's metadata hold `draft_length`, the tokens that the pilot wrote, and `switch_reason`, the end of its draft.
 
     Args:
         model_name: the base, a path or Hub id; the model argument is "wsd/" and that.
@@ -113,21 +113,21 @@ class WSDModelAPI(ModelAPI):
         self._turn = anyio.Lock()
 
     def max_tokens(self) -> int:
-        """Most tokens in an answer, where nothing else is said."""
+        """Most tokens in an answer, by default."""
         return MAX_TOKENS
 
     def max_connections(self) -> int:
-        """Most chats in a batch, where nothing else is said."""
+        """Most chats in a batch, by default."""
         return MAX_CONNECTIONS
 
     def collapse_user_messages(self) -> bool:
-        """Many chat templates want the roles to alternate."""
+        """True: many chat templates refuse roles that do not alternate."""
         return True
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
     ) -> ModelOutput:
-        """The answer to one chat; written in a thread, and in a batch with what else is waiting then."""
+        """The answer to one chat; written in a thread, in a batch with other chats that are waiting then."""
         if tools:
             raise WSDValueError(f"tools={[tool.name for tool in tools]}: the model wsd calls no tools; choose a task without")
         settings = _settings(config)
@@ -189,7 +189,7 @@ class WSDModelAPI(ModelAPI):
         )
 
     def _response(self, output: WSDOutput, row: int) -> list[int]:
-        """A row's tokens, its EOS included and the padding behind it left out."""
+        """A row's tokens up to its EOS, without padding."""
         ids: list[int] = output.sequences[row, output.prompt_length :].tolist()
         eos = eos_token_ids(self._pair.base.generation_config)
         for position, token in enumerate(ids):
@@ -217,7 +217,7 @@ class WSDModelAPI(ModelAPI):
 
 
 def _settings(config: GenerateConfig) -> dict[str, Any]:
-    """What a `GenerateConfig` asks for, as keywords of `generate`."""
+    """Settings of a `GenerateConfig` as keywords of `generate`."""
     for name in REFUSED:
         if getattr(config, name):
             raise WSDValueError(f"{name}={getattr(config, name)!r}: the model wsd doesn't have this setting; leave it out")

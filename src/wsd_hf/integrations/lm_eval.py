@@ -23,11 +23,11 @@ from ..text.chat import check_text
 from ..text.next_turn import before_next_turn
 
 WITHOUT_EFFECT = ("chat_template_args", "enable_thinking", "think_end_token", "truncation", "mixed_precision_dtype")
-"""Arguments of `HFLM` that nothing here would heed."""
+"""Arguments of `HFLM` that would have no effect."""
 
 
 class Chat(str):
-    """Messages as JSON, on their way through a harness that takes prompts for text."""
+    """Messages as JSON: text for the harness, which hands it back as a prompt."""
 
     __slots__ = ()
 
@@ -73,15 +73,15 @@ class WSDHFLM(HFLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Under which the harness keeps prompts; not the base's own, as chats are kept in another form."""
+        """Key of the harness's cached prompts; not the base's own, since chats are cached in another form."""
         return f"{super().tokenizer_name}__messages"
 
     def apply_chat_template(self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The messages, of which both prompts are made later; a last one of the assistant begins the answer."""
+        """Messages as JSON; both prompts are made of them later. A last one of the assistant begins the answer."""
         return Chat(json.dumps(chat_history, ensure_ascii=False))
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """An answer to each request; the longest prompts come first, so what does not fit is told at once."""
+        """An answer to each request; the longest prompts come first, so a prompt that does not fit fails at once."""
         size = self._detect_batch_size() if self.batch_size == "auto" else self.batch_size
         order = Collator([request.args for request in requests], _longest_first, group_by="gen_kwargs")
         progress = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="wsd-hf")
@@ -98,7 +98,7 @@ class WSDHFLM(HFLM):
         return in_order
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> NoReturn:
-        """Refused: nothing is written, so there is nothing for a pilot to begin."""
+        """Always raises: such tasks generate nothing that a pilot could begin."""
         raise WSDValueError(
             "a task asks for the likelihood of given answers: it generates nothing, so Weak-to-Strong Decoding equals the base "
             "there; run it with --model hf on the base"

@@ -1,6 +1,6 @@
 """A base and a pilot of a few megabytes, trained on a made-up world, for demos and tests that need no download.
 
-They know that world and nothing else. `questions.json` holds questions about it, and `judge.py` judges the answers.
+They were trained on that world only. `questions.json` holds questions about it, and `judge.py` judges the answers.
 `examples/tiny_world/` has the training and the measurements.
 """
 
