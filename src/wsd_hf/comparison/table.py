@@ -127,7 +127,7 @@ def terminal(rows: Sequence[Row]) -> Table:
     """The table for a terminal, which is seldom wide: a column for each method."""
     (_, *headings), cells = shown(rows)
     (names, *lines) = zip(*cells, strict=True)
-    table = Table("", *(Column(name, justify="right") for name in names), box=SIMPLE_HEAD)
+    table = Table("", *(Column(name, justify="right", overflow="fold") for name in names), box=SIMPLE_HEAD)
     for heading, line in zip(headings, lines, strict=True):
         table.add_row(heading, *line)
     return table
