@@ -7,21 +7,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
-from types import FrameType
+import traceback
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import (
-    Cache,
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StopStringCriteria,
-)
+from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import StopStringCriteria
 from transformers.utils.chat_template_utils import Chat as Chat
 
 HTTPError: Any = HfHubHTTPError.__bases__[0]
@@ -104,20 +97,12 @@ def attention_implementation(model: PreTrainedModel) -> str:
     return str(model.config.get_text_config(decoder=True)._attn_implementation)
 
 
-def _frames() -> Iterator[FrameType]:
-    """Frames of this call and of its callers, innermost first."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
 def custom_generate_source(model: PreTrainedModel) -> str | None:
     """The folder or repository that the running call of `model.generate` was given as `custom_generate`; None without one.
 
     transformers does not pass it to the code that it runs from there, so it is read from the frame of `generate`.
     """
-    for frame in _frames():
+    for frame, _line in traceback.walk_stack(inspect.currentframe()):
         if frame.f_code.co_name == "generate" and frame.f_locals.get("self") is model:
             source = frame.f_locals.get("custom_generate")
             if isinstance(source, str):
@@ -132,13 +117,7 @@ def stop_string_mode(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def stop_string_bytes(token: str, mode: str | None, letters: Mapping[str, int]) -> bytes | None:
-    """Bytes by which transformers matches a token of the vocabulary; None if the token must be decoded for them.
-
-    Args:
-        token: spelling in the vocabulary.
-        mode: see `stop_string_mode`.
-        letters: byte of each letter of a byte-level vocabulary.
-    """
+    """Bytes by which transformers matches a token as it is spelt in the vocabulary; None if it must be decoded for them."""
     spelt: bytes | None = StopStringCriteria._token_to_bytes(token, mode, letters)
     return spelt
 
@@ -185,22 +164,17 @@ def uncompiled(model: Any) -> Any:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside wrappers of torch.compile and PEFT; None if a wrapper holds tuned prompts."""
-    inner = without_peft(uncompiled(model))
-    return inner if inner is None or inner is model else unwrapped(inner)
+    """The model inside wrappers of torch.compile and PEFT, adapters included; None if a wrapper holds tuned prompts.
 
-
-def without_peft(model: Any) -> Any:
-    """The model inside a PEFT wrapper, its adapters included; None if the wrapper holds tuned prompts.
-
-    A wrapper that is generating is found from the model inside, whose inputs it prepares.
+    A PEFT wrapper that is generating is found from the model inside, whose inputs it prepares.
     """
-    prepare = vars(model).get("prepare_inputs_for_generation")
-    wrapper = getattr(prepare, "__self__", model)
-    config = getattr(wrapper, "active_peft_config", None)
-    if config is None:
-        return model
-    return None if config.is_prompt_learning else wrapper.get_base_model()
+    inner = uncompiled(model)
+    wrapper = getattr(vars(inner).get("prepare_inputs_for_generation"), "__self__", inner)
+    if (config := getattr(wrapper, "active_peft_config", None)) is not None:
+        if config.is_prompt_learning:
+            return None
+        inner = wrapper.get_base_model()
+    return inner if inner is model else unwrapped(inner)
 
 
 class DecodingLoop(NamedTuple):
@@ -216,7 +190,6 @@ class DecodingLoop(NamedTuple):
     finished: torch.Tensor
     """Rows that have ended, BoolTensor[batch]."""
     generation_config: GenerationConfig
-    """Configuration of the call, completed by `generate`."""
 
 
 def decoding_loop() -> DecodingLoop | None:
@@ -226,7 +199,7 @@ def decoding_loop() -> DecodingLoop | None:
     identifies the call.
     """
     processors = None
-    for frame in _frames():
+    for frame, _line in traceback.walk_stack(inspect.currentframe()):
         if frame.f_code is LogitsProcessorList.__call__.__code__:
             processors = frame.f_locals["self"]
         elif frame.f_code is GenerationMixin._sample.__code__:
