@@ -30,11 +30,7 @@ ANCHORS = ("\n", ".", "a")
 
 
 class ContinuationTokenizer:
-    """Encodes and decodes text that continues other text.
-
-    Args:
-        tokenizer: fast tokenizers are followed exactly, with their normalizers; others are taken to have no normalizer.
-    """
+    """Encodes and decodes text that continues other text; slow tokenizers are taken to have no normalizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
