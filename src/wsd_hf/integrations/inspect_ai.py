@@ -77,9 +77,6 @@ class WSDModelAPI(ModelAPI):
 
     Args:
         model_name: the base, a path or Hub id; the model argument is "wsd/" and that.
-        base_url: unused.
-        api_key: unused.
-        config: Inspect's.
         pilot: the pilot, a path or Hub id. This and the following are given as `-M name=value`, or as `model_args`.
         threshold: confidence at which the base takes over.
         window_size: drafted tokens that confidence is measured over.

@@ -29,8 +29,6 @@ WITHOUT_EFFECT = ("chat_template_args", "enable_thinking", "think_end_token", "t
 class Chat(str):
     """Messages as JSON, on their way through a harness that takes prompts for text."""
 
-    __slots__ = ()
-
 
 @register_model("wsd-hf")
 class WSDHFLM(HFLM):

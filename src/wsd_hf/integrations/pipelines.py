@@ -132,20 +132,14 @@ class WSDTextGenerationPipeline(TextGenerationPipeline):
                 if isinstance(answer, str):
                     record["generated_text"] = before_next_turn(answer)
                 elif answer:
-                    given = len(chat.prefill)
-                    text = answer[-1]["content"]
+                    text, last = answer[-1]["content"], chat.messages[-1]
+                    given = len(last["content"]) if last["role"] == "assistant" else 0
                     answer[-1]["content"] = text[:given] + before_next_turn(text[given:])
         return records
 
 
 class _Transcript(Chat):
     """A chat whose prompt for the base is a plain transcript."""
-
-    @property
-    def prefill(self) -> str:
-        """The beginning of the answer, given by the user."""
-        last = self.messages[-1]
-        return str(last["content"]) if last["role"] == "assistant" else ""
 
 
 def _check_pilot(strategy: str, pilot: PreTrainedModel | None, base: PreTrainedModel) -> None:
