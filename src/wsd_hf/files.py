@@ -14,13 +14,10 @@ from .errors import WSDValueError
 
 @contextmanager
 def only_writer(file: Path) -> Iterator[None]:
-    """Locks a file, in a folder that exists, until the context or the process ends.
+    """Locks a file, in a folder that exists, until the context or the process ends; a WSDValueError if that cannot be.
 
     The lock is on a hidden file next to it, `.NAME.lock`, which is removed afterwards; one that a killed process leaves locks
     nothing.
-
-    Raises:
-        WSDValueError: another run has the lock, or the folder or its file system permits none.
     """
     place = file.with_name(f".{file.name}.lock")
     lock = FileLock(place, timeout=0, thread_local=False)

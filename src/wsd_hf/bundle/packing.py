@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from ..errors import WSDValueError
+from ..hub.card import model_card
 from ..hub.loading import Fetched, check_whole, fetch_model
 from ..hub.model_folder import data_files, json_object
 from ..strategies.wsd.config import WSDConfig
@@ -80,7 +80,8 @@ def pack(
             (new / "chat_template.jinja").write_text(TRANSCRIPT, encoding="utf-8")
         _write_generation_config(new, wsd_config or WSDConfig())
         _write_code(new / "custom_generate")
-        _card([name for name in map(str, (base, pilot)) if not Path(name).expanduser().is_dir()]).save(new / "README.md")
+        on_hub = [name for name in map(str, (base, pilot)) if not Path(name).expanduser().is_dir()]
+        model_card(CARD, on_hub or None, ["custom_generate", "wsd", "weak-to-strong-decoding"]).save(new / "README.md")
         new.replace(out)
     weights = {file.name: file.resolve() for file in fetched_base.weights}
     weights |= {f"{PILOT}/{file.name}": file.resolve() for file in fetched_pilot.weights}
@@ -128,22 +129,12 @@ def _write_code(folder: Path) -> None:
 
 
 def _reads_chats(tokenizer: PreTrainedTokenizerBase) -> bool:
-    turns = [{"role": "user", "content": "Which one?"}, {"role": "assistant", "content": "This."}]
-    turns += [{"role": "user", "content": "Why?"}]
+    said = ("user", "Which one?"), ("assistant", "This."), ("user", "Why?")
+    turns = [{"role": role, "content": content} for role, content in said]
     try:
         return ChatLayout(tokenizer).read(encode_turns("tokenizer", turns, "", tokenizer)) == (turns, "")
     except WSDValueError:
         return False
-
-
-def _card(names: list[str]) -> ModelCard:
-    data = ModelCardData(
-        base_model=names or None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["custom_generate", "wsd", "weak-to-strong-decoding"],
-    )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{CARD}")
 
 
 CODE = '''\

@@ -36,15 +36,15 @@ def pilot_card(
         finetuned_from: Hub id of the model that the pilot was tuned from.
         results: measured values by method and measure, `{"WSD": {"aligned": "100.0 %"}}`: the rows and columns of a table.
     """
-    data = ModelCardData(
-        base_model=finetuned_from,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["wsd", "weak-to-strong-decoding", "pilot"],
-    )
     measured = f"\n## Measured\n\n{_table(results)}\n" if results else ""
     text = CARD.format(name=repo_id.split("/")[-1], repo_id=repo_id, base=base)
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}{measured}")
+    return model_card(text + measured, finetuned_from, ["wsd", "weak-to-strong-decoding", "pilot"])
+
+
+def model_card(text: str, base_model: str | list[str] | None, tags: list[str]) -> ModelCard:
+    """A text with metadata for the Hub."""
+    data = ModelCardData(base_model=base_model, library_name="transformers", pipeline_tag="text-generation", tags=tags)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
 CARD = """\

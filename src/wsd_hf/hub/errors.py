@@ -6,15 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import errors as hub_errors
 
 from .. import _compat
 from ..errors import WSDError, WSDHubError
@@ -36,7 +28,7 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
     """Turns errors of the Hub's client and of transformers' readers into a WSDHubError with a remedy."""
     try:
         yield
-    except (_compat.HTTPError, EntryNotFoundError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except (_compat.HTTPError, hub_errors.EntryNotFoundError, OSError, RuntimeError, ValueError, KeyError) as error:
         if isinstance(error, WSDError):
             raise
         raise WSDHubError(_explanation(name, error, revision)) from error
@@ -45,22 +37,22 @@ def explained(name: str, revision: str | None = None) -> Iterator[None]:
 def _explanation(name: str, error: Exception, revision: str | None) -> str:
     log_in = "log in (`hf auth login`) or pass token="
     match error:
-        case GatedRepoError():
+        case hub_errors.GatedRepoError():
             return f"{name} is gated: accept its conditions at {constants.ENDPOINT}/{name}, then {log_in}"
-        case RepositoryNotFoundError():
+        case hub_errors.RepositoryNotFoundError():
             return f"{name} is neither a folder nor known at {constants.ENDPOINT}: check the name; if it is private, {log_in}"
-        case RevisionNotFoundError():
+        case hub_errors.RevisionNotFoundError():
             return f"{name} has no revision {revision!r}: give one of its branches, tags or commits"
-        case HFValidationError():
+        case hub_errors.HFValidationError():
             return (
                 f"{name} is neither a folder nor a name on the Hub: check the path, or give namespace/name ({one_line(error)})"
             )
-        case LocalEntryNotFoundError():
+        case hub_errors.LocalEntryNotFoundError():
             return (
                 f"{name} is not in the cache, or not all of it, and {constants.ENDPOINT} was not reached: call again with a "
                 "connection, and without HF_HUB_OFFLINE and local_files_only"
             )
-        case HfHubHTTPError() if error.response.status_code in (401, 403):
+        case hub_errors.HfHubHTTPError() if error.response.status_code in (401, 403):
             return f"{name} is closed to you: {log_in} that may do this ({one_line(error)})"
         case _compat.HTTPError() | RuntimeError():
             return f"{name} was interrupted: call again, files that arrived whole are kept ({one_line(error)})"

@@ -75,12 +75,7 @@ def load_pilot(
         raise WSDValueError(f"variant={kwargs['variant']!r}: pilots are loaded from model.safetensors; rename the file")
     if "gguf_file" in kwargs:
         raise WSDValueError(f"gguf_file={kwargs['gguf_file']!r} {GGUF}")
-    cache = {
-        "token": token,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-        "force_download": force_download,
-    }
+    cache = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
     fetched = fetch_model(os.fspath(repo_id), "pilot", revision, subfolder, cache, trust_remote_code, use_safetensors)
     check_whole(fetched.weights)
     return read_model(fetched, dtype, device_map, **kwargs), fetched.tokenizer
@@ -208,14 +203,11 @@ def _files(
 
 
 def check_whole(files: Iterable[Path]) -> None:
-    """Raises a WSDHubError if the content of a file in the cache of the Hub's client has not the hash that is its name.
-
-    That is sha256 for files in LFS, and git's sha1 for others; a file elsewhere passes.
-    """
+    """Raises a WSDHubError if a file in the cache of the Hub's client has not the hash that is its name; others pass."""
     for file in files:
         blob = Path(os.readlink(file)) if file.is_symlink() else file
         found = blob.name
-        if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
+        if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):  # sha256, for files in LFS
             with file.open("rb") as content:
                 found = sha_fileobj(content).hex()
         elif blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}", blob.name):

@@ -87,10 +87,8 @@ def check_file_names(where: Path, names: object, ending: str) -> None:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Raises a WSDHubError if settings of a tokenizer name files that are not directly in its folder.
-
-    transformers passes these settings to the tokenizer's class as arguments, and some arguments are paths that are opened.
-    """
+    """Raises a WSDHubError if settings of a tokenizer name files that are not directly in its folder."""
+    # transformers passes these settings to the tokenizer's class as arguments, and some arguments are paths that are opened.
     file = folder / "tokenizer_config.json"
     if file.exists():
         settings = json_object(file)
@@ -106,10 +104,8 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def check_kernels(file: Path) -> None:
-    """Raises a WSDHubError if a config names an implementation of attention or experts that transformers would fetch.
-
-    A name of the form `namespace/name` is a repository of compiled code, loaded where the package `kernels` is installed.
-    """
+    """Raises a WSDHubError if a config names an implementation of attention or experts that transformers would fetch."""
+    # A name of the form `namespace/name` is a repository of compiled code, loaded where the package `kernels` is installed.
     for value in _objects(file):
         for key, named in value.items():
             if "_implementation" in key and "/" in json.dumps(named):
@@ -117,10 +113,8 @@ def check_kernels(file: Path) -> None:
 
 
 def code_in(folder: Path) -> str | None:
-    """The first place where a folder names Python code ("auto_map in config.json"), or None.
-
-    transformers looks for these keys in many files and in parts of them, so each object in each JSON file is searched.
-    """
+    """The first place where a folder names Python code ("auto_map in config.json"), or None."""
+    # transformers looks for these keys in many files and in parts of them, so each object in each JSON file is searched.
     if (folder / "custom_generate").exists():
         return "a folder custom_generate"
     for file in data_files(folder):

@@ -85,7 +85,8 @@ WORDS = {str: "a text", int: "a whole number", list: "a list of texts"}
 class AnswerFile:
     """Answers of one model to one project's questions; an existing file is continued.
 
-    No other run can open the file until this one leaves it: use it in a `with` statement, or call `close`.
+    No other run can open the file until this one leaves it: use it in a `with` statement, or call `close`. `missing` holds the
+    questions that had no answer when it was opened, in order.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -101,10 +102,6 @@ class AnswerFile:
         questions: the project's question file.
         path: the answer file.
         model: the model's name in it; default: the file's name without its ending.
-
-    Attributes:
-        path: the answer file.
-        missing: the questions that had no answer when the file was opened, in order.
 
     Raises:
         WSDValueError: another kind, no question, a malformed question or answer, answers of another model, or a model's
@@ -150,15 +147,9 @@ class AnswerFile:
         self._held.close()
 
     def add(self, question: Record, ask: Ask, now: Callable[[], float] = time.time) -> None:
-        """Answers a question, turn by turn, and writes the whole file; an interruption leaves the file as it was.
+        """Answers one of the missing questions, and writes the whole file; an interruption leaves the file as it was.
 
-        Args:
-            question: one of `missing`.
-            ask: from a chat to the answer; a later turn's chat holds the earlier answers.
-            now: the time of the answer, in seconds since 1970.
-
-        Raises:
-            WSDValueError: that of `ask`, with the question's name.
+        Each turn's chat for `ask` holds the earlier answers; a WSDValueError of `ask` gets the question's name.
         """
         turns = question[self._kind.text]
         chat: list[dict[str, str]] = []

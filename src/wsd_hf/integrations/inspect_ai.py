@@ -28,6 +28,7 @@ from ..errors import WSDValueError
 from ..pair import Pair
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.output import WSDOutput
+from ..text.bridge import before_end
 from ..text.chat import Messages
 from ..text.next_turn import before_next_turn
 
@@ -76,9 +77,6 @@ class WSDModelAPI(ModelAPI):
 
     Args:
         model_name: the base, a path or Hub id; the model argument is "wsd/" and that.
-        base_url: unused.
-        api_key: unused.
-        config: Inspect's.
         pilot: the pilot, a path or Hub id. This and the following are given as `-M name=value`, or as `model_args`.
         threshold: confidence at which the base takes over.
         window_size: drafted tokens that confidence is measured over.
@@ -189,15 +187,11 @@ class WSDModelAPI(ModelAPI):
         )
 
     def _response(self, output: WSDOutput, row: int) -> list[int]:
-        """A row's tokens up to its EOS, without padding."""
+        """A row's tokens up to and with its EOS, without padding."""
         ids: list[int] = output.sequences[row, output.prompt_length :].tolist()
         eos = eos_token_ids(self._pair.base.generation_config)
-        for position, token in enumerate(ids):
-            if token in eos:
-                return ids[: position + 1]
-            if token == self._pair.tokenizer.pad_token_id:
-                return ids[:position]
-        return ids
+        end = len(before_end(ids, eos | {self._pair.tokenizer.pad_token_id}))
+        return ids[: end + 1] if end < len(ids) and ids[end] in eos else ids[:end]
 
     def _choice(self, output: WSDOutput, row: int, ids: list[int], settings: dict[str, Any]) -> ChatCompletionChoice:
         text = self._pair.tokenizer.decode(ids, skip_special_tokens=True)

@@ -29,8 +29,6 @@ WITHOUT_EFFECT = ("chat_template_args", "enable_thinking", "think_end_token", "t
 class Chat(str):
     """Messages as JSON: text for the harness, which hands it back as a prompt."""
 
-    __slots__ = ()
-
 
 @register_model("wsd-hf")
 class WSDHFLM(HFLM):
@@ -83,7 +81,7 @@ class WSDHFLM(HFLM):
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """An answer to each request; the longest prompts come first, so a prompt that does not fit fails at once."""
         size = self._detect_batch_size() if self.batch_size == "auto" else self.batch_size
-        order = Collator([request.args for request in requests], _longest_first, group_by="gen_kwargs")
+        order = Collator([request.args for request in requests], lambda args: (-len(args[0]), args[0]), group_by="gen_kwargs")
         progress = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="wsd-hf")
         answers: list[str] = []
         for batch in order.get_batched(n=size):
@@ -133,8 +131,3 @@ class WSDHFLM(HFLM):
             check_text("a prompt", prompt)
         ids, mask = self.tok_batch_encode(prompts)
         return BatchEncoding({"input_ids": ids, "attention_mask": mask}).to(input_device(self.model))
-
-
-def _longest_first(arguments: tuple[str, dict[str, Any]]) -> tuple[int, str]:
-    prompt, _ = arguments
-    return -len(prompt), prompt

@@ -105,7 +105,8 @@ class WSDTextGenerationPipeline(TextGenerationPipeline):
         for name in ("assistant_input_ids", "assistant_attention_mask"):
             if name in model_inputs:
                 kwargs[name] = model_inputs.pop(name)
-        if isinstance(_first(model_inputs["prompt_text"]), _Transcript):
+        prompt = model_inputs["prompt_text"]
+        if isinstance(prompt[0] if isinstance(prompt, list) else prompt, _Transcript):
             kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or []), *next_turn_criteria(self.tokenizer)]
             if kwargs.get("streamer") is not None:
                 kwargs["streamer"] = AnswerStreamer(kwargs["streamer"], self.tokenizer)
@@ -131,24 +132,14 @@ class WSDTextGenerationPipeline(TextGenerationPipeline):
                 if isinstance(answer, str):
                     record["generated_text"] = before_next_turn(answer)
                 elif answer:
-                    given = len(chat.prefill)
-                    text = answer[-1]["content"]
+                    text, last = answer[-1]["content"], chat.messages[-1]
+                    given = len(last["content"]) if last["role"] == "assistant" else 0
                     answer[-1]["content"] = text[:given] + before_next_turn(text[given:])
         return records
 
 
 class _Transcript(Chat):
     """A chat whose prompt for the base is a plain transcript."""
-
-    @property
-    def prefill(self) -> str:
-        """The beginning of the answer, given by the user."""
-        last = self.messages[-1]
-        return str(last["content"]) if last["role"] == "assistant" else ""
-
-
-def _first(prompts: Any) -> Any:
-    return prompts[0] if isinstance(prompts, list) else prompts
 
 
 def _check_pilot(strategy: str, pilot: PreTrainedModel | None, base: PreTrainedModel) -> None:

@@ -16,15 +16,11 @@ DraftOver = Literal["draft_ended", "draft_limit"]
 
 
 class Offer(NamedTuple):
-    """The next tokens of a draft.
-
-    Attributes:
-        tokens: of the base's vocabulary; none of them is ever taken back.
-        over: reason why no more will come; None while the pilot may go on.
-    """
+    """The next tokens of a draft, of the base's vocabulary; none of them is ever taken back."""
 
     tokens: list[int]
     over: DraftOver | None
+    """Reason why no more will come; None while the pilot may go on."""
 
 
 class OneVocabulary:
@@ -66,10 +62,7 @@ class TwoVocabularies:
     of a draft that ends within a character the beginning of that character is dropped.
 
     Args:
-        tokenizer: the base's.
-        assistant_tokenizer: the pilot's.
-        end_token_ids: tokens of the pilot that end a draft, and are no part of it.
-        limits: most tokens of the pilot in each row's draft.
+        end_token_ids, limits: as for `OneVocabulary`, in tokens of the pilot.
         base_end_token_ids: tokens of the base that end a draft if its text spells one.
     """
 
@@ -129,10 +122,7 @@ class TwoVocabularies:
         return not self._rows[row].mid_character
 
     def guess(self, row: int, proposed: list[int]) -> list[int]:
-        """The base's tokens of the pilot's proposal after the response last given to `pilot_tokens`.
-
-        An incomplete last character is left out. After a response that ends within a character there are none.
-        """
+        """As for `OneVocabulary`, up to the last complete character; none after a response that ends within one."""
         state = self._rows[row]
         if state.mid_character:
             return []
@@ -191,12 +181,10 @@ class _PilotDecoder:
         return plain_text(self._tokenizer, tokens)
 
     def settled(self, tokens: list[int]) -> str:
-        """Text that no later token can change.
-
-        A run of byte tokens at the end is left out, since after a wrong byte its decoder gives up the whole run.
-        """
+        """Text that no later token can change."""
         tokens = [token for token in tokens if token not in self._special]
         end = len(tokens)
+        # A run of byte tokens at the end is left out: after a wrong byte, the decoder gives up the whole run.
         # The pilot may also draw ids of padded embeddings, which have neither token nor text.
         while end and BYTE_TOKEN.fullmatch(self._tokenizer.convert_ids_to_tokens(tokens[end - 1]) or ""):
             end -= 1

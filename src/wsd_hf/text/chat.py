@@ -102,10 +102,8 @@ def check_turns(name: str, messages: Messages) -> None:
 
 
 def check_text(name: str, text: str) -> None:
-    """Raises unless the text of the argument `name` can be written in UTF-8, as tokenizers and files need it.
-
-    Half of a surrogate pair can't: Python puts one for each byte of an argument that isn't UTF-8, and JSON may spell one.
-    """
+    """Raises unless the text of the argument `name` can be written in UTF-8, as tokenizers and files need it."""
+    # Half of a surrogate pair can't: Python puts one for each byte of an argument that isn't UTF-8, and JSON may spell one.
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -131,18 +129,12 @@ def encode_turns(
     template: str | None = None,
     bos: bool = True,
 ) -> list[int]:
-    """Token ids of the prompt for an answer to `turns`, of which `prefill` is the beginning.
+    """Token ids of the prompt for an answer to `turns`, of which `prefill`, maybe empty, is the beginning.
 
     Args:
         name: of the tokenizer, for errors.
-        turns: the chat so far.
-        prefill: may be empty.
-        tokenizer: has the chat template.
-        template: replaces it.
+        template: replaces that of the tokenizer.
         bos: whether the prompt begins with the BOS, if the tokenizer has one, even if the template writes none.
-
-    Raises:
-        WSDValueError: as `render`.
     """
     prompt = render(name, turns, tokenizer, template)
     if bos and tokenizer.bos_token and not prompt.startswith(tokenizer.bos_token):
@@ -152,11 +144,7 @@ def encode_turns(
 
 
 def render(name: str, turns: Messages, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> str:
-    """Output of the chat template for `turns`, with the header of the answer; arguments as for `encode_turns`.
-
-    Raises:
-        WSDValueError: the template refuses the turns, by an error of any class, which is the `__cause__`.
-    """
+    """Output of the chat template for `turns`, with the header of the answer; a WSDValueError if the template refuses them."""
     try:
         prompt: str = tokenizer.apply_chat_template(
             list(turns), chat_template=template, add_generation_prompt=True, tokenize=False

@@ -34,10 +34,7 @@ class ChatLayout:
 
     A result is checked: rendered again, it must be the prompt. So the base could not distinguish the returned chat from the
     original. The two differ if a message contains the header of a turn (read as a turn), or if the template left out
-    something (white space at the ends of a message, tools, earlier thoughts).
-
-    Args:
-        tokenizer: with the chat template; without one, nothing is read.
+    something (white space at the ends of a message, tools, earlier thoughts). Without a chat template, nothing is read.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -16,15 +16,7 @@ DEEPEST = 64
 
 
 def parse_json(content: bytes, place: str) -> Any:
-    """The value of a JSON text in UTF-8, with or without a byte order mark.
-
-    Args:
-        content: the text.
-        place: file and line, for errors.
-
-    Raises:
-        WSDValueError: not JSON, not UTF-8, or nested more than `DEEPEST` deep.
-    """
+    """The value of a JSON text in UTF-8, with or without a byte order mark; errors name its place, a file and a line."""
     deep = WSDValueError(f"{place}: lists and objects are nested more than {DEEPEST} deep")
     try:
         value = json.loads(content.decode("utf-8-sig"))

@@ -30,11 +30,7 @@ ANCHORS = ("\n", ".", "a")
 
 
 class ContinuationTokenizer:
-    """Encodes and decodes text that continues other text.
-
-    Args:
-        tokenizer: fast tokenizers are followed exactly, with their normalizers; others are taken to have no normalizer.
-    """
+    """Encodes and decodes text that continues other text; slow tokenizers are taken to have no normalizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -62,12 +58,10 @@ class ContinuationTokenizer:
         return plain_text(self.tokenizer, [*self._anchor, *ids])[self._skip :]
 
     def settled(self, text: str) -> list[int]:
-        """Tokens that `encode(text + more)` begins with for every `more`.
-
-        A token that reaches past the end of `text` begins at a place from which the rest of `text` is the beginning of a
-        token, after the encoding of the text before that place. So the common prefix of the encodings up to all these places
-        is settled. `PROBES` add the changes that splitting into words may make.
-        """
+        """Tokens that `encode(text + more)` begins with for every `more`."""
+        # A token that reaches past the end of `text` begins at a place from which the rest of `text` is the beginning of a
+        # token, after the encoding of the text before that place. So the common prefix of the encodings up to all these places
+        # is settled. `PROBES` add the changes that splitting into words may make.
         if self._composes:
             text = text[: _last_to_compose(text)]
         ending = text[-2:].lower()

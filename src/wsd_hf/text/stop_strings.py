@@ -23,10 +23,6 @@ class StopStrings(StoppingCriteria):
     prompt and special tokens count as text, and an id without a token separates the texts on its two sides. As many tokens
     are read as the longest string has characters or, in vocabularies of bytes, bytes.
 
-    Args:
-        tokenizer: of the model that writes.
-        stop_strings: one or several.
-
     Raises:
         WSDValueError: stop strings that are not text, or none at all.
     """

@@ -18,12 +18,9 @@ Writer = Literal["pilot", "base"]
 
 
 def put_tokens(streamer: BaseStreamer, tokens: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
-    """Hands tokens to a streamer, and their writers too if its attribute `takes_writers` is true.
+    """Hands tokens, LongTensor[batch], to a streamer, and their writers too if its attribute `takes_writers` is true.
 
-    Args:
-        streamer: any.
-        tokens: LongTensor[batch], on the CPU.
-        by_pilot: BoolTensor[batch], on the CPU: rows whose token is the pilot's. None: the token has no single writer.
+    `by_pilot` is a BoolTensor[batch], true where the token is the pilot's, or None if it has no single writer.
     """
     if getattr(streamer, "takes_writers", False):
         streamer.put(tokens, by_pilot)
@@ -136,19 +133,13 @@ class AnswerStreamer(BaseStreamer):
 
 
 class _Growing:
-    """A response that grows token by token.
-
-    Attributes:
-        text: of all tokens.
-        tokens: items that were added with the tokens, each with the place in the text at which its token begins. A character
-            cut across tokens belongs to the token that completes it.
-    """
+    """A response that grows token by token; a character cut across tokens belongs to the token that completes it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, transcript: bool) -> None:
         self._tokenizer, self._transcript = tokenizer, transcript
         self._ids: list[int] = []
         self.text = ""
-        self.tokens: deque[tuple[int, Any]] = deque()
+        self.tokens: deque[tuple[int, Any]] = deque()  # places in the text at which tokens begin, and the items added with them
 
     def add(self, token: torch.Tensor, item: Any) -> None:
         self.tokens.append((len(self.text.rstrip("\ufffd")), item))

@@ -27,13 +27,7 @@ Made = TypeVar("Made")
 
 
 class TokenTexts:
-    """Texts of all tokens of a tokenizer, to which no reference is kept.
-
-    Attributes:
-        longest: bytes of the longest token.
-        marks_spaces: whether the tokens write a space as `SPACE_MARK`.
-        eats_spaces: whether an added token takes the white space before it.
-    """
+    """Texts of all tokens of a tokenizer, to which no reference is kept."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         text = _token_text(tokenizer)
@@ -42,17 +36,14 @@ class TokenTexts:
         if adds_space(tokenizer):  # after special tokens too
             self._texts |= {text[1:] for text in self._texts if text.startswith(b" ")}
         self._sorted = sorted(self._texts)
-        self.longest = max(map(len, self._sorted))
+        self.longest = max(map(len, self._sorted))  # in bytes
         self.eats_spaces = any(token.lstrip for token in tokenizer.added_tokens_decoder.values())
 
     def starts(self, text: bytes, boundaries: set[int], whole: bool) -> set[int]:
-        """Offsets at which the first token that reaches past the end of `text` may begin, among `boundaries`.
+        """Offsets, among `boundaries`, at which the first token that reaches past the end of `text` may begin.
 
-        Args:
-            text: the whole text so far, or its end.
-            boundaries: offsets of characters, for example. A byte-level token may begin elsewhere; then another token ends
-                there, whose own beginning is searched, until a boundary is found.
-            whole: whether `text` is the whole text.
+        A byte-level token may begin between boundaries; then another token ends there, whose own beginning is searched, until
+        a boundary is found. If not `whole`, `text` is the end of a longer one.
         """
         end = len(text)
         found = {start for start in range(max(0, end - self.longest), end) if self._begins_a_token(text[start:])}
@@ -72,11 +63,7 @@ class TokenTexts:
 
 
 class PerTokenizer(Generic[Made]):
-    """A cached function of tokenizers; a result lives as long as its tokenizer, until the vocabulary grows.
-
-    Args:
-        make: the function; its results hold no reference to the tokenizer.
-    """
+    """A cached function whose results, without reference to their tokenizer, live with it until the vocabulary grows."""
 
     def __init__(self, make: Callable[[PreTrainedTokenizerBase], Made]) -> None:
         self._make = make

@@ -32,16 +32,8 @@ def same_vocabulary(
     That is so if each id is one token in both vocabularies, each token has one id, and both tokenizers turn a sample text
     into the same ids. The sample holds text that tokenizers normalize and split in different ways, and shared tokens. File
     format, padded embeddings, a space added before a text, EOS, pad, chat template and added tokens make no difference.
-    Added tokens that a model has no row for are not part of its vocabulary.
-
-    Args:
-        base_size: width of the base's logits.
-        pilot_size: width of the pilot's logits.
-        tokenizer: the base's.
-        assistant_tokenizer: the pilot's.
-
-    Raises:
-        WSDValueError: the sizes differ, and a tokenizer is missing.
+    Added tokens that a model has no row for are not part of its vocabulary. The sizes are widths of logits; if they differ,
+    both tokenizers are needed.
     """
     if tokenizer is None or assistant_tokenizer is None:
         if base_size != pilot_size:
