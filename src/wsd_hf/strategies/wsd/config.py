@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
@@ -11,13 +12,14 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.utils import logging
 
 from ...engine.call import Call
-from ...engine.checks import check_kind
+from ...engine.checks import check_kind, closing_token_id, eos_token_ids, vocabulary_size
 from ...engine.numbers import check_positive_integer, check_probability
+from ...engine.pilot_side import bridge_to_base, pilot_side
 from ...engine.strategy import StrategyConfig, check_choice, keyword
 from ...engine.supported import stateful_reason, unsupported_reason
 from ...errors import WSDValueError
-from . import fast, stepwise
-from .draft_setup import DraftSetup, draft_setup
+from . import loop, stepwise
+from .draft import Draft, DraftSetup
 from .output import WSDOutput
 from .switch import SwitchCriteria
 
@@ -97,8 +99,14 @@ class WSDConfig(StrategyConfig):
 
     def draft_setup(self, call: Call) -> DraftSetup:
         """The pilot's side of a call and its draft, checked; runs no forward."""
+        side, vocabulary = pilot_side(call, self.assistant_do_sample), vocabulary_size(call.base)
+        limits = side.room.clamp(max=min(self.max_draft_tokens, sys.maxsize)).tolist()
+        closing = closing_token_id(eos_token_ids(call.generation_config), vocabulary) if self.draft_end == "stop" else None
+        if self.draft_end == "stop" and closing is None:
+            raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id to a token that it has")
         criteria = self.switch_criteria or SwitchCriteria(self.threshold, self.window_size)
-        return draft_setup(call, criteria, self.max_draft_tokens, self.draft_end == "stop", self.assistant_do_sample)
+        draft = Draft(criteria, len(call.input_ids), vocabulary, closing)
+        return DraftSetup(side, max(limits), draft, bridge_to_base(call, side, limits))
 
     def decode(self, call: Call) -> WSDOutput:
         """Decodes on the fast path or step by step; the sequences are the same."""
@@ -106,10 +114,11 @@ class WSDConfig(StrategyConfig):
         if self._step_by_step(call, setup):
             output, stats = stepwise.decode(call, setup)
         else:
-            output, stats = fast.decode(call, setup, self.chunk, self.speculate, self.cuda_graphs)
+            output, stats = loop.decode(call, setup, self.chunk, self.speculate, self.cuda_graphs)
         draft, device = setup.draft, call.input_ids.device
         width = output.sequences.shape[1] - call.input_ids.shape[1]
-        draft.end(full=width >= call.budget)
+        if width < call.budget:
+            draft.stop(draft.drafting, "stopped")
         confident = torch.tensor([reason == "confident" for reason in draft.reasons], device="cpu")
         return WSDOutput(
             **output,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import StoppingCriteria
 
 from ...engine.checks import check_shared
+from ...engine.pilot_side import PilotSide
 from ...engine.sampling import FREE
+from ...text.bridge import Bridge
 
 SwitchReason = Literal["confident", "draft_ended", "draft_limit", "budget", "stopped"]
 
@@ -16,11 +18,7 @@ SwitchReason = Literal["confident", "draft_ended", "draft_limit", "budget", "sto
 class Draft:
     """The draft of one call of `generate`, one token at a time in each row; on the CPU, and without any model.
 
-    Args:
-        switch_criteria: called after every drafted token; fires where the base takes over.
-        rows: of the batch.
-        vocabulary: size of the base's.
-        closing_token_id: token that ends the response where a draft ended unconfirmed; None: the base writes on.
+    `closing_token_id` ends the response where a draft ended unconfirmed; None: the base writes on.
 
     Attributes:
         token_ids: drafted tokens, LongTensor[batch, longest draft].
@@ -52,15 +50,9 @@ class Draft:
         self._closing &= ~finished
 
     def take(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> torch.Tensor:
-        """The next token of some drafts.
+        """Appends a token, LongTensor[batch], with the base's log-probabilities of it, to the drafts that are offered one.
 
-        Args:
-            tokens: LongTensor[batch]; read where a row is offered one.
-            log_probs: the base's log-probabilities of them, [batch].
-            offered: drafting rows that get a token now, BoolTensor[batch].
-
-        Returns:
-            The token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
+        Returns the token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
         """
         forced = torch.where(offered, tokens, self.closing())
         if offered.any():
@@ -83,11 +75,6 @@ class Draft:
         if self._closing_token_id is not None and reason in ("draft_ended", "draft_limit"):
             self._closing |= rows
 
-    def end(self, full: bool) -> None:
-        """Ends all drafts with the response: rows that still draft are full, or were stopped at their last token."""
-        if not full:
-            self.stop(self.drafting, "stopped")
-
     def _record(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> None:
         rows, ends = offered.nonzero().flatten(), self.length[offered]
         if int(ends.max()) == self.token_ids.shape[1]:
@@ -100,7 +87,16 @@ class Draft:
         """Rows where the criteria fire at the newest token; they get drafts of one length at a time."""
         fired, lengths = torch.zeros_like(offered), self.length
         for length in sorted(set(lengths[offered].tolist())):
-            fires = self._switch_criteria(self.token_ids[:, :length], self.log_probs[:, :length])
-            found = torch.as_tensor(fires, device="cpu")
-            fired |= found & (lengths == length) & offered
+            found = self._switch_criteria(self.token_ids[:, :length], self.log_probs[:, :length])
+            fired |= torch.as_tensor(found, device="cpu") & (lengths == length) & offered
         return fired
+
+
+class DraftSetup(NamedTuple):
+    """Everything that one call drafts with."""
+
+    side: PilotSide
+    longest: int
+    """Most tokens that any row may draft."""
+    draft: Draft
+    bridge: Bridge

@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.acceptance import keep_or_redraw
 from ...engine.cache import NO_SLOT
 from ...engine.call import Call
 from ...engine.checks import check_finite, not_finite, vocabulary_size
-from ...engine.ragged_stream import RaggedStream
+from ...engine.ragged_stream import RaggedStream, open_stream, real_tokens
 from ...engine.rows import Rows
 from ...engine.sampling import FREE, SAMPLING_WARPERS, draw, force
 from ...engine.scores import Record
-from ...text.bridge import Offer
-from .draft import Draft
-from .pace import Pace
+from ...engine.stats import Stats, peak_memory, work
+from ...text.bridge import Offer, OneVocabulary
+from .draft import Draft, DraftSetup
+from .pace import CHUNKS, Pace, cost_ratio
 from .proposer import Proposals, Proposer
 
 
@@ -43,13 +45,6 @@ class Decoding:
     B rows, up to c proposals of the pilot for each, V tokens in the base's vocabulary. Rows that have not finished are live:
     tensors on the device have those only, and the host knows them all.
 
-    Args:
-        call: whose processors and sampling shape the base's choice.
-        base: its stream.
-        proposer: the pilot's side.
-        draft: of all rows.
-        pace: length of the next chunk.
-
     Attributes:
         rows: prompts and responses.
         record: scores and logits of every token, if the call returns them.
@@ -71,7 +66,6 @@ class Decoding:
         # is shown the exact prefix of each row.
         self._at_once = self.record is None and all(type(processor) in SAMPLING_WARPERS for processor in processors)
         self._shrinks = not (base.workspace.captures or proposer.stream.workspace.captures)
-        self._live = list(range(len(rows.responses)))
         # The base's logits after the last token that it was fed, [rows, V].
         self._last_logits = torch.empty(0, dtype=torch.float32, device=self._device)
 
@@ -79,13 +73,13 @@ class Decoding:
         """Decodes until every row has finished."""
         while not self.rows.finished.all():
             self._shrink()
-            free = [row for row in self._live if not self.draft.drafting[row] and not self.rows.finished[row]]
+            free = [row for row in self.base.live if not self.draft.drafting[row] and not self.rows.finished[row]]
             chunk = self.pace.chunk(drafting=bool(self.draft.drafting.any()))
             proposals = self.proposer.propose(chunk, self.rows, self.draft.drafting)
             logits = self._check(proposals)
             kept = self._decide(proposals, logits)
             self._rewind()
-            counts = dict(zip(self._live, proposals.counts, strict=True))
+            counts = dict(zip(self.base.live, proposals.counts, strict=True))
             self.proposed += sum(proposals.counts)
             self.kept += sum(kept)
             self.pace.judged([(kept[row], counts[row]) for row in free])
@@ -94,16 +88,15 @@ class Decoding:
     def _shrink(self) -> None:
         """Drops finished rows from the streams; where forwards are captured they stay, since shapes must."""
         live = (~self.rows.finished).nonzero().flatten().tolist()
-        if self._shrinks and live != self._live:
-            self._last_logits = self._last_logits[[self._live.index(row) for row in live]]
+        if self._shrinks and live != self.base.live:
+            self._last_logits = self._last_logits[[self.base.live.index(row) for row in live]]
             self.base.select(live)
             self.proposer.stream.select(live)
-            self._live = live
 
     def _check(self, proposals: Proposals) -> torch.Tensor:
         """The base's logits before each proposal and after the last, [rows, c + 1, V]."""
         responses, finished = self.rows.responses, self.rows.finished
-        missing = [None if finished[row] else self.base.missing(row, responses[row]) for row in self._live]
+        missing = [None if finished[row] else self.base.missing(row, responses[row]) for row in self.base.live]
         if not any(missing) and not any(proposals.counts):  # drafts that wait for the pilot's next word
             return self._last_logits[:, None]
         block = self.base.block(missing, proposals.tokens[:, :-1], proposals.counts)
@@ -171,7 +164,7 @@ class Decoding:
         parts = [proposals.tokens, bits, proposals.not_finite, not_finite(logits), own, afresh]
         packed = torch.stack([part.long() for part in parts]).cpu()
         whole = packed.new_zeros(len(parts), len(self.rows.responses), proposals.chunk + 1)
-        whole[:, self._live] = packed
+        whole[:, self.base.live] = packed
         tokens, bits, pilot_not_finite, base_not_finite, own, afresh = whole
         return Verdict(tokens, bits.int().view(torch.float32), pilot_not_finite.bool(), base_not_finite.bool(), own, afresh)
 
@@ -195,9 +188,9 @@ class Decoding:
         chosen = torch.full_like(forced, FREE)
         asked = following if self.record else following & (forced == FREE)
         raw, tokens, drawn_with = logits[:, position], proposals.tokens[:, position].clamp(min=0), None
-        raw, tokens = self.rows.whole(self._live, raw), self.rows.whole(self._live, tokens)
+        raw, tokens = self.rows.whole(self.base.live, raw), self.rows.whole(self.base.live, tokens)
         if self._do_sample:
-            drawn_with = self.rows.whole(self._live, proposals.drawn_with(position, self._vocabulary))
+            drawn_with = self.rows.whole(self.base.live, proposals.drawn_with(position, self._vocabulary))
         for prefix, exact in self.rows.prefixes(asked.nonzero().flatten().tolist(), self._device):
             scores = self._processors(prefix, raw.clone())
             if self.record is not None:
@@ -214,3 +207,34 @@ class Decoding:
         drafting = self.draft.drafting.tolist()
         for row, length in enumerate(self.rows.lengths):
             self.base.rewind(row, length if drafting[row] else length - 1)
+
+
+def decode(
+    call: Call, setup: DraftSetup, chunk: int | None, speculate: bool, cuda_graphs: bool
+) -> tuple[GenerateDecoderOnlyOutput, Stats]:
+    """Decodes a call that `unsupported_reason` allows; the settings are those of `WSDConfig`."""
+    settings, side = call.generation_config, setup.side
+    room = call.budget + max(*CHUNKS, chunk or 0)
+    # The pilot may need more tokens of another vocabulary for the same text: a long draft still fits, if not all proposals.
+    pilot_room = room if isinstance(setup.bridge, OneVocabulary) else room + setup.longest
+    with (
+        open_stream(call.base, real_tokens(*call.prompt), room, cuda_graphs) as base,
+        open_stream(side.model, real_tokens(*side.prompt), pilot_room, cuda_graphs) as pilot,
+    ):
+        pace = Pace(cost_ratio(side.model, call.base), chunk, speculate)
+        decoding = Decoding(call, base, Proposer(pilot, setup, pilot_room), setup.draft, pace)
+        decoding.run()
+        stats = Stats(
+            work(base),
+            work(pilot),
+            proposed=decoding.proposed,
+            kept=decoding.kept,
+            cache_memory=base.workspace.cache.memory + pilot.workspace.cache.memory,
+            peak_memory=peak_memory(call.base, side.model),
+        )
+    record = decoding.record
+    return GenerateDecoderOnlyOutput(
+        sequences=decoding.rows.sequences,
+        scores=record.columns("scores") if record and settings.output_scores else None,
+        logits=record.columns("logits") if record and settings.output_logits else None,
+    ), stats

@@ -17,11 +17,6 @@ class Pace:
     With agreement a and the cost r of a pilot step in units of a base forward, a free row gains (1 - a^(c+1)) / (1 - a)
     tokens for 1 + c·r (arXiv 2211.17192, theorem 3.8). While drafting every token is kept. Nothing here depends on time, so
     that a seed repeats a response.
-
-    Args:
-        cost: r; see `cost_ratio`.
-        fixed: always propose this many; None: adapt.
-        speculate: whether to propose after the switch too.
     """
 
     def __init__(self, cost: float, fixed: int | None, speculate: bool) -> None:

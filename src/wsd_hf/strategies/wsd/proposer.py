@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from transformers import LogitsProcessorList
 
 from ...engine.checks import check_finite
 from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import FREE, choice
-from ...text.bridge import Bridge, Offer, OneVocabulary
+from ...text.bridge import Offer, OneVocabulary
+from .draft import DraftSetup
 
 
 class Proposals(NamedTuple):
@@ -48,46 +48,33 @@ class Proposals(NamedTuple):
 
 
 class Proposer:
-    """The pilot, and the bridge that its tokens take to the base."""
+    """The pilot, and the bridge that its tokens take to the base; its cache has room for so many tokens of a response."""
 
-    def __init__(
-        self,
-        stream: RaggedStream,
-        bridge: Bridge,
-        warpers: LogitsProcessorList | None,
-        room: int,
-        device: torch.device,
-    ) -> None:
-        self.stream, self.bridge = stream, bridge
-        self._choice = choice(warpers)
+    def __init__(self, stream: RaggedStream, setup: DraftSetup, room: int) -> None:
+        self.stream, self.bridge = stream, setup.bridge
+        self._choice = choice(setup.side.warpers)
         self._room = room
-        self._device = device
         self._written: list[list[int]] = [[] for _ in stream.prompts]  # the pilot's tokens that followed each prompt last
 
     def propose(self, chunk: int, rows: Rows, drafting: torch.Tensor) -> Proposals:
-        """The pilot's next tokens in every live row.
-
-        Args:
-            chunk: tokens of the pilot to each.
-            rows: responses so far.
-            drafting: rows whose draft goes on, BoolTensor[B].
-        """
-        live = self.stream.live
+        """The pilot's next `chunk` tokens in every live row; `drafting`: rows whose draft goes on, BoolTensor[B]."""
+        live, device = self.stream.live, rows.device
         missing = [self._missing(row, rows, bool(drafting[row]), chunk) if chunk else None for row in live]
         if all(new is None for new in missing):
-            return self._nothing()
+            nothing = torch.full((len(live), 1), FREE, device=device)
+            return Proposals(nothing, nothing > FREE, [], [0] * len(live), None)
         block = self.stream.block(missing)
         tokens, bad, probabilities = [], [], []
         for _ in range(chunk):
             token, no_number, probability = self.stream.run(*self._choice, block, keep=1)
             tokens.append(token)
             bad.append(no_number)
-            probabilities.append(None if probability is None else probability.to(self._device))
+            probabilities.append(None if probability is None else probability.to(device))
             block = block.then(token)
         end = torch.full_like(token, FREE)
         proposals = Proposals(
-            torch.stack([*tokens, end], dim=1).to(self._device),
-            torch.stack([*bad, end > FREE], dim=1).to(self._device),
+            torch.stack([*tokens, end], dim=1).to(device),
+            torch.stack([*bad, end > FREE], dim=1).to(device),
             probabilities,
             [0 if new is None else chunk for new in missing],
             None,
@@ -95,13 +82,7 @@ class Proposer:
         return proposals if isinstance(self.bridge, OneVocabulary) else self._cross(proposals, rows, drafting)
 
     def offers(self, proposals: Proposals, proposed: torch.Tensor, drafting: torch.Tensor) -> dict[int, Offer]:
-        """Next tokens of each drafting row's draft.
-
-        Args:
-            proposals: as made by `propose`.
-            proposed: their tokens on the CPU, LongTensor[B, c + 1].
-            drafting: rows whose draft goes on, BoolTensor[B].
-        """
+        """Next tokens of each drafting row's draft; `proposed`: tokens of the proposals on the CPU, LongTensor[B, c + 1]."""
         if proposals.offers is not None:
             return proposals.offers
         offers = {}
@@ -145,9 +126,5 @@ class Proposer:
             else:
                 crossed.append(self.bridge.guess(row, tokens[place])[: left[row]])
         width = self.stream.workspace.padded(max(map(len, crossed)))
-        padded = torch.tensor([new + [FREE] * (1 + width - len(new)) for new in crossed], device=self._device)
+        padded = torch.tensor([new + [FREE] * (1 + width - len(new)) for new in crossed], device=rows.device)
         return Proposals(padded, torch.zeros_like(padded, dtype=torch.bool), [None] * width, [*map(len, crossed)], offers)
-
-    def _nothing(self) -> Proposals:
-        tokens = torch.full((len(self.stream.live), 1), FREE, device=self._device)
-        return Proposals(tokens, tokens > FREE, [], [0] * len(tokens), None)

@@ -15,7 +15,7 @@ from ...engine.lockstep_stream import LockstepStream
 from ...engine.sampling import choose, force
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...text.bridge import DraftOver, Offer
-from .draft_setup import DraftSetup
+from .draft import DraftSetup
 
 
 class DraftSteps:
