@@ -50,7 +50,7 @@ class Draft:
         self._closing &= ~finished
 
     def take(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> torch.Tensor:
-        """Appends a token, LongTensor[batch], with the base's log-probabilities of it, to the drafts that are offered one.
+        """Appends a token, LongTensor[batch], with the base's log-probabilities of it, to each draft that is offered one.
 
         Returns the token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
         """

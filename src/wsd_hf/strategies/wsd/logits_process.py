@@ -62,8 +62,7 @@ class WSDLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """The scores, with every drafting row's choice reduced to the pilot's token, [batch, vocabulary]."""
-        loop = _compat.decoding_loop()
-        if loop is None:
+        if (loop := _compat.decoding_loop()) is None:
             raise WSDValueError(
                 "WSDLogitsProcessor works inside generate() with greedy decoding or sampling; it was called from "
                 "elsewhere (beam search, assisted generation, a loop of your own)"

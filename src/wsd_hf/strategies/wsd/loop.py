@@ -23,20 +23,18 @@ from .proposer import Proposals, Proposer
 
 
 class Verdict(NamedTuple):
-    """One step on the CPU: every row of the batch, c proposals to each, and the position after them."""
+    """One step on the CPU: every row of the batch, c proposals to each, and the position after them; all [B, c + 1]."""
 
     proposed: torch.Tensor
-    """`FREE` at the end. LongTensor[B, c + 1]."""
+    """Token ids; `FREE` at the end."""
     log_probs: torch.Tensor
-    """The base's log-probabilities of them, float32 [B, c + 1]; read only where a row drafts."""
+    """The base's log-probabilities of them, float32; read only where a row drafts."""
     pilot_not_finite: torch.Tensor
-    """Positions of NaN and the like in the pilot's logits, BoolTensor[B, c + 1]."""
     base_not_finite: torch.Tensor
-    """The same of the base's, BoolTensor[B, c + 1]."""
     own: torch.Tensor
-    """The base's own token at each position, LongTensor[B, c + 1]."""
+    """Token ids: the base's own."""
     afresh: torch.Tensor
-    """Its token drawn without regard to the proposal, LongTensor[B, c + 1]."""
+    """Token ids: the base's own, drawn without regard to the proposal."""
 
 
 class Decoding:
@@ -56,18 +54,16 @@ class Decoding:
         records = settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
         self.base, self.proposer, self.draft, self.pace = base, proposer, draft, pace
         self.record = Record(len(call.input_ids)) if records else None
-        self.rows = rows = Rows(call, self.record if settings.output_scores else None)
+        self.rows = Rows(call, self.record if settings.output_scores else None)
         self.proposed = self.kept = 0
-        self._processors = processors = call.processors
-        self._do_sample = settings.do_sample
-        self._device = rows.device
+        self._processors, self._do_sample = call.processors, settings.do_sample
         self._vocabulary = vocabulary_size(base.model)
         # Warpers look at one position's scores only, so that all positions can be chosen for at once; any other processor
         # is shown the exact prefix of each row.
-        self._at_once = self.record is None and all(type(processor) in SAMPLING_WARPERS for processor in processors)
+        self._at_once = self.record is None and all(type(one) in SAMPLING_WARPERS for one in call.processors)
         self._shrinks = not (base.workspace.captures or proposer.stream.workspace.captures)
         # The base's logits after the last token that it was fed, [rows, V].
-        self._last_logits = torch.empty(0, dtype=torch.float32, device=self._device)
+        self._last_logits = torch.empty(0, dtype=torch.float32, device=self.rows.device)
 
     def run(self) -> None:
         """Decodes until every row has finished."""
@@ -100,9 +96,9 @@ class Decoding:
         if not any(missing) and not any(proposals.counts):  # drafts that wait for the pilot's next word
             return self._last_logits[:, None]
         block = self.base.block(missing, proposals.tokens[:, :-1], proposals.counts)
-        logits = self.base.logits(block, keep=proposals.chunk + 1).to(self._device)
+        logits = self.base.logits(block, keep=proposals.chunk + 1).to(self.rows.device)
         if [] in missing:  # these rows were fed their last token before
-            held = (block.slots[:, -proposals.chunk - 1] == NO_SLOT).to(self._device)
+            held = (block.slots[:, -proposals.chunk - 1] == NO_SLOT).to(self.rows.device)
             logits[:, 0] = torch.where(held[:, None], self._last_logits, logits[:, 0])
         last = (proposals.tokens != FREE).sum(dim=1)[:, None, None].expand(-1, 1, self._vocabulary)
         self._last_logits = logits.gather(1, last).squeeze(1)
@@ -191,7 +187,7 @@ class Decoding:
         raw, tokens = self.rows.whole(self.base.live, raw), self.rows.whole(self.base.live, tokens)
         if self._do_sample:
             drawn_with = self.rows.whole(self.base.live, proposals.drawn_with(position, self._vocabulary))
-        for prefix, exact in self.rows.prefixes(asked.nonzero().flatten().tolist(), self._device):
+        for prefix, exact in self.rows.prefixes(asked.nonzero().flatten().tolist(), raw.device):
             scores = self._processors(prefix, raw.clone())
             if self.record is not None:
                 self.record.add(exact, raw, force(scores, forced.to(scores.device)))

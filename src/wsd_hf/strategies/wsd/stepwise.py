@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.call import Call
@@ -37,15 +37,12 @@ class DraftSteps:
         self._offers = [Offer([], None) for _ in setup.side.prompt.input_ids]
 
     def advance(self, input_ids: torch.Tensor, logits: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
-        """One step of every row.
+        """The token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
 
         Args:
             input_ids: prompt and response so far, [batch, length].
             logits: the base's raw logits at its last token, float32 [batch, vocabulary].
             finished: rows that need nothing more, BoolTensor[batch].
-
-        Returns:
-            The token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
         """
         check_finite("base", not_finite(logits) & ~finished, [self.taken] * len(logits))
         self.taken += 1
@@ -97,8 +94,7 @@ class DraftSteps:
 def decode(call: Call, setup: DraftSetup) -> tuple[GenerateDecoderOnlyOutput, Stats]:
     """Decodes with any causal base; returns the output of transformers' loop, and the work done."""
     criteria, steps, writers = WatchedCriteria(call.criteria), DraftSteps(setup), deque[torch.Tensor]()
-    processor = _DraftThenShape(steps, call.processors, criteria, writers if call.streamer else None)
-    output = run(call, [processor], criteria, writers)
+    output = run(call, [_DraftThenShape(call, steps, criteria, writers)], criteria, writers)
     return output, Stats(
         Work(steps.taken, base_tokens(call, steps.taken)),
         work(steps.stream),
@@ -111,17 +107,10 @@ def decode(call: Call, setup: DraftSetup) -> tuple[GenerateDecoderOnlyOutput, St
 class _DraftThenShape(LogitsProcessor):
     """The only processor of the loop, so that the draft gets raw logits and overrides the caller's processors."""
 
-    def __init__(
-        self,
-        steps: DraftSteps,
-        processors: LogitsProcessorList,
-        criteria: WatchedCriteria,
-        writers: deque[torch.Tensor] | None,
-    ) -> None:
-        self._steps, self._processors, self._criteria, self._writers = steps, processors, criteria, writers
+    def __init__(self, call: Call, steps: DraftSteps, criteria: WatchedCriteria, writers: deque[torch.Tensor]) -> None:
+        self._call, self._steps, self._criteria, self._writers = call, steps, criteria, writers
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         tokens = self._steps.advance(input_ids, scores, self._criteria.ended(input_ids))
-        if self._writers is not None:
-            self._writers.append(self._steps.by_pilot)
-        return force(self._processors(input_ids, scores), tokens)
+        self._writers.append(self._steps.by_pilot)
+        return force(self._call.processors(input_ids, scores), tokens)
