@@ -11,19 +11,8 @@ base writes on where the caller's processors forbid an EOS (`min_new_tokens`), w
 write nothing: its context is full, or a character is incomplete that only the base's vocabulary cuts. An EOS of the base
 always ends the response.
 
-γ = 0.4 is the value in the README of the authors' repository (fywalter/nudging) and in its version with caches; the signature
-of its function for servers has 0.3. Deliberate differences from that function:
-
-- It requests 16 tokens of the pilot at a time, and an EOS among them ends the response. Here the base decides after every
-  word, and an EOS counts right after one, so that the length of requests has no effect. The 16 is kept for scripts without
-  spaces.
-- It also gives the turn to an unsure base whose likeliest token begins the pilot's next word. That is the same text up to
-  the token's end; here the word stays whole, as in the version with caches, and the rule needs no second condition.
-- It treats an EOS of the base as a reason to nudge. Here that ends the response, as everywhere in `generate`.
-- It ends a response at the fourth equal nudge in a row, or when the base repeats itself, and cuts repetitions off the
-  result. Here equal words may follow each other: `generate` has processors and criteria against repetition.
-- It counts the budget in rounds and in another tokenizer's tokens, and encodes the text anew in each round. Here the budget
-  is exact, and with one vocabulary token ids stay as they are.
+γ = 0.4 is the value in the README of the authors' repository (fywalter/nudging); docs/strategies/nudging.md lists the
+deliberate differences from it.
 """
 
 from __future__ import annotations
@@ -74,14 +63,10 @@ class NudgingConfig(StrategyConfig):
             raise WSDValueError("strategy='nudging' finds the ends of words in text: pass the base's tokenizer as tokenizer=")
         side = pilot_side(call, self.assistant_do_sample)
         bridge = bridge_to_base(call, side, side.room.tolist())
-        if reason := _unsupported(call) or unsupported_reason(call, side.model):
+        reason = unsupported_reason(call, side.model)
+        for name in ("output_scores", "output_logits"):
+            if getattr(call.generation_config, name):
+                reason = f"{name}=True was given, and the base does not score every token of the pilot"
+        if reason:
             raise WSDValueError(f"strategy='nudging' cannot serve this call: {reason}")
         return loop.decode(call, side, bridge, ContinuationTokenizer(tokenizer), self.threshold)
-
-
-def _unsupported(call: Call) -> str | None:
-    """Reason why an option cannot be served; None where it can."""
-    for name in ("output_scores", "output_logits"):
-        if getattr(call.generation_config, name):
-            return f"{name}=True was given, and the base does not score every token of the pilot"
-    return None

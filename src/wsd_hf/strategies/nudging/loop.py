@@ -33,14 +33,13 @@ class Opinion(NamedTuple):
 class Nudging:
     """One call. B rows, V tokens in the base's vocabulary; tensors on the device have the live rows only."""
 
-    def __init__(
-        self, call: Call, base: RaggedStream, words: Words, rows: Rows, threshold: float, closing_token_id: int | None
-    ) -> None:
-        self.base, self.words, self.rows = base, words, rows
+    def __init__(self, call: Call, base: RaggedStream, words: Words, threshold: float) -> None:
+        self.base, self.words, self.rows = base, words, Rows(call)
         self.proposed = 0
         self._processors, self._warpers = split(call.processors)
         self._do_sample = call.generation_config.do_sample
-        self._threshold, self._closing_token_id = threshold, closing_token_id
+        self._threshold = threshold
+        self._closing_token_id = closing_token_id(eos_token_ids(call.generation_config), vocabulary_size(call.base))
         self._shrinks = not (base.workspace.captures or words.stream.workspace.captures)
 
     def run(self) -> None:
@@ -105,18 +104,14 @@ class Nudging:
 
 
 def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTokenizer, threshold: float) -> StrategyOutput:
-    """Decodes a call that is supported."""
-    base_eos, vocabulary = eos_token_ids(call.generation_config), vocabulary_size(call.base)
-    ends = side.end_token_ids | base_eos if side.one_vocabulary else side.end_token_ids
+    """Decodes a call that is supported; `encoder` is that of the pilot's tokens."""
     with (
         open_stream(call.base, real_tokens(*call.prompt), call.budget, capturing=True) as base,
         open_stream(side.model, real_tokens(*side.prompt), call.budget + LONGEST, capturing=True) as stream,
     ):
-        rows = Rows(call)
-        words = Words(stream, bridge, encoder, side.warpers, ends, side.room.tolist(), vocabulary)
-        closing = closing_token_id(base_eos, vocabulary)
-        nudging = Nudging(call, base, words, rows, threshold, closing)
+        nudging = Nudging(call, base, Words(call, side, bridge, encoder, stream), threshold)
         nudging.run()
+        rows = nudging.rows
         stats = Stats(
             work(base),
             work(stream),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
 from typing import NamedTuple
 
 import torch
-from transformers import LogitsProcessorList
 
-from ...engine.checks import check_finite, check_readable, check_shared
+from ...engine.call import Call
+from ...engine.checks import check_finite, check_readable, check_shared, eos_token_ids, vocabulary_size
+from ...engine.pilot_side import PilotSide
 from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import choice
@@ -39,27 +39,20 @@ class Words:
     """
 
     def __init__(
-        self,
-        stream: RaggedStream,
-        bridge: Bridge,
-        encoder: ContinuationTokenizer,
-        warpers: LogitsProcessorList | None,
-        end_token_ids: Set[int],
-        limits: list[int],
-        vocabulary: int,
+        self, call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTokenizer, stream: RaggedStream
     ) -> None:
-        self.stream = stream
-        self._bridge = bridge
-        self._encoder = encoder
-        self._choice = choice(warpers)
-        self._end_token_ids = end_token_ids
-        self._limits = limits
-        self._vocabulary = vocabulary
-        self._fed: list[list[int]] = [[] for _ in limits]
-        self._text: list[list[int]] = [[] for _ in limits]  # the pilot's tokens of each response and of the word after it
-        self._begin = [0] * len(limits)  # place of that word in them
-        self._next: list[int | None] = [None] * len(limits)  # its token after the word
-        self._lengths = [0] * len(limits)  # of each response with that word
+        self.stream, self._bridge, self._encoder = stream, bridge, encoder
+        self._choice = choice(side.warpers)
+        self._end_token_ids = side.end_token_ids
+        if side.one_vocabulary:
+            self._end_token_ids = side.end_token_ids | eos_token_ids(call.generation_config)
+        self._vocabulary = vocabulary_size(call.base)
+        self._limits: list[int] = side.room.tolist()
+        self._fed: list[list[int]] = [[] for _ in self._limits]
+        self._text: list[list[int]] = [[] for _ in self._limits]  # the pilot's tokens of each response and the word after it
+        self._begin = [0] * len(self._limits)  # place of that word in them
+        self._next: list[int | None] = [None] * len(self._limits)  # its token after the word
+        self._lengths = [0] * len(self._limits)  # of each response with that word
 
     def ends(self, row: int, response: list[int]) -> bool:
         """True where a response is at the end of a word after which the pilot ends it."""
@@ -102,8 +95,7 @@ class Words:
         missing = [stream.resume(row, self._fed[row], self._text[row]) if row in unread else None for row in stream.live]
         for tokens_of_row in missing:
             check_readable("pilot", tokens_of_row or (), stream.model)
-        block = stream.block(missing)
-        tokens, not_finite, _ = stream.run(*self._choice, block, keep=1)
+        tokens, not_finite, _ = stream.run(*self._choice, stream.block(missing), keep=1)
         tokens, not_finite = rows.whole(stream.live, torch.stack([tokens, not_finite.long()], dim=1).cpu()).T
         bad = torch.zeros_like(not_finite, dtype=torch.bool)
         bad[unread] = not_finite[unread].bool()
