@@ -88,8 +88,8 @@ class _Emulated(LogitsProcessor):
             self._append(input_ids, scores.shape[-1])
         tuned, reference = [stream.next_logits().to(scores.device) for stream in (self.tuned, self.reference)]
         shared = min(scores.shape[-1], tuned.shape[-1], reference.shape[-1])
-        moved = scores.clone()
-        moved[:, :shared] += self._beta * _difference(tuned[:, :shared], reference[:, :shared])
+        before, after, moved = reference[:, :shared], tuned[:, :shared], scores.clone()
+        moved[:, :shared] += self._beta * torch.where(after == before, 0.0, after - before)  # both may be -inf
         models = ("base", scores), ("assistant_model", tuned), ("reference_model", reference), ("emulated model", moved)
         for name, logits in models:
             check_finite(name, not_finite(logits) & ~self._criteria.ended(input_ids), [self.taken] * len(scores))
@@ -102,11 +102,6 @@ class _Emulated(LogitsProcessor):
             if vocabulary > vocabulary_size(stream.model):
                 check_readable(name, input_ids[~self._criteria.ended(input_ids), -1].tolist(), stream.model)
             stream.append(input_ids[:, -1])
-
-
-def _difference(tuned: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Change of the logits by tuning; 0 where both are -inf."""
-    return torch.where(tuned == reference, 0.0, tuned - reference)
 
 
 def _check_vocabulary(call: Call, small: SmallModel) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile, zip_longest
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,12 +18,8 @@ from ...engine.sampling import split
 from ...errors import WSDValueError
 from ...text.token_texts import INCOMPLETE
 
-
-class Value(Protocol):
-    """Function from responses to numbers; `ImplicitValue` is one."""
-
-    def __call__(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> Any:
-        """One number for each response, from its text, whether that is whole, and the number of its prompt."""
+Value = Callable[[Sequence[str], Sequence[bool], Sequence[int]], Any]
+"""One number for each response, from its text, whether that is whole, and the number of its prompt; see `ImplicitValue`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +117,8 @@ class Beam:
         ranked = sorted(hypotheses, key=lambda hypothesis: -hypothesis.value)
         if self._settings.official_ties:
             return ranked
-        ended: set[tuple[int, ...]] = set()
-        again: list[Hypothesis] = []
-        for hypothesis in ranked:
-            if hypothesis.finished and tuple(hypothesis.tokens) in ended:
-                again.append(hypothesis)
-            elif hypothesis.finished:
-                ended.add(tuple(hypothesis.tokens))
-        return [one for one in ranked if one not in again] + again
+        first = {tuple(hypothesis.tokens): hypothesis for hypothesis in reversed(ranked) if hypothesis.finished}
+        return sorted(ranked, key=lambda one: one.finished and one is not first[tuple(one.tokens)])
 
 
 class ChunkBeamSearch:

@@ -6,21 +6,20 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from ... import _compat
 from ...engine.call import Call
 from ...engine.checks import check_models, check_room, vocabulary_size
-from ...engine.lockstep_stream import LockstepStream
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...engine.strategy import StrategyConfig, keyword
 from ...engine.supported import unsupported_inputs, unsupported_items, unsupported_options
 from ...errors import WSDValueError
 from ...text.settled_tokens import ContinuationTokenizer
 from ...text.vocabulary import same_vocabulary
-from .beam import Beam, BeamSettings, ChunkBeamSearch, Hypothesis, Value
+from .beam import Beam, BeamSettings, ChunkBeamSearch, Value
 from .output import SearchOutput
-from .reader import Reader
 from .value import ImplicitValue, Prompt
 
 
@@ -68,19 +67,24 @@ class SearchConfig(StrategyConfig, BeamSettings):
             raise WSDValueError("tokenizer=None: strategy='weak_to_strong_search' judges text; pass the base's tokenizer")
         value = self._value(call, call.tokenizer)
         _check(call, self)
-        before = _work(value)
+        judges = [value.tuned, value.reference] if isinstance(value, ImplicitValue) else []
+        before = [work(judge) for judge in judges]  # a value may serve many calls
         search = ChunkBeamSearch(call, value, ContinuationTokenizer(call.tokenizer).decode, self)
         streamed = 0
         while not search.ended:
             search.advance()
             streamed = _stream_settled(call, search.beams, streamed)
         found = [hypothesis for beam in search.beams for hypothesis in beam.best(call.copies)]
-        sequences = _sequences(call, found)
+        tokens = [call.input_ids.new_tensor(hypothesis.tokens) for hypothesis in found]
+        responses = pad_sequence(tokens, batch_first=True, padding_value=call.pad_token_id)
+        spent = [Work(now.forwards - then.forwards, now.tokens - then.tokens) for now, then in zip(judges, before, strict=True)]
+        pilot, reference = spent or (Work(), Work())
+        memory = peak_memory(call.base, *(judge.model for judge in judges))
         return SearchOutput(
-            sequences=sequences,
-            stats=_stats(call, search.stream, value, before),
-            written_by_pilot=torch.zeros_like(sequences[:, call.input_ids.shape[1] :], dtype=torch.bool),
-            values=sequences.new_tensor([hypothesis.value for hypothesis in found], dtype=torch.float32),
+            sequences=torch.cat([call.input_ids, responses], dim=1),
+            stats=Stats(work(search.stream), pilot, reference, peak_memory=memory),
+            written_by_pilot=torch.zeros_like(responses, dtype=torch.bool),
+            values=responses.new_tensor([hypothesis.value for hypothesis in found], dtype=torch.float32),
             tree=[beam.selections for beam in search.beams],
         )
 
@@ -140,26 +144,3 @@ def _stream_settled(call: Call, beams: list[Beam], streamed: int) -> int:
         tokens = [row[column] if column < len(row) else call.pad_token_id for row in rows]
         call.stream(torch.tensor(tokens, device="cpu"), by_pilot)
     return max(streamed, end)
-
-
-def _sequences(call: Call, found: list[Hypothesis]) -> torch.Tensor:
-    width = max(len(hypothesis.tokens) for hypothesis in found)
-    rows = [hypothesis.tokens + [call.pad_token_id] * (width - len(hypothesis.tokens)) for hypothesis in found]
-    return torch.cat([call.input_ids, call.input_ids.new_tensor(rows)], dim=1)
-
-
-def _judges(value: Value) -> list[Reader]:
-    return [value.tuned, value.reference] if isinstance(value, ImplicitValue) else []
-
-
-def _work(value: Value) -> list[Work]:
-    """Work of the tuned small model and of the reference so far; a value may serve many calls."""
-    return [work(judge) for judge in _judges(value)] or [Work(), Work()]
-
-
-def _stats(call: Call, stream: LockstepStream, value: Value, before: list[Work]) -> Stats:
-    pilot, reference = (
-        Work(now.forwards - then.forwards, now.tokens - then.tokens) for now, then in zip(_work(value), before, strict=True)
-    )
-    memory = peak_memory(call.base, *(judge.model for judge in _judges(value)))
-    return Stats(work(stream), pilot, reference, peak_memory=memory)

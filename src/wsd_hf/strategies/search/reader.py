@@ -26,22 +26,13 @@ class Reader:
     """A model that reads texts, and of texts like those before only the new part.
 
     Keys and values of the texts read last are kept, and a text continues the one with which it shares the longest beginning.
-    Models whose cache can't be rewound read every text anew.
-
-    Args:
-        name: of the model, for errors.
-        model: any causal model.
-
-    Attributes:
-        forwards: forwards run.
-        tokens: token positions fed, padding not counted.
+    Models whose cache can't be rewound read every text anew. `forwards` counts them, and `tokens` the positions fed, without
+    padding.
     """
 
     def __init__(self, name: str, model: PreTrainedModel) -> None:
-        self.name = name
-        self.model = model
-        self.forwards = 0
-        self.tokens = 0
+        self.name, self.model = name, model
+        self.forwards = self.tokens = 0
         self._keeps = unsupported_model(name, model) is None
         self._forget()
 

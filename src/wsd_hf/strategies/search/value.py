@@ -62,10 +62,10 @@ class ImplicitValue:
                 f"prompts and reference_prompts are {len(prompts)} and {len(reference_prompts)}: must be in pairs"
             )
         self._prompts = len(prompts)
-        encoder = _Encoder(tokenizer, add_special_tokens)
         self.tuned = Reader("tuned model", models["tuned"])
         self.reference = Reader("reference model", models["reference"])
-        self._sides = [_Side(self.tuned, encoder, prompts), _Side(self.reference, encoder, reference_prompts)]
+        sides = (self.tuned, prompts), (self.reference, reference_prompts)
+        self._sides = [_Side(reader, tokenizer, given, add_special_tokens) for reader, given in sides]
 
     def __call__(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int] | None = None) -> torch.Tensor:
         """The values of some responses, float32 [responses]; 0 for one that is empty and has not ended.
@@ -95,16 +95,32 @@ def _on_host(values: Sequence[Any]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32, device="cpu")
 
 
-class _Encoder:
-    """From prompts and responses to the tokens of the small models."""
+class _Side:
+    """One of the two models, with its prompts."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> None:
-        self.eos_token_id = int(tokenizer.eos_token_id)
-        self._tokenizer = tokenizer
-        self._pieces = ContinuationTokenizer(tokenizer)
+    def __init__(
+        self, reader: Reader, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], add_special_tokens: bool
+    ) -> None:
+        self._reader, self._tokenizer, self._prompts = reader, tokenizer, prompts
         self._add_special_tokens = add_special_tokens
+        self._pieces = ContinuationTokenizer(tokenizer)
+        self._tokens = [self._prompt_tokens(prompt) for prompt in prompts]
+        if not all(self._tokens):
+            raise WSDValueError("a prompt has no tokens: the first token of a response needs one to follow")
+        self._check_known("a prompt", self._tokens)
+        self._check_known("the end of a response", [[int(tokenizer.eos_token_id)]])
+        self._read = False
 
-    def prompt(self, prompt: Prompt) -> list[int]:
+    def log_probs(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> list[list[float]]:
+        if not self._read:  # each prompt once, for all responses to it
+            self._reader.read(self._tokens, [len(tokens) for tokens in self._tokens])
+            self._read = True
+        rows = [self._text_tokens(self._prompts[index], text, end) for index, text, end in zip(of, texts, ended, strict=True)]
+        self._check_known("a response", rows)
+        shared = [len(common_prefix(self._tokens[index], row)) for index, row in zip(of, rows, strict=True)]
+        return self._reader.read(rows, [max(1, length) for length in shared])  # a text's first token has no logits
+
+    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             check_text("a prompt", prompt)
             return self._encode(prompt)
@@ -112,38 +128,14 @@ class _Encoder:
             raise WSDValueError(f"a prompt contains {wrong[0]!r}: must be a text or a list of token ids")
         return [operator.index(token) for token in prompt]
 
-    def text(self, prompt: Prompt, text: str, ended: bool) -> list[int]:
+    def _text_tokens(self, prompt: Prompt, text: str, ended: bool) -> list[int]:
         check_text("a response", text)
         tokens = self._encode(prompt + text) if isinstance(prompt, str) else [*prompt, *self._pieces.encode(text)]
-        return [*tokens, self.eos_token_id] if ended else tokens
+        return [*tokens, int(self._tokenizer.eos_token_id)] if ended else tokens
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=self._add_special_tokens)
         return ids
-
-
-class _Side:
-    """One of the two models, with its prompts."""
-
-    def __init__(self, reader: Reader, encoder: _Encoder, prompts: Sequence[Prompt]) -> None:
-        self._reader = reader
-        self._encoder = encoder
-        self._prompts = prompts
-        self._tokens = [encoder.prompt(prompt) for prompt in prompts]
-        if not all(self._tokens):
-            raise WSDValueError("a prompt has no tokens: the first token of a response needs one to follow")
-        self._check_known("a prompt", self._tokens)
-        self._check_known("the end of a response", [[encoder.eos_token_id]])
-        self._read = False
-
-    def log_probs(self, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> list[list[float]]:
-        if not self._read:  # each prompt once, for all responses to it
-            self._reader.read(self._tokens, [len(tokens) for tokens in self._tokens])
-            self._read = True
-        rows = [self._encoder.text(self._prompts[index], text, end) for index, text, end in zip(of, texts, ended, strict=True)]
-        self._check_known("a response", rows)
-        shared = [len(common_prefix(self._tokens[index], row)) for index, row in zip(of, rows, strict=True)]
-        return self._reader.read(rows, [max(1, length) for length in shared])  # a text's first token has no logits
 
     def _check_known(self, name: str, texts: Sequence[list[int]]) -> None:
         """Raises if token ids of a prompt or response have no embedding."""
