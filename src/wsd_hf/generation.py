@@ -14,14 +14,7 @@ from transformers.generation import BaseStreamer
 
 from . import _compat
 from .engine.checks import check_data, check_models
-from .engine.keywords import (
-    SMALL_MODELS,
-    check_keywords,
-    check_partners,
-    check_without_strategy,
-    chosen,
-    own_keywords,
-)
+from .engine.keywords import SMALL_MODELS, check_keywords, check_partners, check_without_strategy, chosen, own_keywords
 from .engine.preparation import decode_within
 from .engine.small_model import small_models
 from .engine.strategy import StrategyConfig
@@ -95,11 +88,7 @@ def generate_with(
 ) -> Any:
     """One call of a strategy on a model that need not be enabled; `WSDGenerationMixin.generate` documents the arguments.
 
-    Args:
-        strategy: a name in `wsd_hf.strategies.STRATEGIES`, or a settings object.
-        generate: transformers' own `generate` of the model.
-        model: the base.
-        **kwargs: the other arguments, by name.
+    `generate` is transformers' own of the model.
     """
     with streamer_ended_on_error(kwargs.get("streamer")):
         kind = chosen(strategy, STRATEGIES)

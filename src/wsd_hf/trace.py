@@ -168,19 +168,21 @@ def explain(
         raise WSDValueError(f"row={row}: the output has {len(output.sequences)} rows, counted from 0")
     ids = _response(output.sequences[row, output.prompt_length :].tolist(), tokenizer)
     writers = ["pilot" if by_pilot else "base" for by_pilot in output.written_by_pilot[row, : len(ids)].tolist()]
-    tokens = tuple(map(TracedToken, ids, _pieces(ids, tokenizer), writers))
-    if not isinstance(output, WSDOutput):
-        return Trace(_before(stop_strings, tokens))
-    return _with_switch(_before(stop_strings, _with_confidence(tokens, output, row)), output, row)
+    tokens = _before(stop_strings, tuple(map(TracedToken, ids, _pieces(ids, tokenizer), writers)))
+    return _with_draft(tokens, output, row) if isinstance(output, WSDOutput) else Trace(tokens)
 
 
-def _with_confidence(tokens: tuple[TracedToken, ...], output: WSDOutput, row: int) -> tuple[TracedToken, ...]:
-    drafted, window = int(output.draft_length[row]), _settings(output).window_size
+def _with_draft(tokens: tuple[TracedToken, ...], output: WSDOutput, row: int) -> Trace:
+    """The trace of a draft, which a stop string may have cut."""
+    settings, index, reason = cast("WSDConfig", output.strategy), int(output.switch_index[row]), output.switch_reason[row]
+    drafted, window = int(output.draft_length[row]), settings.window_size
+    if drafted > len(tokens):
+        index, reason = -1, "stopped"
     log_probs = output.draft_log_probs[row, :drafted].tolist()
     confidences = confidence(log_probs, window).tolist()
     for position in range(drafted, len(tokens) if output.logits else 0):
         log_probs.append(float(output.logits[position][row].log_softmax(dim=-1)[tokens[position].id]))
-    return tuple(
+    traced = tuple(
         replace(
             token,
             probability=math.exp(log_probs[position]) if position < len(log_probs) else None,
@@ -188,18 +190,7 @@ def _with_confidence(tokens: tuple[TracedToken, ...], output: WSDOutput, row: in
         )
         for position, token in enumerate(tokens)
     )
-
-
-def _with_switch(tokens: tuple[TracedToken, ...], output: WSDOutput, row: int) -> Trace:
-    """A trace whose draft may have been cut by a stop string."""
-    settings, index, reason = _settings(output), int(output.switch_index[row]), output.switch_reason[row]
-    if output.draft_length[row] > len(tokens):
-        index, reason = -1, "stopped"
-    return Trace(tokens, Switch(index, reason, settings.threshold, settings.window_size))
-
-
-def _settings(output: WSDOutput) -> WSDConfig:
-    return cast("WSDConfig", output.strategy)
+    return Trace(traced, Switch(index, reason, settings.threshold, window))
 
 
 def _before(stop_strings: Sequence[str], tokens: tuple[TracedToken, ...]) -> tuple[TracedToken, ...]:
