@@ -21,7 +21,7 @@ class Proposals(NamedTuple):
     tokens: torch.Tensor
     """`FREE` after a row's last. LongTensor[rows, c + 1]."""
     not_finite: torch.Tensor
-    """Positions of such logits of the pilot, BoolTensor[rows, c + 1]."""
+    """Positions of NaN and the like in the pilot's logits, BoolTensor[rows, c + 1]."""
     probabilities: Sequence[torch.Tensor | None]
     """Probabilities that each position was drawn from, [rows, V of the pilot]; None if the proposal was deterministic."""
     counts: list[int]
