@@ -18,9 +18,10 @@ Writer = Literal["pilot", "base"]
 
 
 def put_tokens(streamer: BaseStreamer, tokens: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
-    """Hands tokens, LongTensor[batch], to a streamer, and their writers too if its attribute `takes_writers` is true.
+    """Hands tokens to a streamer, and their writers too if its attribute `takes_writers` is true.
 
-    `by_pilot` is a BoolTensor[batch], true where the token is the pilot's, or None if it has no single writer.
+    `tokens` is a LongTensor[batch] and `by_pilot` a BoolTensor[batch], both on the CPU. The latter marks tokens of the pilot,
+    and is None if they have no single writer.
     """
     if getattr(streamer, "takes_writers", False):
         streamer.put(tokens, by_pilot)
