@@ -7,21 +7,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
-from types import FrameType
+import traceback
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import (
-    Cache,
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StopStringCriteria,
-)
+from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import StopStringCriteria
 from transformers.utils.chat_template_utils import Chat as Chat
 
 HTTPError: Any = HfHubHTTPError.__bases__[0]
@@ -104,20 +97,12 @@ def attention_implementation(model: PreTrainedModel) -> str:
     return str(model.config.get_text_config(decoder=True)._attn_implementation)
 
 
-def _frames() -> Iterator[FrameType]:
-    """Frames of this call and of its callers, innermost first."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
 def custom_generate_source(model: PreTrainedModel) -> str | None:
     """The folder or repository that the running call of `model.generate` was given as `custom_generate`; None without one.
 
     transformers does not pass it to the code that it runs from there, so it is read from the frame of `generate`.
     """
-    for frame in _frames():
+    for frame, _line in traceback.walk_stack(inspect.currentframe()):
         if frame.f_code.co_name == "generate" and frame.f_locals.get("self") is model:
             source = frame.f_locals.get("custom_generate")
             if isinstance(source, str):
@@ -132,13 +117,7 @@ def stop_string_mode(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def stop_string_bytes(token: str, mode: str | None, letters: Mapping[str, int]) -> bytes | None:
-    """Bytes by which transformers matches a token of the vocabulary; None if the token must be decoded for them.
-
-    Args:
-        token: spelling in the vocabulary.
-        mode: see `stop_string_mode`.
-        letters: byte of each letter of a byte-level vocabulary.
-    """
+    """Bytes by which transformers matches a token as it is spelt in the vocabulary; None if it must be decoded for them."""
     spelt: bytes | None = StopStringCriteria._token_to_bytes(token, mode, letters)
     return spelt
 
@@ -226,7 +205,7 @@ def decoding_loop() -> DecodingLoop | None:
     identifies the call.
     """
     processors = None
-    for frame in _frames():
+    for frame, _line in traceback.walk_stack(inspect.currentframe()):
         if frame.f_code is LogitsProcessorList.__call__.__code__:
             processors = frame.f_locals["self"]
         elif frame.f_code is GenerationMixin._sample.__code__:

@@ -122,13 +122,8 @@ class RaggedLayer(CacheLayerMixin):
 def attention_masks(model: PreTrainedModel, slots: torch.Tensor, width: int) -> torch.Tensor | dict[str, torch.Tensor]:
     """Attention masks: a query sees its row's slots from 1 to its own, within the window of sliding layers.
 
-    Args:
-        model: the model whose layers and attention the masks are for.
-        slots: slots of the queries, LongTensor[batch, q].
-        width: number of slots attended to.
-
-    Returns:
-        [batch, 1, q, width], or a dict of such masks if the config names types of layers.
+    `slots` are those of the queries, LongTensor[batch, q], `width` the number of slots attended to. A mask is
+    [batch, 1, q, width]; there is one for each type of layer that the config names.
     """
     config = model.config.get_text_config(decoder=True)
     query, key = slots[:, None, :, None], torch.arange(width, device=slots.device)

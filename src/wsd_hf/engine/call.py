@@ -7,13 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
 from .. import _compat
@@ -83,16 +77,12 @@ class Call:
     def prompt(self) -> Prompt:
         """The prompts with a mask, also where nothing is padded."""
         mask = self.attention_mask
-        if mask is None:
-            mask = _compat.whole_mask(self.input_ids, self.generation_config)
-        return Prompt(self.input_ids, mask)
+        return Prompt(self.input_ids, _compat.whole_mask(self.input_ids, self.generation_config) if mask is None else mask)
 
     def stream(self, tokens: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
-        """Hands the next token of every row to the streamer.
+        """Hands the next token of every row, LongTensor[batch] on the CPU, to the streamer.
 
-        Args:
-            tokens: LongTensor[batch], on the CPU.
-            by_pilot: rows whose token the pilot wrote, BoolTensor[batch]; None where several models did.
+        `by_pilot` marks the rows whose token the pilot wrote, BoolTensor[batch]; None where several models did.
         """
         if self.streamer is not None:
             put_tokens(self.streamer, tokens, by_pilot)

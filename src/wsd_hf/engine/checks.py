@@ -36,11 +36,7 @@ def check_kind(name: str, value: object, *kinds: type) -> None:
 
 
 def check_causal(name: str, model: object) -> PreTrainedModel:
-    """A loaded decoder-only language model, taken out of `torch.compile` and PEFT.
-
-    Raises:
-        WSDValueError: anything else, other wrappers, or tuned prompts, which are no part of the model.
-    """
+    """A loaded decoder-only language model, taken out of `torch.compile` and PEFT; raises for anything else."""
     rule = "must be a causal language model, already loaded with from_pretrained"
     if not isinstance(model, torch.nn.Module):
         raise WSDValueError(f"{name}={model!r}: {rule}")
@@ -57,11 +53,7 @@ def check_causal(name: str, model: object) -> PreTrainedModel:
 
 
 def check_models(models: Mapping[str, object]) -> dict[str, PreTrainedModel]:
-    """All models of a call, by the names of their arguments, each as `check_causal` returns it.
-
-    Raises:
-        WSDValueError: see `check_causal`; also models that can't run as they are, and models that share adapters.
-    """
+    """All models of a call, by argument, each as `check_causal` returns it; raises if they can't run, or share adapters."""
     inner = {name: check_causal(name, model) for name, model in models.items()}
     for name, model in inner.items():
         if _compat.lacks_weights(model):
@@ -106,11 +98,7 @@ def check_token_ids(name: str, input_ids: object) -> None:
 def known_ids(
     name: str, input_ids: torch.Tensor, attention_mask: torch.Tensor, owner: str, model: PreTrainedModel
 ) -> torch.Tensor:
-    """The prompt, LongTensor[batch, prompt], with 0 for padding ids that the model has no embedding for.
-
-    Raises:
-        WSDValueError: the model (called `owner`) lacks an id outside of the padding.
-    """
+    """The prompt, LongTensor[batch, prompt], with 0 for padding that the model lacks; raises if it lacks another id."""
     size, input_ids = vocabulary_size(model), input_ids.long()  # a size may be more than int16 holds
     lacking = (input_ids < 0) | (input_ids >= size)
     unknown = input_ids[lacking & attention_mask.bool().to(input_ids.device)]

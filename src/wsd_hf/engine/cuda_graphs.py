@@ -37,7 +37,6 @@ SHARE = 0.125
 FOREIGN = ("accelerate.", "bitsandbytes.", "peft.", "torch._dynamo.")
 """Libraries whose layers and hooks may act differently in every forward."""
 
-
 _CAPTURING = threading.Lock()
 
 
@@ -67,12 +66,7 @@ def capture(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], pool
 
 
 class Workspace:
-    """A cache, and the CUDA graphs of forwards over it.
-
-    Args:
-        cache: buffers of keys and values.
-        captures: True to capture the second forward of each shape, and replay it from then on; shapes should stay the same.
-    """
+    """A cache, and the CUDA graphs of forwards over it; with `captures`, the second forward of each shape is captured."""
 
     def __init__(self, cache: RaggedCache, captures: bool = False) -> None:
         self.cache = cache
@@ -104,12 +98,9 @@ class Workspace:
             self._forget_graphs()  # they read and write the old buffers
 
     def run(self, key: tuple[Any, ...], function: Callable[..., Any], *inputs: torch.Tensor) -> Any:
-        """`function(*inputs)`, which may be captured or replayed.
+        """`function(*inputs)`, captured or replayed; `key` and the inputs' shapes identify the function.
 
-        Args:
-            key: identifies the function, together with the inputs' shapes.
-            function: returns a tensor, or a tuple of tensors and None; other memory that it reads must stay where it is.
-            inputs: tensors on one device.
+        It returns a tensor, or a tuple of tensors and None. Other memory that it reads must stay where it is.
         """
         if not self.captures:
             return function(*inputs)
@@ -133,14 +124,9 @@ class Workspace:
 
 @contextmanager
 def workspace(model: PreTrainedModel, rows: int, prompt: int, room: int, capturing: bool) -> Iterator[Workspace]:
-    """Buffers for one call; with CUDA graphs they are kept for later calls, unless this one fails.
+    """Buffers for one call; with CUDA graphs (`capturing`, if the model allows) they are kept for later ones if it succeeds.
 
-    Args:
-        model: the model that fills them.
-        rows: number of rows.
-        prompt: tokens of the longest prompt.
-        room: most tokens that a row is expected to hold after it.
-        capturing: capture CUDA graphs if the model allows it.
+    `prompt` is the length of the longest one, `room` the number of tokens that a row is expected to hold after it, at most.
     """
     if not (capturing and capturable(model)):
         yield Workspace(RaggedCache(model.config, prompt + room))
@@ -187,8 +173,7 @@ def _reserved(device: torch.device) -> int:
     return torch.cuda.memory_reserved(device)
 
 
-Shape = tuple[int, int, int, bool]
-"""Rows, capacity, fingerprint of the weights, and True for tensors made in inference mode."""
+Shape = tuple[int, int, int, bool]  # rows, capacity, fingerprint of the weights, True for tensors made in inference mode
 
 
 class _Shelf:

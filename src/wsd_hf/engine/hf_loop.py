@@ -31,18 +31,11 @@ class WatchedCriteria(StoppingCriteriaList):
 
 
 def run(
-    call: Call,
-    processors: list[LogitsProcessor],
-    criteria: WatchedCriteria,
-    writers: deque[torch.Tensor] | None = None,
+    call: Call, processors: list[LogitsProcessor], criteria: WatchedCriteria, writers: deque[torch.Tensor] | None = None
 ) -> GenerateDecoderOnlyOutput:
-    """Decodes with some processors in the place of the call's own.
+    """Decodes with some processors and criteria in the place of the call's own.
 
-    Args:
-        call: checked and prepared.
-        processors: all that shape the base's choice.
-        criteria: end a response.
-        writers: rows whose token the pilot writes, BoolTensor[batch], one for each token; filled by the processors.
+    `writers`, filled by the processors, holds for each token the rows that the pilot writes, BoolTensor[batch].
     """
     output = _compat.sample(
         call.base,

@@ -55,12 +55,9 @@ def check_keywords(
     model: PreTrainedModel,
     keywords: Mapping[str, Any],
 ) -> None:
-    """Raises unless every keyword of a call has a meaning under its strategy.
+    """Raises for keywords of other strategies, of transformers' assisted generation, and unknown ones; `generate` is its own.
 
     None counts as not given. transformers itself checks inputs of the model.
-
-    Raises:
-        WSDValueError: a keyword of another strategy, of transformers' assisted generation, or an unknown one.
     """
     given = {name: value for name, value in keywords.items() if value is not None}
     own = own_keywords(strategy)
@@ -93,7 +90,7 @@ def check_partners(strategy: StrategyConfig, keywords: Mapping[str, Any]) -> Non
 def check_without_strategy(
     strategies: Strategies, generate: Callable[..., Any], model: PreTrainedModel, keywords: Mapping[str, Any]
 ) -> None:
-    """Raises if a call without `strategy=` has a keyword that only strategies take; arguments as for `check_keywords`."""
+    """Raises if a call without `strategy=` has a keyword that only strategies take."""
     if keywords.get("custom_generate") is not None:  # which may take anything
         return
     legal = _plain(strategies, generate)

@@ -35,8 +35,7 @@ class LockstepStream:
     ) -> None:
         device = _compat.input_device(model)
         self.input_ids = input_ids.to(device)
-        self.forwards = 0
-        self.tokens = 0
+        self.forwards = self.tokens = 0
         self.model = model
         self._fresh: int | None = None
         self._model_kwargs: dict[str, Any] = {}
@@ -66,17 +65,13 @@ class LockstepStream:
         generation_config: Any,
         **model_kwargs: Any,
     ) -> torch.Tensor:
-        self.model = model
         self._model_kwargs = model_kwargs
         return input_ids
 
     def next_logits(self) -> torch.Tensor:
         """Feeds the tokens that the cache lacks; returns float32 logits of the next token, [rows, vocabulary]."""
         inputs = self.model.prepare_inputs_for_generation(
-            self.input_ids,
-            next_sequence_length=self._fresh,
-            is_first_iteration=self._fresh is None,
-            **self._model_kwargs,
+            self.input_ids, next_sequence_length=self._fresh, is_first_iteration=self._fresh is None, **self._model_kwargs
         )
         if inputs.get("position_ids") is not None and not rotary(self.model):
             # Learned positions end with the context, which a row may have filled whose tokens are no longer read.

@@ -31,14 +31,9 @@ class PilotSide(NamedTuple):
 
 
 def pilot_side(call: Call, do_sample: bool | None) -> PilotSide:
-    """The pilot's side of a call, checked; runs no forward.
+    """The pilot's side of a call; raises if a model can't read its prompt. Runs no forward.
 
-    Args:
-        call: its sampling warpers shape the pilot's sampling too.
-        do_sample: whether the pilot samples; None: as the base does.
-
-    Raises:
-        WSDValueError: prompts that a model cannot read.
+    The pilot samples as the base does unless `do_sample` is set, and with the call's warpers.
     """
     pilot = call.pilot
     sizes = vocabulary_size(call.base), vocabulary_size(pilot.model)
@@ -57,7 +52,7 @@ def pilot_side(call: Call, do_sample: bool | None) -> PilotSide:
 
 
 def bridge_to_base(call: Call, side: PilotSide, limits: list[int]) -> Bridge:
-    """The bridge from the pilot's tokens to the base's, and back."""
+    """The bridge from the pilot's tokens to the base's, and back; the pilot writes at most `limits` tokens in each row."""
     base_eos, tokenizer = eos_token_ids(call.generation_config), call.pilot.tokenizer
     if side.one_vocabulary or call.tokenizer is None or tokenizer is None:
         return OneVocabulary(base_eos | side.end_token_ids, limits)

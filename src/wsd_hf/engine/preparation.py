@@ -7,13 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation import BaseStreamer, GenerationMode
 from transformers.utils import logging
 
@@ -51,10 +45,9 @@ def decode_within(
     custom_generate: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Lets transformers' `generate` prepare the call, then runs the strategy's decoder instead of its loop.
+    """Lets transformers' own `generate` of the base prepare the call, then runs the strategy's decoder instead of its loop.
 
-    Raises:
-        WSDValueError: what no strategy can serve; before any forward.
+    Other keywords are arguments of `generate`. Calls that no strategy can serve are refused before any forward.
     """
     configs = (generation_config, base.generation_config)
     check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)

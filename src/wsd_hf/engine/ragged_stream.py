@@ -58,8 +58,7 @@ class RaggedStream:
         self.workspace = workspace
         self.live = list(range(len(prompts)))
         self.lengths = [0] * len(prompts)
-        self.forwards = 0
-        self.tokens = 0
+        self.forwards = self.tokens = 0
         # Learned positions end with the context; only proposals that will be rejected lie beyond. Captured forwards outlive
         # this stream, so they must read nothing of its own.
         self._last_position = None if rotary(model) else context_size(model) - 1
@@ -80,12 +79,9 @@ class RaggedStream:
     def block(
         self, missing: list[list[int] | None], proposals: torch.Tensor | None = None, counts: list[int] | None = None
     ) -> Block:
-        """Block of tokens that the cache lacks, padded on the left, and proposals after them.
+        """Block of tokens that the cache lacks, padded on the left, and each row's count of proposals after them.
 
-        Args:
-            missing: tokens for each live row; None if the row is fed nothing.
-            proposals: LongTensor[rows, chunk]; default: none.
-            counts: number of proposals that each row is fed.
+        A live row whose `missing` is None is fed nothing; `proposals` are LongTensor[rows, chunk].
         """
         proposals = torch.empty(len(self.live), 0, dtype=torch.long, device="cpu") if proposals is None else proposals
         counts = counts or [0] * len(self.live)
@@ -108,13 +104,9 @@ class RaggedStream:
         return logits
 
     def run(self, name: str, function: Callable[[torch.Tensor], Any], block: Block, keep: int) -> Any:
-        """A function of such logits; captured together with the forward if CUDA graphs are on.
+        """A function of such logits, captured together with the forward if CUDA graphs are on.
 
-        Args:
-            name: unique among the functions that run on this model.
-            function: takes float32 [rows, keep, vocabulary]; must not wait for the device.
-            block: tokens to feed.
-            keep: number of positions whose logits the function gets.
+        It must not wait for the device, and have a name of its own among the functions that run on this model.
         """
         for row, count in block.fed.items():
             self.lengths[row] += count

@@ -80,13 +80,7 @@ class Rows:
         return flags.to(self.device)
 
     def append(self, tokens: torch.Tensor, growing: torch.Tensor, by_pilot: torch.Tensor) -> None:
-        """Appends a token to the growing rows, and ends those whose criteria are met.
-
-        Args:
-            tokens: LongTensor[batch].
-            growing: rows that get one, BoolTensor[batch].
-            by_pilot: rows whose token the pilot wrote, BoolTensor[batch].
-        """
+        """Appends a token, LongTensor[batch], to the growing rows, BoolTensor[batch], and ends those whose criteria are met."""
         rows = growing.nonzero().flatten().tolist()
         check_drawn(tokens, self.lengths, rows)
         columns = [self.prompt_width + len(self.responses[row]) for row in rows]

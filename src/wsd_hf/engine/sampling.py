@@ -52,11 +52,7 @@ def draw(probabilities: torch.Tensor) -> torch.Tensor:
 
 
 def choose(logits: torch.Tensor, warpers: LogitsProcessorList | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The pilot's choice: greedy without warpers, else drawn from the warped distribution.
-
-    Args:
-        logits: [batch, vocabulary].
-        warpers: warpers of the call, all among `SAMPLING_WARPERS`.
+    """The pilot's choice from logits, [batch, vocabulary]: greedy without warpers, else drawn from the warped distribution.
 
     Returns:
         The tokens, LongTensor[batch]; a mask of rows that allow no choice, BoolTensor[batch]; and the distribution,

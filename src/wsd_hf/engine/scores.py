@@ -24,5 +24,5 @@ class Record:
             self._lengths[row] += 1
 
     def columns(self, name: Literal["logits", "scores"], length: int | None = None) -> tuple[torch.Tensor, ...]:
-        """One tensor [batch, vocabulary] for each token of the longest response; 0 where a row has ended."""
+        """A tensor [batch, vocabulary] for each token of the longest response (the first `length`); 0 where a row has ended."""
         return tuple(self._columns[name][:length])

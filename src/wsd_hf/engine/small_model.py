@@ -50,14 +50,7 @@ class SmallModel:
     def prompt(
         self, base_prompt: Prompt, copies: int, tokenizer: PreTrainedTokenizerBase | None, one_vocabulary: bool
     ) -> Prompt:
-        """What was given, else the base's own prompt, or the same text in the model's tokens; checked.
-
-        Args:
-            base_prompt: of as many rows as are generated.
-            copies: rows that are generated for each given prompt.
-            tokenizer: the base's.
-            one_vocabulary: whether token ids mean the same to both.
-        """
+        """Prompt that was given, `copies` times, else the base's own, or the same text in the model's tokens; checked."""
         ids, mask, blamed = self.input_ids, self.attention_mask, f"{self.name}_input_ids"
         if ids is not None:
             mask = torch.ones_like(ids) if mask is None else mask
@@ -71,7 +64,7 @@ class SmallModel:
 
 
 def small_models(names: Iterable[str], keywords: Mapping[str, Any]) -> dict[str, SmallModel]:
-    """The small models of a call, by name; one that was given no prompt reads that of the pilot."""
+    """The small models of a call, by name ("assistant", "reference"); one that was given no prompt reads that of the pilot."""
     models: dict[str, SmallModel] = {}
     for name in names:
         model = keywords.get(f"{name}_model")

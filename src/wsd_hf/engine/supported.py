@@ -102,13 +102,7 @@ def rotary(model: PreTrainedModel) -> bool:
 
 
 def passes_context(model: PreTrainedModel, attention_mask: torch.Tensor, budget: int) -> bool:
-    """True if a response of `budget` tokens may pass the end of a context whose positions are learned.
-
-    Args:
-        model: the model that reads the response.
-        attention_mask: mask of its prompts, [batch, prompt].
-        budget: most tokens of a response.
-    """
+    """True if a response of `budget` tokens may pass the end of a context whose positions are learned."""
     return not rotary(model) and int(attention_mask.sum(dim=1).max()) + budget > context_size(model)
 
 
