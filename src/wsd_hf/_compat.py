@@ -164,22 +164,17 @@ def uncompiled(model: Any) -> Any:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside wrappers of torch.compile and PEFT; None if a wrapper holds tuned prompts."""
-    inner = without_peft(uncompiled(model))
-    return inner if inner is None or inner is model else unwrapped(inner)
+    """The model inside wrappers of torch.compile and PEFT, adapters included; None if a wrapper holds tuned prompts.
 
-
-def without_peft(model: Any) -> Any:
-    """The model inside a PEFT wrapper, its adapters included; None if the wrapper holds tuned prompts.
-
-    A wrapper that is generating is found from the model inside, whose inputs it prepares.
+    A PEFT wrapper that is generating is found from the model inside, whose inputs it prepares.
     """
-    prepare = vars(model).get("prepare_inputs_for_generation")
-    wrapper = getattr(prepare, "__self__", model)
-    config = getattr(wrapper, "active_peft_config", None)
-    if config is None:
-        return model
-    return None if config.is_prompt_learning else wrapper.get_base_model()
+    inner = uncompiled(model)
+    wrapper = getattr(vars(inner).get("prepare_inputs_for_generation"), "__self__", inner)
+    if (config := getattr(wrapper, "active_peft_config", None)) is not None:
+        if config.is_prompt_learning:
+            return None
+        inner = wrapper.get_base_model()
+    return inner if inner is model else unwrapped(inner)
 
 
 class DecodingLoop(NamedTuple):
@@ -195,7 +190,6 @@ class DecodingLoop(NamedTuple):
     finished: torch.Tensor
     """Rows that have ended, BoolTensor[batch]."""
     generation_config: GenerationConfig
-    """Configuration of the call, completed by `generate`."""
 
 
 def decoding_loop() -> DecodingLoop | None:

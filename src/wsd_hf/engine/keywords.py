@@ -69,7 +69,7 @@ def check_keywords(
         if name in legal or _compat.takes_input(model, name, value):
             continue
         if owners := _owners(name, strategies):
-            raise WSDValueError(f"{name} belongs to {_named(owners)}, not to strategy={strategy.name!r}: leave it out")
+            raise WSDValueError(f"{name} belongs to {', '.join(owners)}, not to strategy={strategy.name!r}: leave it out")
         if name not in {**vars(model.generation_config), **(vars(config) if config else {})}:
             known = {*legal, *inspect.signature(model.forward).parameters}.union(*map(own_keywords, strategies.values()))
             near = difflib.get_close_matches(name, sorted(known), n=1)
@@ -97,7 +97,7 @@ def check_without_strategy(
     for name, value in keywords.items():
         owners = _owners(name, strategies)
         if value is not None and owners and name not in legal and not _compat.takes_input(model, name, value):
-            raise WSDValueError(f"{name} belongs to {_named(owners)}: pass strategy={owners[0]!r}")
+            raise WSDValueError(f"{name} belongs to {', '.join(owners)}: pass strategy={owners[0]}")
 
 
 def _plain(strategies: Strategies, generate: Callable[..., Any]) -> set[str]:
@@ -120,8 +120,5 @@ def _check_assisted(strategy: str, given: Mapping[str, Any], config: GenerationC
 
 
 def _owners(name: str, strategies: Strategies) -> list[str]:
-    return [owner for owner, strategy in strategies.items() if name in own_keywords(strategy)]
-
-
-def _named(strategies: list[str]) -> str:
-    return ", ".join(map(repr, strategies))
+    """The strategies that take a keyword, in quotes."""
+    return [repr(owner) for owner, strategy in strategies.items() if name in own_keywords(strategy)]

@@ -58,7 +58,10 @@ class SmallModel:
         elif one_vocabulary or tokenizer is None or self.tokenizer is None:
             prompt, blamed = base_prompt, "input_ids"
         else:
-            prompt, blamed = Prompt(*translated(*base_prompt, tokenizer, self.tokenizer)), "the text of input_ids"
+            # Special tokens mean nothing to another model: they are left out, and its tokenizer adds its own.
+            texts = [plain_text(tokenizer, row[real.bool()].tolist()) for row, real in zip(*base_prompt, strict=True)]
+            rows: list[list[int]] = [self.tokenizer.encode(text) for text in texts]
+            prompt, blamed = Prompt(*left_padded(rows, base_prompt.input_ids.device)), "the text of input_ids"
         check_prompt(blamed, prompt.input_ids, prompt.attention_mask, rows=len(base_prompt.input_ids))
         return Prompt(known_ids(blamed, *prompt, f"{self.name}_model", self.model), prompt.attention_mask)
 
@@ -75,21 +78,6 @@ def small_models(names: Iterable[str], keywords: Mapping[str, Any]) -> dict[str,
         input_ids, attention_mask = keywords.get(f"{source}_input_ids"), keywords.get(f"{source}_attention_mask")
         models[name] = SmallModel(name, model, input_ids, attention_mask, keywords.get("assistant_tokenizer"))
     return models
-
-
-def translated(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    tokenizer: PreTrainedTokenizerBase,
-    assistant_tokenizer: PreTrainedTokenizerBase,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The text of some prompts in the pilot's tokens, with its mask; both [batch, prompt] and padded on the left.
-
-    Special tokens say nothing to another model: they are left out, and the pilot's tokenizer adds its own.
-    """
-    texts = [plain_text(tokenizer, row[mask.bool()].tolist()) for row, mask in zip(input_ids, attention_mask, strict=True)]
-    rows: list[list[int]] = [assistant_tokenizer.encode(text) for text in texts]
-    return left_padded(rows, input_ids.device)
 
 
 def left_padded(rows: Sequence[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,34 +26,32 @@ DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values"
 DERIVED |= {"logits_to_keep"}
 """Inputs of the base that `generate` makes, and that a ragged stream makes for itself."""
 
-PREFIX_ONLY = frozenset(
-    {
-        *SAMPLING_WARPERS,
-        StopStrings,
-        transformers.AlternatingCodebooksLogitsProcessor,
-        transformers.EncoderNoRepeatNGramLogitsProcessor,
-        transformers.EncoderRepetitionPenaltyLogitsProcessor,
-        transformers.EosTokenCriteria,
-        transformers.ExponentialDecayLengthPenalty,
-        transformers.ForcedBOSTokenLogitsProcessor,
-        transformers.ForcedEOSTokenLogitsProcessor,
-        transformers.InfNanRemoveLogitsProcessor,
-        transformers.LogitNormalization,
-        transformers.MaxLengthCriteria,
-        transformers.MaxTimeCriteria,
-        transformers.MinLengthLogitsProcessor,
-        transformers.MinNewTokensLengthLogitsProcessor,
-        transformers.NoBadWordsLogitsProcessor,
-        transformers.NoRepeatNGramLogitsProcessor,
-        transformers.RepetitionPenaltyLogitsProcessor,
-        transformers.SequenceBiasLogitsProcessor,
-        transformers.StopStringCriteria,
-        transformers.SuppressTokensAtBeginLogitsProcessor,
-        transformers.SuppressTokensLogitsProcessor,
-        transformers.WatermarkLogitsProcessor,
-        transformers.WhisperTimeStampLogitsProcessor,
-    }
-)
+PREFIX_ONLY = {
+    *SAMPLING_WARPERS,
+    StopStrings,
+    transformers.AlternatingCodebooksLogitsProcessor,
+    transformers.EncoderNoRepeatNGramLogitsProcessor,
+    transformers.EncoderRepetitionPenaltyLogitsProcessor,
+    transformers.EosTokenCriteria,
+    transformers.ExponentialDecayLengthPenalty,
+    transformers.ForcedBOSTokenLogitsProcessor,
+    transformers.ForcedEOSTokenLogitsProcessor,
+    transformers.InfNanRemoveLogitsProcessor,
+    transformers.LogitNormalization,
+    transformers.MaxLengthCriteria,
+    transformers.MaxTimeCriteria,
+    transformers.MinLengthLogitsProcessor,
+    transformers.MinNewTokensLengthLogitsProcessor,
+    transformers.NoBadWordsLogitsProcessor,
+    transformers.NoRepeatNGramLogitsProcessor,
+    transformers.RepetitionPenaltyLogitsProcessor,
+    transformers.SequenceBiasLogitsProcessor,
+    transformers.StopStringCriteria,
+    transformers.SuppressTokensAtBeginLogitsProcessor,
+    transformers.SuppressTokensLogitsProcessor,
+    transformers.WatermarkLogitsProcessor,
+    transformers.WhisperTimeStampLogitsProcessor,
+}
 """Processors and criteria whose result for a row depends only on its place in the batch, its prefix and its logits, in
 whatever order they are called; a test calls every class of transformers to find them."""
 
