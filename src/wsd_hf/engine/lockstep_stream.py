@@ -26,7 +26,6 @@ class LockstepStream:
 
     Attributes:
         input_ids: prompt and all tokens appended, LongTensor[rows, length].
-        forwards: number of forwards run.
         tokens: number of token positions fed, padding included.
     """
 

@@ -47,7 +47,6 @@ class RaggedStream:
     Attributes:
         live: rows of the batch that tensors have a row for, in order.
         lengths: number of valid tokens of each row in the cache.
-        forwards: number of forwards run.
         tokens: number of token positions fed, padding not counted.
     """
 

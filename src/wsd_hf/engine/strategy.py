@@ -39,12 +39,7 @@ class StrategyOutput(GenerateDecoderOnlyOutput):
 
 
 def keyword(name: str, *, travels: bool = True) -> dict[str, Any]:
-    """Metadata of a field of a `StrategyConfig` whose keyword has no prefix.
-
-    Args:
-        name: of the argument of `generate`.
-        travels: whether a generation config can hold it.
-    """
+    """Metadata of a field of a `StrategyConfig` whose keyword has no prefix; it travels if a generation config can hold it."""
     return {"keyword": name, "travels": travels}
 
 
