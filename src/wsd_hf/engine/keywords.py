@@ -55,9 +55,9 @@ def check_keywords(
     model: PreTrainedModel,
     keywords: Mapping[str, Any],
 ) -> None:
-    """Raises for keywords of other strategies, of transformers' assisted generation, and unknown ones; `generate` is its own.
+    """Raises for keywords of other strategies, keywords of transformers' assisted generation, and unknown ones.
 
-    None counts as not given. transformers itself checks inputs of the model.
+    None counts as not given; `generate` is transformers' own. Inputs of the model are checked by transformers itself.
     """
     given = {name: value for name, value in keywords.items() if value is not None}
     own = own_keywords(strategy)

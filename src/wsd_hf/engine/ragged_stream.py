@@ -105,7 +105,7 @@ class RaggedStream:
     def run(self, name: str, function: Callable[[torch.Tensor], Any], block: Block, keep: int) -> Any:
         """A function of such logits, captured together with the forward if CUDA graphs are on.
 
-        It must not wait for the device, and have a name of its own among the functions that run on this model.
+        It must not wait for the device, and needs a name of its own among the functions that run on this model.
         """
         for row, count in block.fed.items():
             self.lengths[row] += count
