@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -47,3 +48,9 @@ def tried(record_property: Callable[[str, object], None]) -> Callable[..., None]
         record_property("tried", (kind, number))
 
     return count
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_raises() -> None:
+    """A shell that starts the tests in the background makes them ignore Ctrl-C, which some of them send."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
