@@ -46,7 +46,7 @@ def names() -> dict[str, Any]:
         "base": pair.base,
         "model": AutoModelForCausalLM.from_pretrained(FOLDER / "base", dtype=torch.float32),
         "pilot": pair.pilot,
-        "untuned_pilot": untuned,
+        "reference": untuned,
         "tokenizer": pair.tokenizer,
         "pilot_tokenizer": pair.pilot_tokenizer,
         "inputs": pair.inputs(chats["chat_1"]),

@@ -113,11 +113,11 @@ class Pair:
 
         # The small models first: faults show sooner.
         loaded, pilot_tokenizer = load_pilot(pilot, trust_remote_code=trust_remote_code, **cache, **kwargs)
-        untuned = None if reference is None else read_model(fetch(reference, "reference"), **kwargs)
+        small = None if reference is None else read_model(fetch(reference, "reference"), **kwargs)
         fetched = fetch(base, "base")
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        return cls(enable_wsd(read_model(fetched, **kwargs)), loaded, fetched.tokenizer, pilot_tokenizer, untuned)
+        return cls(enable_wsd(read_model(fetched, **kwargs)), loaded, fetched.tokenizer, pilot_tokenizer, small)
 
     @classmethod
     def tiny(cls: type[P], pilot: str = "pilot", *, reference: str | os.PathLike[str] | None = None) -> P:
