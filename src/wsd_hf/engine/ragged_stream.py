@@ -102,8 +102,8 @@ class RaggedStream:
         logits: torch.Tensor = self.run("logits", lambda logits: logits, block, keep)
         return logits
 
-    def run(self, name: str, function: Callable[[torch.Tensor], Any], block: Block, keep: int) -> Any:
-        """A function of such logits, captured together with the forward if CUDA graphs are on.
+    def run(self, name: str, function: Callable[..., Any], block: Block, keep: int, *inputs: torch.Tensor) -> Any:
+        """A function of such logits and further inputs, captured together with the forward if CUDA graphs are on.
 
         It must not wait for the device, and have a name of its own among the functions that run on this model.
         """
@@ -114,10 +114,10 @@ class RaggedStream:
         self.workspace.reserve(max(self.lengths))
         width = self.workspace.width(1 + max(self.lengths))
 
-        def forward(tokens: torch.Tensor, slots: torch.Tensor) -> Any:
-            return function(self._forward(tokens, slots, keep, width))
+        def forward(tokens: torch.Tensor, slots: torch.Tensor, *inputs: torch.Tensor) -> Any:
+            return function(self._forward(tokens, slots, keep, width), *inputs)
 
-        return self.workspace.run((name, keep, width), forward, block.tokens, block.slots)
+        return self.workspace.run((name, keep, width), forward, block.tokens, block.slots, *inputs)
 
     def rewind(self, row: int, response: int) -> None:
         """Drops a row's tokens after its prompt and the first `response` tokens."""
