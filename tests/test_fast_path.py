@@ -302,9 +302,10 @@ class Watch:
         self._hook = model.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        # What is no token lies in the slot that no token may look at.
-        real = ~kwargs["attention_mask"][:, 0, :, 0]
+        # Padding lies in the slot that no token may attend to; the mask is repeated for heads that share keys.
         positions = kwargs["position_ids"]
+        first = kwargs["attention_mask"][:, 0, : positions.shape[1], 0]
+        real = ~first if first.dtype == torch.bool else first < 0
         self.fed.append([row[mask].tolist() for row, mask in zip(positions, real, strict=True)])
 
     def __enter__(self) -> Watch:

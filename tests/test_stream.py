@@ -60,7 +60,7 @@ def test_ragged_feeds_and_rewinds_leave_every_logit_that_of_a_forward_without_ca
             whole = prompts[row] + responses[row] + proposals[row].tolist()
             fed = min(len(block) + chunk, chunk + 1)
             torch.testing.assert_close(
-                logits[row, chunk + 1 - fed :], without_cache(model, whole)[len(whole) - fed :], atol=1e-5, rtol=1e-5
+                logits[row, chunk + 1 - fed :], without_cache(model, whole)[len(whole) - fed :], atol=3e-5, rtol=1e-5
             )
             responses[row] += proposals[row, : rng.randint(0, chunk)].tolist()
             responses[row] = responses[row][: ROOM - 8]

@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import Cache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.generation import StopStringCriteria
 from transformers.utils.chat_template_utils import Chat as Chat
 
@@ -95,6 +103,34 @@ def with_pad_token(generation_config: GenerationConfig, pad_token_id: int) -> Ge
 def attention_implementation(model: PreTrainedModel) -> str:
     """Name of the attention function that the model's decoder uses ("sdpa", "eager", ...)."""
     return str(model.config.get_text_config(decoder=True)._attn_implementation)
+
+
+def routes_attention(model: PreTrainedModel) -> bool:
+    """True if every layer takes its attention from transformers' table, by the name in the config."""
+    return bool(getattr(type(model), "_supports_attention_backend", False))
+
+
+def with_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """Shallow copies of a model's modules that share weights, buffers and hooks, with configs whose attention is `name`.
+
+    Modules are copied without their constructors, and configs once each, so that they go on sharing what they shared.
+    """
+    configs: dict[int, Any] = {}
+    copies: dict[torch.nn.Module, Any] = {}
+
+    def copied(module: torch.nn.Module) -> Any:
+        if module not in copies:
+            new = copies[module] = object.__new__(type(module))
+            new.__dict__.update(module.__dict__)
+            for key, value in module.__dict__.items():
+                if isinstance(value, PreTrainedConfig):
+                    new.__dict__[key] = copy.deepcopy(value, configs)
+                    new.__dict__[key]._attn_implementation = name
+            new.__dict__["_modules"] = {key: child and copied(child) for key, child in module._modules.items()}
+        return copies[module]
+
+    twin: PreTrainedModel = copied(model)
+    return twin
 
 
 def custom_generate_source(model: PreTrainedModel) -> str | None:

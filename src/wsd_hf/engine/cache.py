@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from .. import _compat
+from .attention import additive
 
 NO_SLOT = 0
 """Slot for padding. A token at position p of its row lies in slot 1 + p."""
@@ -29,10 +31,13 @@ class RaggedCache(Cache):
         self._most_slots = 1 + capacity
         self._first_slots = 0
 
-    def place(self, slots: torch.Tensor, width: int) -> None:
-        """Sets the slots of the next forward's tokens, LongTensor[batch, q], and the number of slots that it attends to."""
+    def place(self, slots: torch.Tensor, width: int, begins: bool = False) -> None:
+        """Sets the slots of the next forward's tokens, LongTensor[batch, q], and the number of slots that it attends to.
+
+        If the rows begin with this block, they attend to its own keys and values, as they come.
+        """
         for layer in self.layers:
-            layer.slots, layer.width = slots, width
+            layer.slots, layer.width, layer.begins = slots, width, begins
 
     def select(self, rows: torch.Tensor) -> None:
         """Keeps some rows, LongTensor[rows left]."""
@@ -74,6 +79,7 @@ class RaggedLayer(CacheLayerMixin):
         self.capacity = 0  # slots of a row
         self.slots: torch.Tensor = torch.empty(0, dtype=torch.long, device="cpu")
         self.width = 0
+        self.begins = False
         self.memory = 0  # peak, in bytes
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -104,6 +110,8 @@ class RaggedLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
             buffer.scatter_(2, self.slots[:, None, :, None].to(states.device).expand_as(states), states)
+        if self.begins:
+            return key_states, value_states
         return self.keys[:, :, : self.width], self.values[:, :, : self.width]
 
     def get_seq_length(self, *args: Any) -> int:
@@ -119,19 +127,56 @@ class RaggedLayer(CacheLayerMixin):
         return self.capacity
 
 
-def attention_masks(model: PreTrainedModel, slots: torch.Tensor, width: int) -> torch.Tensor | dict[str, torch.Tensor]:
-    """Attention masks: a query sees its row's slots from 1 to its own, within the window of sliding layers.
+LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
+"""Types of attention layers whose masks are known."""
+
+Masks = torch.Tensor | dict[str, torch.Tensor]
+"""One mask for all layers, or one for each type of layer that the config names."""
+
+
+def attention_masks(model: PreTrainedModel, slots: torch.Tensor, width: int, repeats: int = 1) -> Masks:
+    """Attention masks: a query sees its row's slots from 1 to its own, within the window or the chunk of its layer.
 
     `slots` are those of the queries, LongTensor[batch, q], `width` the number of slots attended to. A mask is
-    [batch, 1, q, width]; there is one for each type of layer that the config names.
+    [batch, 1, q, width], added to the scores (boolean for transformers' own sdpa), and repeated along q for query heads that
+    share keys.
     """
-    config = model.config.get_text_config(decoder=True)
     query, key = slots[:, None, :, None], torch.arange(width, device=slots.device)
-    full = (key <= query) & (key >= query.clamp(max=1))
-    window = getattr(config, "sliding_window", None)
-    masks = {"full_attention": full, "sliding_attention": full if window is None else full & (key > query - window)}
-    if _compat.attention_implementation(model) == "eager":
-        dtype, floor = model.dtype, torch.finfo(model.dtype).min
-        masks = {name: torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, floor) for name, mask in masks.items()}
+    seen = (key <= query) & (key >= query.clamp(max=1))
+
+    def mask(first: torch.Tensor | None) -> torch.Tensor:
+        visible = seen if first is None else seen & (key >= first)
+        mask = visible if _compat.attention_implementation(model) == "sdpa" else additive(visible, model.dtype)
+        return mask if repeats == 1 else mask.repeat(1, 1, repeats, 1)
+
+    # Positions begin at 0, slots at 1.
+    return _by_type(model, mask, lambda window: query - window + 1, lambda chunk: (query - 1) // chunk * chunk + 1)
+
+
+def reach(model: PreTrainedModel, positions: int) -> Masks:
+    """For each position of a block that begins its rows, the first that it sees: LongTensor[1, 1, q, 1] on the CPU."""
+    query = torch.arange(positions, device="cpu")
+
+    def mask(first: torch.Tensor | None) -> torch.Tensor:
+        return (torch.zeros_like(query) if first is None else first.clamp(min=0))[None, None, :, None]
+
+    return _by_type(model, mask, lambda window: query - window + 1, lambda chunk: query // chunk * chunk)
+
+
+def _by_type(
+    model: PreTrainedModel,
+    mask: Callable[[torch.Tensor | None], torch.Tensor],
+    window: Callable[[int], torch.Tensor],
+    chunk: Callable[[int], torch.Tensor],
+) -> Masks:
+    """`mask` of the first visible key, for each type of layer that the config names; None: all before are visible."""
+    config = model.config.get_text_config(decoder=True)
+    sizes = {"sliding_attention": (window, "sliding_window"), "chunked_attention": (chunk, "attention_chunk_size")}
+
+    def of(layer_type: str) -> torch.Tensor:
+        first, setting = sizes.get(layer_type, (window, ""))
+        size = getattr(config, setting, None)
+        return mask(None if size is None else first(size))
+
     layer_types = getattr(config, "layer_types", None)
-    return {name: masks[name] for name in set(layer_types)} if layer_types else masks["sliding_attention"]
+    return {name: of(name) for name in sorted(set(layer_types))} if layer_types else of("sliding_attention")

@@ -11,10 +11,14 @@ from transformers import PreTrainedModel
 
 from .. import _compat
 from ..text.settled_tokens import common_prefix
-from .cache import NO_SLOT, attention_masks
+from .attention import heads_per_key, twin
+from .cache import NO_SLOT, attention_masks, reach
 from .checks import context_size, vocabulary_size
 from .cuda_graphs import Workspace, workspace
 from .supported import rotary
+
+LONG = 64
+"""Most tokens that a row may lack in a block under a mask; longer beginnings are read causally, without one."""
 
 
 class Block(NamedTuple):
@@ -26,6 +30,8 @@ class Block(NamedTuple):
     """Slot of the cache for each token; `NO_SLOT` for padding. LongTensor[rows, q]."""
     fed: dict[int, int]
     """Number of tokens of each row that gets any."""
+    begins: bool = False
+    """True if its rows begin with it, from its left end on, so that attention is causal."""
 
     def then(self, tokens: torch.Tensor) -> Block:
         """Block of one more token, LongTensor[rows], for each row that is fed by this block."""
@@ -52,6 +58,7 @@ class RaggedStream:
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], workspace: Workspace) -> None:
         self.model = model
+        self.renew()
         self.device = _compat.input_device(model)
         self.prompts = prompts
         self.workspace = workspace
@@ -61,6 +68,11 @@ class RaggedStream:
         # Learned positions end with the context; only proposals that will be rejected lie beyond. Captured forwards outlive
         # this stream, so they must read nothing of its own.
         self._last_position = None if rotary(model) else context_size(model) - 1
+
+    def renew(self) -> None:
+        """Takes up changes of the model since the stream was made: its modules' modes, hooks and forwards."""
+        self._twin = twin(self.model)
+        self._heads_per_key = heads_per_key(self.model) if self._twin is not self.model else 1
 
     def missing(self, row: int, response: list[int]) -> list[int]:
         """Tokens of a row that the cache lacks."""
@@ -76,26 +88,80 @@ class RaggedStream:
         return self.missing(row, response)
 
     def block(
-        self, missing: list[list[int] | None], proposals: torch.Tensor | None = None, counts: list[int] | None = None
+        self,
+        missing: list[list[int] | None],
+        proposals: torch.Tensor | None = None,
+        counts: list[int] | None = None,
+        keep: int = 1,
     ) -> Block:
         """Block of tokens that the cache lacks, padded on the left, and each row's count of proposals after them.
 
-        A live row whose `missing` is None is fed nothing; `proposals` are LongTensor[rows, chunk].
+        A live row whose `missing` is None is fed nothing; `proposals` are LongTensor[rows, chunk]. Long texts are read at once but
+        for their last `keep` tokens; logits can be had of these and the proposals only.
         """
         proposals = torch.empty(len(self.live), 0, dtype=torch.long, device="cpu") if proposals is None else proposals
         counts = counts or [0] * len(self.live)
+        if self._twin is not self.model:
+            if self._alike(missing, counts, proposals.shape[1]):
+                return self._block(missing, proposals, counts, begins=True)
+            missing = self._read_ahead(missing, keep)
+        return self._block(missing, proposals, counts)
+
+    def _alike(self, missing: list[list[int] | None], counts: list[int], chunk: int) -> bool:
+        """True if all rows begin here with equally many tokens, and have equally many proposals."""
+        lengths = {len(new or ()) for new in missing}
+        begin = not any(self.lengths[row] for row in self.live)
+        return begin and len(lengths) == 1 and lengths.pop() > LONG and set(counts) == {chunk}
+
+    def _read_ahead(self, missing: list[list[int] | None], keep: int) -> list[list[int] | None]:
+        """Reads all but the last `keep` tokens of long texts, beginnings causally; returns the tokens that are left."""
+        left, begun = list(missing), dict[int, list[int]]()
+        beginnings: dict[int, list[int]] = {}
+        for place, (row, new) in enumerate(zip(self.live, missing, strict=True)):
+            if new is not None and len(new) - keep > LONG:
+                (begun if self.lengths[row] else beginnings)[row] = new[: len(new) - keep]
+                left[place] = new[len(new) - keep :]
+        if beginnings:
+            self.logits(self._beginnings(beginnings), keep=1)
+        while any(begun.values()):
+            self.logits(self._block([begun[row][:LONG] if begun.get(row) else None for row in self.live]), keep=1)
+            begun = {row: tokens[LONG:] for row, tokens in begun.items()}
+        return left
+
+    def _beginnings(self, texts: dict[int, list[int]]) -> Block:
+        """Block of beginnings, padded on the right, which no token sees."""
+        width, nothing = max(map(len, texts.values())), list[int]()
+        values = [
+            [*tokens, *[0] * (width - len(tokens)), *range(1, 1 + len(tokens)), *[NO_SLOT] * (width - len(tokens))]
+            for tokens in (texts.get(row, nothing) for row in self.live)
+        ]
+        uploaded = self._uploaded(values)
+        return Block(uploaded[:, :width], uploaded[:, width:], {row: len(tokens) for row, tokens in texts.items()}, begins=True)
+
+    def _block(
+        self,
+        missing: list[list[int] | None],
+        proposals: torch.Tensor | None = None,
+        counts: list[int] | None = None,
+        begins: bool = False,
+    ) -> Block:
+        proposals = torch.empty(len(self.live), 0, dtype=torch.long, device="cpu") if proposals is None else proposals
         chunk = proposals.shape[1]
-        width = self.workspace.padded(max(1, *(len(new or ()) for new in missing)))
+        width = max(1, *(len(new or ()) for new in missing))
+        width = width if begins else self.workspace.padded(width)
         values: list[list[int]] = []
         fed: dict[int, int] = {}
-        for row, new, count in zip(self.live, missing, counts, strict=True):
+        for row, new, count in zip(self.live, missing, counts or [0] * len(self.live), strict=True):
             known = new or []
             fed |= {} if new is None else {row: len(known) + count}
             slots = range(self.lengths[row] + 1, self.lengths[row] + 1 + fed.get(row, 0))
             padding = [NO_SLOT] * (width - len(known))
             values.append([0] * len(padding) + known + padding + [*slots] + [NO_SLOT] * (len(known) + chunk - len(slots)))
-        uploaded = torch.tensor(values, device="cpu", pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
-        return Block(torch.cat([uploaded[:, :width], proposals.to(self.device)], dim=1), uploaded[:, width:], fed)
+        uploaded = self._uploaded(values)
+        return Block(torch.cat([uploaded[:, :width], proposals.to(self.device)], dim=1), uploaded[:, width:], fed, begins)
+
+    def _uploaded(self, values: list[list[int]]) -> torch.Tensor:
+        return torch.tensor(values, device="cpu", pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
 
     def logits(self, block: Block, keep: int) -> torch.Tensor:
         """float32 logits of a block's last positions, [rows, keep, vocabulary]; meaningless at padding."""
@@ -115,9 +181,9 @@ class RaggedStream:
         width = self.workspace.width(1 + max(self.lengths))
 
         def forward(tokens: torch.Tensor, slots: torch.Tensor, *inputs: torch.Tensor) -> Any:
-            return function(self._forward(tokens, slots, keep, width), *inputs)
+            return function(self._forward(tokens, slots, keep, width, block.begins), *inputs)
 
-        return self.workspace.run((name, keep, width), forward, block.tokens, block.slots, *inputs)
+        return self.workspace.run((name, keep, width, block.begins), forward, block.tokens, block.slots, *inputs)
 
     def rewind(self, row: int, response: int) -> None:
         """Drops a row's tokens after its prompt and the first `response` tokens."""
@@ -135,11 +201,13 @@ class RaggedStream:
         self.prompts, self.lengths = [self.prompts[row] for row in rows], [self.lengths[row] for row in rows]
         self.live = list(range(len(rows)))
 
-    def _forward(self, tokens: torch.Tensor, slots: torch.Tensor, keep: int, width: int) -> torch.Tensor:
-        self.workspace.cache.place(slots, width)
-        outputs = self.model(
+    def _forward(self, tokens: torch.Tensor, slots: torch.Tensor, keep: int, width: int, begins: bool) -> torch.Tensor:
+        self.workspace.cache.place(slots, width, begins)
+        positions = slots.shape[1]
+        repeats = self._heads_per_key if positions > 1 else 1
+        outputs = self._twin(
             input_ids=tokens.clamp(0, vocabulary_size(self.model) - 1),
-            attention_mask=attention_masks(self.model, slots, width),
+            attention_mask=reach(self._twin, positions) if begins else attention_masks(self._twin, slots, width, repeats),
             position_ids=(slots - 1).clamp(min=0, max=self._last_position),
             past_key_values=self.workspace.cache,
             use_cache=True,

@@ -55,6 +55,7 @@ class Reader:
             )
         if self._made_with != self._precision():
             self._forget()
+        self._stream.renew()
         if not self._keeps:
             return [self._anew(row, text)[prompt - 1 :] for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True))]
         try:
@@ -107,11 +108,11 @@ class Reader:
             return False
         starts = list(self._stream.lengths)
         ends = [start + len(new) for start, new in zip(starts, missing, strict=True)]
-        block = self._stream.block([new or None for new in missing])
-        asked = [min(len(new), end - prompt + 1) for new, end, prompt in zip(missing, ends, prompts, strict=True)]
-        self.forwards += 1
+        asked = max(1, *(min(len(new), end - prompt + 1) for new, end, prompt in zip(missing, ends, prompts, strict=True)))
+        before = self._stream.forwards
+        logits = self._stream.logits(self._stream.block([new or None for new in missing], keep=asked), asked)
+        self.forwards += self._stream.forwards - before
         self.tokens += sum(map(len, missing))
-        logits = self._stream.logits(block, keep=max(1, *asked))
         for row, (text, start, end) in enumerate(zip(texts, starts, ends, strict=True)):
             following = text[start + 1 : end + 1]
             scored = following[-len(logits[row]) :]
