@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import random
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,15 +30,15 @@ class Captures:
         self.shapes: list[tuple[int, ...]] = []
         self.replays = 0
 
-    def __call__(self, function: Any, inputs: tuple[torch.Tensor, ...], pool: Any = None) -> Any:
+    def __call__(self, function: Any, inputs: tuple[torch.Tensor, ...], pool: Any) -> graphs.Graph:
         self.shapes.append(tuple(inputs[0].shape))
-        replay, pool = recorded.capture(function, inputs, pool)
+        graph = recorded.capture(function, inputs, pool)
 
-        def counted(*inputs: torch.Tensor) -> Any:
+        def counted() -> None:
             self.replays += 1
-            return replay(*inputs)
+            graph.replay()
 
-        return counted, pool
+        return graphs.Graph(counted, graph.outputs, graph.pool, graph.memory)
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[Captures]:
     monkeypatch.setattr(graphs, "capturable", lambda model: True)
     monkeypatch.setattr(graphs, "_device_memory", lambda device: 2**40)
     monkeypatch.setattr(graphs, "_SHELF", graphs._Shelf())
+    monkeypatch.setattr(graphs, "_REFUSED", weakref.WeakSet())
     yield captures
     gc.collect()
 
@@ -204,7 +206,7 @@ def test_a_forward_that_cannot_be_captured_runs_eagerly(
 
 def test_a_value_that_the_host_asks_for_would_have_been_found() -> None:
     with pytest.raises(RuntimeError, match="waits for the device"):
-        recorded.capture(lambda tokens: tokens * int(tokens.sum()), (torch.ones(2, 2),))
+        recorded.capture(lambda tokens: tokens * int(tokens.sum()), (torch.ones(2, 2),), None)
 
 
 @pytest.mark.parametrize("hooked", ["forward hook", "training", "compiled", "compiled forward", "compiled layer", "elsewhere"])
