@@ -216,9 +216,9 @@ class Workspace:
             return function(*inputs)
         key = (*key, *(tuple(tensor.shape) for tensor in inputs))
         if key not in self._replays:
-            self._replays[key] = None
             with _compat.Watch() as watch:
                 outputs = function(*inputs)
+            self._replays[key] = None
             self.refusal = watch.found and f"{watch.found} can't be captured"
             return outputs
         replay = self._replays[key] = self._replays[key] or self._capture(function, inputs)
@@ -317,11 +317,11 @@ class _Shelf:
     def take(self, model: PreTrainedModel, shape: Shape) -> Workspace | None:
         """Newest workspace for this model and shape; it leaves the shelf."""
         with self._lock:
-            for kept in reversed(self._kept):
-                if kept.model() is model and kept.shape == shape:
-                    self._kept.remove(kept)
-                    return kept.workspace
-        return None
+            usable = [kept for kept in self._kept if kept.model() is model and kept.shape == shape]
+            if not usable:
+                return None
+            self._kept.remove(usable[-1])
+            return usable[-1].workspace
 
     def put(self, model: PreTrainedModel, shape: Shape, workspace: Workspace) -> None:
         """Keeps a workspace, within `SHARE` of the device's memory."""

@@ -94,7 +94,8 @@ def choice(warpers: LogitsProcessorList | None) -> Callable[[RaggedStream, Block
 
     def sample(stream: RaggedStream, block: Block) -> Choice:
         noise = exponential_noise(len(block.tokens), vocabulary_size(stream.model), device=stream.device)
-        return stream.run(name, lambda logits, noise: choose(logits[:, 0], warpers, noise), block, 1, noise)
+        chosen: Choice = stream.run(name, lambda logits, noise: choose(logits[:, 0], warpers, noise), block, 1, noise)
+        return chosen
 
     return sample
 
