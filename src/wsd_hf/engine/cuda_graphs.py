@@ -46,9 +46,9 @@ DRAWING = threading.Lock()
 """Held while random numbers are drawn, and while a capture begins."""
 
 _CAPTURING = threading.Lock()
-_STREAMS: dict[torch.cuda.Stream, torch.cuda.Stream] = {}
-_DROPPED: deque[torch.cuda.CUDAGraph] = deque()
-_REFUSED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+_STREAMS: dict[torch.cuda.Stream, torch.cuda.Stream] = {}  # the stream for captures, by the one for replays
+_DROPPED: deque[torch.cuda.CUDAGraph] = deque()  # graphs to destroy
+_REFUSED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()  # models that run without graphs
 
 
 class Graph:
@@ -77,9 +77,10 @@ def capture(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], pool
     """
     device = inputs[0].device
     pool = pool or torch.cuda.graph_pool_handle()
-    graph, held = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved(device)
+    graph = torch.cuda.CUDAGraph()
     try:
         with _CAPTURING, torch.cuda.device(device), _no_garbage_collection(), _capture_stream():
+            held = torch.cuda.memory_reserved()
             try:
                 _begin(graph, device, pool)
                 outputs = function(*inputs)
@@ -88,9 +89,10 @@ def capture(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], pool
                 _compat.abandon_capture(graph, device, pool)
                 _DROPPED.append(graph)
                 raise
+            grown = max(0, torch.cuda.memory_reserved() - held)
     finally:
         _destroy_dropped()
-    captured = Graph(graph.replay, outputs, pool, max(0, torch.cuda.memory_reserved(device) - held))
+    captured = Graph(graph.replay, outputs, pool, grown)
     weakref.finalize(captured, _drop, graph).atexit = False
     return captured
 
