@@ -191,7 +191,7 @@ def test_a_capture_that_fails_leaves_everything_usable(
         with monkeypatch.context() as patch:
             breaks_in_a_capture(patch, base, how)
             assert both(base, pilot, ids, max_new_tokens=30)[0].sequences.tolist() == want
-        assert base in graphs._REFUSED
+        assert base in graphs._REFUSED or how == "draws"  # which torch 2.11 refuses, and 2.13 captures
         assert pilot not in graphs._REFUSED
         assert gc.isenabled()
         assert torch.cuda.current_stream() == torch.cuda.default_stream()

@@ -130,7 +130,8 @@ def _capture_stream() -> Iterator[None]:
 def _begin(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
     """Begins a capture, with which torch 2.11 reserves the default generator; a spare one serves for that.
 
-    Otherwise other threads could neither draw nor replay during captures, and nobody could draw after one that failed.
+    Otherwise other threads could neither draw nor replay during captures, and nobody could draw after one that failed. Of draws
+    in the very moment of the beginning, only those that hold `DRAWING` are safe.
     """
     default = torch.cuda.default_generators[device.index]
     with DRAWING:
