@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PYTEST_OPTIONS ?= -n 2
 
-.PHONY: demo test test-lowest sweep bench lint types english docs dist check clean
+.PHONY: demo test test-lowest sweep bench gpu lint types english docs dist check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/wsd-hf demo
@@ -17,6 +17,12 @@ sweep: .venv/ready
 
 bench: .venv/ready
 	.venv/bin/python benchmarks/decode.py
+
+# On a machine with CUDA devices, in the environment of PYTHON, whose torch and transformers are used as they are.
+gpu:
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m pytest -q -n 8 tests/test_cuda.py
+	$(PYTHON) benchmarks/decode.py --preset gpu
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -1,7 +1,8 @@
 """A stand-in for CUDA graphs that runs anywhere: it records the operations of a function, and repeats them on the same memory.
 
 As with a graph, nothing but the operations is repeated: no Python, no shapes chosen anew, no value read by the host. What a
-function that was captured once can't do again, shows in the results; asking for a value on the host raises.
+function that was captured once can't do again, shows in the results; asking for a value on the host raises, and so does drawing
+random numbers, which a graph would share with other threads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from wsd_hf.engine.cuda_graphs import Graph
 
 WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select"}
 
@@ -24,8 +27,11 @@ class Recorder(TorchDispatchMode):
         self.operations: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in WAITS:
+        name = func.overloadpacket.__name__
+        if name in WAITS:
             raise RuntimeError(f"{func} waits for the device")
+        if torch.Tag.nondeterministic_seeded in func.tags and not name.startswith("_scaled_dot_product"):
+            raise RuntimeError(f"{func} draws random numbers")
         out = func(*args, **(kwargs or {}))
         self.operations.append((func, args, kwargs or {}, out))
         return out
@@ -41,19 +47,8 @@ class Recorder(TorchDispatchMode):
                     old.copy_(new)
 
 
-def capture(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], pool: Any = None) -> tuple[Any, Any]:
+def capture(function: Callable[..., Any], inputs: tuple[torch.Tensor, ...], pool: Any) -> Graph:
     """As `wsd_hf.engine.cuda_graphs.capture`, for any device."""
-    static = [tensor.clone() for tensor in inputs]
-    with torch.random.fork_rng(devices=[]), Recorder() as recorder:  # nothing is drawn while a graph is captured
-        outputs = function(*static)
-
-    def replay(*inputs: torch.Tensor) -> Any:
-        for fixed, tensor in zip(static, inputs, strict=True):
-            fixed.copy_(tensor)
-        recorder.repeat()
-        if isinstance(outputs, tuple):
-            return tuple(None if output is None else output.clone() for output in outputs)
-        return outputs.clone()
-
-    replay.operations = len(recorder.operations)  # type: ignore[attr-defined]
-    return replay, pool
+    with Recorder() as recorder:
+        outputs = function(*inputs)
+    return Graph(recorder.repeat, outputs, pool or object(), memory=0)

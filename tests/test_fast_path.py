@@ -59,7 +59,7 @@ class FiresAt(StoppingCriteria):
         self.indices = torch.tensor(indices)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return input_ids.shape[1] >= self.indices.expand(len(input_ids))
+        return input_ids.shape[1] >= self.indices.to(input_ids.device).expand(len(input_ids))
 
 
 class Ends(StoppingCriteria):
@@ -69,7 +69,7 @@ class Ends(StoppingCriteria):
         self.tokens = torch.tensor(tokens)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.isin(input_ids[:, -1], self.tokens)
+        return torch.isin(input_ids[:, -1], self.tokens.to(input_ids.device))
 
 
 class Overwrites(LogitsProcessor):

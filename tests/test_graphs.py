@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import random
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from test_faults import PilotBroke, failing
 from test_two_vocabularies import GOLDEN, NOISE, a_call, a_world
 from test_two_vocabularies import both as both_of_two
 from wsd_hf.engine import cuda_graphs as graphs
+from wsd_hf.strategies.wsd import loop
 
 
 class Captures:
@@ -29,15 +31,15 @@ class Captures:
         self.shapes: list[tuple[int, ...]] = []
         self.replays = 0
 
-    def __call__(self, function: Any, inputs: tuple[torch.Tensor, ...], pool: Any = None) -> Any:
+    def __call__(self, function: Any, inputs: tuple[torch.Tensor, ...], pool: Any) -> graphs.Graph:
         self.shapes.append(tuple(inputs[0].shape))
-        replay, pool = recorded.capture(function, inputs, pool)
+        graph = recorded.capture(function, inputs, pool)
 
-        def counted(*inputs: torch.Tensor) -> Any:
+        def counted() -> None:
             self.replays += 1
-            return replay(*inputs)
+            graph.replay()
 
-        return counted, pool
+        return graphs.Graph(counted, graph.outputs, graph.pool, graph.memory)
 
 
 @pytest.fixture
@@ -48,6 +50,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[Captures]:
     monkeypatch.setattr(graphs, "capturable", lambda model: True)
     monkeypatch.setattr(graphs, "_device_memory", lambda device: 2**40)
     monkeypatch.setattr(graphs, "_SHELF", graphs._Shelf())
+    monkeypatch.setattr(graphs, "_REFUSED", weakref.WeakSet())
     yield captures
     gc.collect()
 
@@ -188,23 +191,151 @@ def test_graphs_can_be_switched_off(captures: Captures) -> None:
     assert not graphs._SHELF._kept
 
 
-def test_a_forward_that_cannot_be_captured_runs_eagerly(
-    captures: Captures, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """The warnings so far that tell of models without graphs."""
+    monkeypatch.setattr(graphs.logger.parent, "propagate", True)
+    graphs.logger.warning_once.cache_clear()
+    return lambda: [record.message for record in caplog.records if "without CUDA graphs" in record.message]
+
+
+def test_a_model_whose_capture_failed_runs_eagerly_from_then_on(
+    captures: Captures, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
 ) -> None:
+    tried = []
+
     def refuse(*args: Any) -> Any:
+        tried.append(1)
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "capture", refuse)
-    monkeypatch.setattr(graphs.logger.parent, "propagate", True)
-    graphs.logger.warning_once.cache_clear()
     for budget in (30, 30, 40):
         both(*pair("llama"), max_new_tokens=budget)
-    assert sum("without CUDA graphs" in record.message for record in caplog.records) == 1
+    assert len(tried) == 2  # once for each model
+    assert not graphs._SHELF._kept
+    assert len(warnings()) == 1
+    monkeypatch.setattr(graphs, "capture", captures)
+    for _ in range(2):
+        both(*pair("qwen3"))
+    assert captures.replays
+
+
+def test_experts_that_are_chosen_on_the_host_are_not_captured(captures: Captures, warnings: Callable[[], list[str]]) -> None:
+    for implementation in ("eager", "grouped_mm", "batched_mm"):
+        base, pilot = (copy.deepcopy(model) for model in pair("mixtral"))
+        for model in (base, pilot):
+            model.set_experts_implementation(implementation)
+        for _ in range(2):
+            both(wsd_hf.enable_wsd(base), pilot)
+        assert bool(captures.replays) == (implementation == "batched_mm")
+    assert len(warnings()) == 2
+
+
+@pytest.mark.parametrize("family", ["falcon", "gemma", "gemma2", "qwen2"])
+def test_further_families_are_captured(family: str, captures: Captures, warnings: Callable[[], list[str]]) -> None:
+    for _ in range(2):
+        both(*pair(family))
+    assert captures.replays
+    assert not warnings()
+
+
+@pytest.mark.parametrize("operation", ["item", "nonzero", "mask", "host", "random", "unknown"])
+def test_a_forward_that_cannot_be_captured_is_never_tried(
+    operation: str, captures: Captures, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
+) -> None:
+    base, pilot = (copy.deepcopy(model) for model in pair("llama"))
+    base = wsd_hf.enable_wsd(base)
+    layer = base.model.layers[0].mlp
+    forward = layer.forward
+
+    def odd(states: torch.Tensor) -> torch.Tensor:
+        if operation == "item":
+            states.sum().item()
+        elif operation == "nonzero":
+            states.nonzero()
+        elif operation == "mask":
+            states[states > 0]
+        elif operation == "host":
+            states.to("meta")
+        elif operation == "random":
+            torch.nn.functional.dropout(states)
+        else:
+            torch.ops.transformers.grouped_mm_fallback(states[0], states.new_ones(1, 32, 4), torch.tensor([states.shape[1]]))
+        return forward(states)
+
+    monkeypatch.setattr(layer, "forward", odd)
+    both(base, pilot, max_new_tokens=30)
+    assert len(warnings()) == 1
+    captured = len(captures.shapes)
+    both(base, base, max_new_tokens=30)
+    assert len(captures.shapes) == captured
+
+
+@pytest.mark.parametrize("warper", [{"top_h": 0.6}, {"eta_cutoff": 0.05}])
+def test_a_choice_that_waits_for_the_device_leaves_the_forward_captured(
+    warper: dict[str, float], captures: Captures, warnings: Callable[[], list[str]]
+) -> None:
+    base, pilot = pair("llama")
+
+    def write(**kwargs: Any) -> list[list[int]]:
+        torch.manual_seed(3)
+        return decode(base, pilot, do_sample=True, max_new_tokens=30, **warper, **kwargs).sequences.tolist()
+
+    want = write(wsd_cuda_graphs=False)
+    assert [write() for _ in range(3)] == [want] * 3
+    assert captures.replays
+    assert not warnings()
+
+
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True}, {"do_sample": True, "top_p": 0.9}])
+def test_a_seed_gives_the_same_response_with_graphs_and_without(sampling: dict[str, Any], captures: Captures) -> None:
+    base, pilot = pair("llama")
+
+    def write(seed: int, cuda_graphs: bool) -> list[list[int]]:
+        torch.manual_seed(seed)
+        return decode(base, pilot, max_new_tokens=40, wsd_cuda_graphs=cuda_graphs, **sampling).sequences.tolist()
+
+    for seed in range(6):
+        assert write(seed, True) == write(seed, False)
+    assert captures.replays
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.15, 0.4])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_first_call_captures_few_shapes(
+    noise: float, do_sample: bool, captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "cost_ratio", lambda *args: 0.05)
+    base, pilot = pair("llama", noise)
+    torch.manual_seed(0)
+    kwargs = {"max_new_tokens": 256, "eos_token_id": None, "wsd_chunk": None, "wsd_threshold": 0.3, "wsd_window_size": 6}
+    decode(base, pilot, random_prompt(1, 64), do_sample=do_sample, **kwargs)
+    assert 0 < len(captures.shapes) <= 12
+
+
+def test_graphs_are_destroyed_at_once_but_never_during_a_capture(captures: Captures) -> None:
+    class FakeGraph:
+        held = False
+
+        def reset(self) -> None:
+            assert not self.held
+            destroyed.append(self)
+
+    destroyed: list[FakeGraph] = []
+    first, second = FakeGraph(), FakeGraph()
+    graphs._drop(first)
+    assert destroyed == [first]
+    FakeGraph.held = True
+    with graphs._CAPTURING:
+        graphs._drop(second)
+    FakeGraph.held = False
+    graphs._destroy_dropped()
+    assert destroyed == [first, second]
 
 
 def test_a_value_that_the_host_asks_for_would_have_been_found() -> None:
     with pytest.raises(RuntimeError, match="waits for the device"):
-        recorded.capture(lambda tokens: tokens * int(tokens.sum()), (torch.ones(2, 2),))
+        recorded.capture(lambda tokens: tokens * int(tokens.sum()), (torch.ones(2, 2),), None)
 
 
 @pytest.mark.parametrize("hooked", ["forward hook", "training", "compiled", "compiled forward", "compiled layer", "elsewhere"])

@@ -9,10 +9,12 @@ import copy
 import inspect
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     Cache,
     GenerationConfig,
@@ -192,6 +194,46 @@ def compiled(module: torch.nn.Module) -> bool:
     """True if `torch.compile` runs the forward of a module."""
     forward = vars(module).get("forward")
     return module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable")
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches the operations of this thread for one that can't be part of a CUDA graph: `found`, its name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.found is None and not _capturable(func, args, out):
+            self.found = str(func)
+        return out
+
+
+def _capturable(func: Any, args: Any, out: Any) -> bool:
+    """True if an operation neither waits for the device nor draws random numbers, nor is unknown."""
+    name = func.overloadpacket.__name__
+    if func.namespace != "aten" or name == "_grouped_mm":  # which reads its offsets on the host unless in bfloat16
+        return False
+    if name in ("_to_copy", "copy_"):
+        return len({tensor.device for tensor in (*args, out) if isinstance(tensor, torch.Tensor)}) == 1
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):  # masks become indices, whose number is read
+        return not any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    seeded = torch.Tag.nondeterministic_seeded in func.tags and not name.startswith("_scaled_dot_product")
+    return not (seeded or {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+
+
+def abandon_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
+    """Ends a capture that failed, also where CUDA has invalidated it: torch then goes on allocating to its memory pool."""
+    with suppress(RuntimeError):
+        graph.capture_end()
+    try:
+        graph.pool()  # released with the graph if its capture has ended
+    except RuntimeError:
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+        with suppress(RuntimeError):
+            torch._C._cuda_releasePool(device.index, pool)
 
 
 def uncompiled(model: Any) -> Any:

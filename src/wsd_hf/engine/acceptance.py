@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .cuda_graphs import DRAWING
 from .sampling import draw
 
 
@@ -28,7 +29,9 @@ def keep_or_redraw(scores: torch.Tensor, proposals: torch.Tensor, drawn_with: to
     p, known = scores.softmax(dim=-1), (proposals < scores.shape[-1])[..., None]
     index = torch.where(known, proposals[..., None], 0)
     q_proposal = torch.where(known, drawn_with.gather(-1, index), 0.0)
-    kept = (torch.rand_like(q_proposal) * q_proposal < p.gather(-1, index)) & (q_proposal > 0)
+    with DRAWING:
+        threshold = torch.rand_like(q_proposal)
+    kept = (threshold * q_proposal < p.gather(-1, index)) & (q_proposal > 0)
     rest = (p - drawn_with).clamp(min=0)
     rest = torch.where(rest.sum(dim=-1, keepdim=True) > 0, rest, p)
     return torch.where(kept.squeeze(-1), index.squeeze(-1), draw(rest))

@@ -96,8 +96,8 @@ class RaggedStream:
     ) -> Block:
         """Block of tokens that the cache lacks, padded on the left, and each row's count of proposals after them.
 
-        A live row whose `missing` is None is fed nothing; `proposals` are LongTensor[rows, chunk]. Long texts are read at once but
-        for their last `keep` tokens; logits can be had of these and the proposals only.
+        A live row whose `missing` is None is fed nothing; `proposals` are LongTensor[rows, chunk]. Long texts are read at once
+        but for their last `keep` tokens; logits can be had of these and the proposals only.
         """
         proposals = torch.empty(len(self.live), 0, dtype=torch.long, device="cpu") if proposals is None else proposals
         counts = counts or [0] * len(self.live)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
 from transformers import LogitsProcessorList
 
-from .checks import not_finite
+from .checks import not_finite, vocabulary_size
+from .cuda_graphs import DRAWING
+
+if TYPE_CHECKING:
+    from .ragged_stream import Block, RaggedStream
 
 SAMPLING_WARPERS = (
     transformers.TemperatureLogitsWarper,
@@ -22,6 +26,9 @@ SAMPLING_WARPERS = (
     transformers.EtaLogitsWarper,
 )
 """Warpers that use one position's scores only, and none of its tokens."""
+
+WAITING = (transformers.TopHLogitsWarper, transformers.EtaLogitsWarper)
+"""Those of them that read values on the host, so that they can't be captured."""
 
 FREE = -1
 """Entry of a tensor of forced tokens: this row chooses for itself."""
@@ -39,36 +46,58 @@ def split(processors: LogitsProcessorList) -> tuple[LogitsProcessorList, LogitsP
     return LogitsProcessorList(processors[:end]), LogitsProcessorList(processors[end:])
 
 
-def draw(probabilities: torch.Tensor) -> torch.Tensor:
+def exponential_noise(*shape: int, device: torch.device) -> torch.Tensor:
+    """Random numbers for `draw`, float32; drawn outside of CUDA graphs, which take them as an input."""
+    with DRAWING:
+        return torch.empty(*shape, dtype=torch.float32, device=device).exponential_()
+
+
+def draw(probabilities: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
     """One token of each distribution, [..., vocabulary] -> LongTensor[...]; -1 where it is NaN.
 
     Exponential clocks race as in `torch.multinomial`, whose check of its input would wait for the device.
 
+    Args:
+        probabilities: float32.
+        noise: of `exponential_noise`, with the shape of `probabilities`; drawn here if None.
+
     >>> draw(torch.tensor([[0.0, 1.0]])).tolist()
     [1]
     """
-    drawn = (probabilities / torch.empty_like(probabilities).exponential_()).argmax(dim=-1)
+    if noise is None:
+        noise = exponential_noise(*probabilities.shape, device=probabilities.device)
+    drawn = (probabilities / noise).argmax(dim=-1)
     return torch.where(probabilities[..., 0] >= 0, drawn, -1)  # softmax makes NaN of all probabilities or of none
 
 
-def choose(logits: torch.Tensor, warpers: LogitsProcessorList | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The pilot's choice from logits, [batch, vocabulary]: greedy without warpers, else drawn from the warped distribution.
+Choice = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Tokens, LongTensor[batch]; a mask of rows that allow no choice, BoolTensor[batch]; and the distribution that tokens were
+drawn from, [batch, vocabulary], None if none was."""
 
-    Returns:
-        The tokens, LongTensor[batch]; a mask of rows that allow no choice, BoolTensor[batch]; and the distribution,
-        [batch, vocabulary], None without warpers.
-    """
+
+def choose(logits: torch.Tensor, warpers: LogitsProcessorList | None, noise: torch.Tensor | None = None) -> Choice:
+    """The pilot's choice from logits, [batch, vocabulary]: greedy without warpers, else drawn from the warped distribution."""
     if warpers is None:
         return logits.argmax(dim=-1), not_finite(logits), None
     probabilities = warpers(None, logits).softmax(dim=-1)
-    drawn = draw(probabilities)
+    drawn = draw(probabilities, noise)
     return drawn.clamp(min=0), not_finite(logits) | (drawn < 0), probabilities
 
 
-def choice(warpers: LogitsProcessorList | None) -> tuple[str, Callable[[torch.Tensor], Any]]:
-    """Name and function for `RaggedStream.run`: `choose` for logits [rows, 1, vocabulary]."""
-    settings = None if warpers is None else [(type(warper).__name__, vars(warper)) for warper in warpers]
-    return f"choice {settings}", lambda logits: choose(logits[:, 0], warpers)
+def choice(warpers: LogitsProcessorList | None) -> Callable[[RaggedStream, Block], Choice]:
+    """`choose` after a block of a stream, captured together with the forward if CUDA graphs are on."""
+    if warpers is None:
+        return lambda stream, block: stream.run("argmax", lambda logits: choose(logits[:, 0], None), block, 1)
+    if any(isinstance(warper, WAITING) for warper in warpers):
+        return lambda stream, block: choose(stream.logits(block, 1)[:, 0], warpers)
+    name = f"sample {[(type(warper).__name__, vars(warper)) for warper in warpers]}"
+
+    def sample(stream: RaggedStream, block: Block) -> Choice:
+        noise = exponential_noise(len(block.tokens), vocabulary_size(stream.model), device=stream.device)
+        chosen: Choice = stream.run(name, lambda logits, noise: choose(logits[:, 0], warpers, noise), block, 1, noise)
+        return chosen
+
+    return sample
 
 
 def force(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

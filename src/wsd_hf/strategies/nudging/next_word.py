@@ -95,7 +95,7 @@ class Words:
         missing = [stream.resume(row, self._fed[row], self._text[row]) if row in unread else None for row in stream.live]
         for tokens_of_row in missing:
             check_readable("pilot", tokens_of_row or (), stream.model)
-        tokens, not_finite, _ = stream.run(*self._choice, stream.block(missing), keep=1)
+        tokens, not_finite, _ = self._choice(stream, stream.block(missing))
         tokens, not_finite = rows.whole(stream.live, torch.stack([tokens, not_finite.long()], dim=1).cpu()).T
         bad = torch.zeros_like(not_finite, dtype=torch.bool)
         bad[unread] = not_finite[unread].bool()

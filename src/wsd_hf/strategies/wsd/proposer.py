@@ -66,7 +66,7 @@ class Proposer:
         block = self.stream.block(missing)
         tokens, bad, probabilities = [], [], []
         for _ in range(chunk):
-            token, no_number, probability = self.stream.run(*self._choice, block, keep=1)
+            token, no_number, probability = self._choice(self.stream, block)
             tokens.append(token)
             bad.append(no_number)
             probabilities.append(None if probability is None else probability.to(device))
