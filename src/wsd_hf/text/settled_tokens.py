@@ -109,34 +109,36 @@ class SettledTokens:
 
     def __init__(self, tokenizer: ContinuationTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._start = 0
+        self._text = ""
         self._returned: list[int] = []
 
-    def grow(self, text: str) -> list[int]:
-        """Tokens that are newly settled; `text` is the whole text so far."""
-        rest, returned = text[self._start :], len(self._returned)
-        settled = self._tokenizer.settled(rest)
+    def grow(self, more: str) -> list[int]:
+        """Tokens that are newly settled after the next piece of the text."""
+        self._text += more
+        returned = len(self._returned)
+        settled = self._tokenizer.settled(self._text)
         if settled[:returned] != self._returned:
             return []
         self._returned = settled
-        self._skip_the_beginning(rest)
+        self._skip_the_beginning()
         return settled[returned:]
 
-    def finish(self, text: str) -> list[int]:
-        """All remaining tokens; `text` is the whole text at its end."""
-        rest, returned = text[self._start :], len(self._returned)
-        tokens = self._tokenizer.encode(rest)
+    def finish(self, more: str) -> list[int]:
+        """All remaining tokens after the last piece of the text."""
+        self._text += more
+        tokens, returned = self._tokenizer.encode(self._text), len(self._returned)
         if tokens[:returned] == self._returned:
             return tokens[returned:]
-        return self._tokenizer.encode(rest[len(self._tokenizer.decode(self._returned)) :])
+        return self._tokenizer.encode(self._text[len(self._tokenizer.decode(self._returned)) :])
 
-    def _skip_the_beginning(self, text: str) -> None:
+    def _skip_the_beginning(self) -> None:
+        text, encode = self._text, self._tokenizer.encode
         if len(text) <= 2 * LOOK_BACK or not (spaces := list(WORD_SPACE.finditer(text, 0, len(text) - LOOK_BACK))):
             return
-        cut, encode = spaces[-1].start(), self._tokenizer.encode
+        cut = spaces[-1].start()
         before = encode(text[:cut])
         if self._returned[: len(before)] == before and before + encode(text[cut:]) == encode(text):
-            self._start += cut
+            self._text = text[cut:]
             self._returned = self._returned[len(before) :]
 
 

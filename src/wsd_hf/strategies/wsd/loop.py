@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
@@ -30,9 +32,9 @@ class Verdict(NamedTuple):
     base_not_finite: dict[int, list[int]]
     own: dict[int, list[int]]
     """Token ids: the base's own, if all positions can be chosen for at once."""
-    afresh: dict[int, list[int]]
+    afresh: Mapping[int, list[int]] = MappingProxyType({})
     """Token ids: the base's own, drawn without regard to the proposal; only where some row drafts."""
-    log_probs: dict[int, list[float]]
+    log_probs: Mapping[int, list[float]] = MappingProxyType({})
     """The base's log-probabilities of the proposals, of float32 precision; only where some row drafts."""
 
 
@@ -171,14 +173,16 @@ class Decoding:
             bad = not_finite(logits)
             if self._at_once:
                 own, afresh = self._choices(proposals, logits, drafting)
-        parts = [proposals.tokens, proposals.not_finite, bad, own]
+        parts = {"proposed": proposals.tokens, "pilot_not_finite": proposals.not_finite, "base_not_finite": bad, "own": own}
         if drafting:
             index = proposals.tokens.clamp(0, self._vocabulary - 1)[..., None]
             log_probs = logits.log_softmax(dim=-1).gather(2, index).squeeze(2)
-            parts += [afresh, log_probs.view(torch.int32)]  # so that all of it travels as one tensor of integers
-        packed = torch.stack([part.long() for part in parts]).cpu()
-        lists = packed.tolist() if not drafting else [*packed[:-1].tolist(), packed[-1].int().view(torch.float32).tolist()]
-        return Verdict(*[dict(zip(self.base.live, part, strict=True)) for part in lists], *[{}] * (6 - len(lists)))
+            parts |= {"afresh": afresh, "log_probs": log_probs.view(torch.int32)}  # all travels as one tensor of integers
+        packed = torch.stack([part.long() for part in parts.values()]).cpu()
+        lists: dict[str, Any] = dict(zip(parts, packed.tolist(), strict=True))
+        if drafting:
+            lists["log_probs"] = packed[-1].int().view(torch.float32).tolist()
+        return Verdict(**{name: dict(zip(self.base.live, rows, strict=True)) for name, rows in lists.items()})
 
     def _choices(self, proposals: Proposals, logits: torch.Tensor, drafting: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The base's own tokens at all positions, and those drawn without regard to the proposals, each [rows, c + 1]."""
@@ -231,9 +235,8 @@ class Decoding:
         for prefix, exact in self.rows.prefixes(asked, device):
             scores = self._processors(prefix, raw.clone())
             if self.record is not None:
-                self.record.add(
-                    exact, raw, force(scores, torch.tensor([forced.get(row, FREE) for row in every], device=device))
-                )
+                only = torch.tensor([forced.get(row, FREE) for row in every], device=device)
+                self.record.add(exact, raw, force(scores, only))
             choice = scores.argmax(dim=-1) if drawn_with is None else keep_or_redraw(scores, tokens.clamp(min=0), drawn_with)
             choices = choice.tolist()
             chosen |= {row: choices[row] for row in exact}
