@@ -21,7 +21,7 @@ CONTRACTIONS = ("'s", "'t", "'d", "'m", "'re", "'ve", "'ll")
 MARKED = "e\u0301\u0323"
 """A letter and two marks that every canonical form of Unicode changes."""
 
-LOOK_BACK = 128
+LOOK_BACK = 64
 """Least number of characters of settled text that each step reads again; the most are twice as many."""
 
 WORD_SPACE = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
@@ -57,8 +57,8 @@ class ContinuationTokenizer:
         """Text of `ids` without special tokens, with the space that the first token may begin with."""
         return plain_text(self.tokenizer, [*self._anchor, *ids])[self._skip :]
 
-    def settled(self, text: str) -> list[int]:
-        """Tokens that `encode(text + more)` begins with for every `more`."""
+    def settled(self, text: str, known: int = 0) -> list[int]:
+        """Tokens that `encode(text + more)` begins with for every `more`; not all are found if no more than `known` are."""
         # A token that reaches past the end of `text` begins at a place from which the rest of `text` is the beginning of a
         # token, after the encoding of the text before that place. So the common prefix of the encodings up to all these places
         # is settled. `PROBES` add the changes that splitting into words may make.
@@ -66,9 +66,12 @@ class ContinuationTokenizer:
             text = text[: _last_to_compose(text)]
         ending = text[-2:].lower()
         endings = [word[begun:] for word in CONTRACTIONS for begun in (1, 2) if ending.endswith(word[:begun])]
-        candidates = [text[:start] for start in self._token_starts(text)] + [text + probe for probe in (*PROBES, *endings)]
+        candidates = [text[:start] for start in sorted(self._token_starts(text))]
+        candidates += [text + probe for probe in (*PROBES, *endings)]
         tokens = self.encode(text)
         for candidate in candidates:
+            if len(tokens) <= known:
+                break
             tokens = common_prefix(tokens, self.encode(candidate))
         return tokens
 
@@ -116,7 +119,7 @@ class SettledTokens:
         """Tokens that are newly settled after the next piece of the text."""
         self._text += more
         returned = len(self._returned)
-        settled = self._tokenizer.settled(self._text)
+        settled = self._tokenizer.settled(self._text, returned)
         if settled[:returned] != self._returned:
             return []
         self._returned = settled
