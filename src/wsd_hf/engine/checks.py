@@ -194,11 +194,10 @@ def logits_error(model: str, written: int, row: int) -> WSDLogitsError:
     )
 
 
-def check_drawn(tokens: torch.Tensor, written: list[int], rows: list[int]) -> None:
-    """Raises if a token of `rows` is -1 (see `draw`); `written` are the lengths of the responses before the draw."""
-    for row in rows:
-        if tokens[row] < 0:
-            raise WSDLogitsError(
-                f"no token can be drawn at response token {written[row] + 1} of row {row}: the call's processors left NaN, "
-                "+inf, or -inf for every token; check them, and the temperature"
-            )
+def check_drawn(token: int, written: int, row: int) -> None:
+    """Raises if a row's token is -1 (see `draw`); `written` is the length of its response before the draw."""
+    if token < 0:
+        raise WSDLogitsError(
+            f"no token can be drawn at response token {written + 1} of row {row}: the call's processors left NaN, "
+            "+inf, or -inf for every token; check them, and the temperature"
+        )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+import functools
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .settled_tokens import ContinuationTokenizer, SettledTokens
 from .token_texts import BYTE_TOKEN, INCOMPLETE, plain_text
+
+LOOK_BACK = 64
+"""Least number of tokens that each step reads again of a text that grows; the most are about twice as many."""
 
 DraftOver = Literal["draft_ended", "draft_limit"]
 """Reason why a draft has no more tokens: the pilot's EOS, or the limit."""
@@ -78,10 +82,13 @@ class TwoVocabularies:
     ) -> None:
         self._base = ContinuationTokenizer(tokenizer)
         self._pilot = ContinuationTokenizer(assistant_tokenizer)
-        self._decoder = _PilotDecoder(assistant_tokenizer)
+        self._base_decoder = _Decoder(self._base, self._base.decode)
+        self._decoder = _Decoder(self._pilot, functools.partial(plain_text, assistant_tokenizer))
         self._end_token_ids = end_token_ids
         self._base_end_token_ids = base_end_token_ids
-        self._rows = [_Row(_Draft(end_token_ids, limit), SettledTokens(self._base)) for limit in limits]
+        self._rows = [
+            _Row(_Draft(end_token_ids, limit), _DraftText(self._decoder), SettledTokens(self._base)) for limit in limits
+        ]
 
     def offer(self, row: int, proposed: list[int]) -> Offer:
         """Extends a row's draft, and returns the base's tokens that are settled now; at the draft's end all that are left."""
@@ -92,9 +99,9 @@ class TwoVocabularies:
         draft.extend(proposed)
         state.known = draft.tokens
         if draft.over:
-            tokens = state.crossed.finish(self._decoder.whole(draft.tokens))
+            tokens = state.crossed.finish(state.drafted.rest(draft.tokens))
         else:
-            tokens = state.crossed.grow(self._decoder.settled(draft.tokens))
+            tokens = state.crossed.grow(state.drafted.more(draft.tokens))
         kept = before_end(tokens, self._base_end_token_ids)
         if len(kept) < len(tokens):
             draft.over = "draft_ended"
@@ -104,18 +111,30 @@ class TwoVocabularies:
         """The pilot's tokens of a response's text, up to its last complete character.
 
         Tokens returned, drafted or guessed before are kept as far as their text is that of the response; the rest of the text
-        is encoded on its own. Without a response: those of the row's own draft.
+        is encoded on its own. Without a response: those of the row's own draft. Of a response that grows from call to call only
+        the end is read.
         """
         state = self._rows[row]
         if response is None:
             return list(state.draft.tokens)
-        text = self._base.decode(response)
+        base_begun, begun = state.begun
+        text = self._base_decoder.text(response, base_begun)
         whole = text.rstrip(INCOMPLETE)
         state.mid_character = whole != text
-        kept = self._decoder.tokens_within(state.known, whole)
-        state.known = kept + self._pilot.encode(whole[len(self._decoder.text(kept)) :])
+        kept = self._decoder.within(state.known, begun, whole)
+        state.known = kept + self._pilot.encode(whole[len(self._decoder.text(kept, begun)) :])
         state.response = len(state.known)
+        if not state.mid_character and len(response) >= state.mark[0] + LOOK_BACK:
+            self._begin_later(state, response)
         return list(state.known)
+
+    def _begin_later(self, state: _Row, response: list[int]) -> None:
+        """Begins to read at the last mark, if the texts before it are the same, and sets the next mark."""
+        (base_begun, begun), (base_mark, mark) = state.begun, state.mark
+        head = self._base_decoder.before(base_mark, response, base_begun)
+        if head is not None and head == self._decoder.before(mark, state.known, begun):
+            state.begun = state.mark
+        state.mark = len(response), len(state.known)
 
     def complete(self, row: int) -> bool:
         """True if the response last given to `pilot_tokens` ends with a complete character."""
@@ -126,9 +145,9 @@ class TwoVocabularies:
         state = self._rows[row]
         if state.mid_character:
             return []
-        known = state.known[: state.response]
+        known, begun = state.known[: state.response], state.begun[1]
         state.known = known + before_end(proposed, self._end_token_ids)
-        text = self._decoder.whole(state.known)[len(self._decoder.text(known)) :]
+        text = self._decoder.whole(state.known, begun)[len(self._decoder.text(known, begun)) :]
         return before_end(self._base.encode(text), self._base_end_token_ids)
 
 
@@ -161,6 +180,7 @@ class _Draft:
 @dataclass
 class _Row:
     draft: _Draft
+    drafted: _DraftText
     crossed: SettledTokens
     known: list[int] = field(default_factory=list)
     """The pilot's tokens of the draft or the response, and its guess after them."""
@@ -168,48 +188,91 @@ class _Row:
     """Number of tokens in `known` that belong to the response."""
     mid_character: bool = False
     """True if the response ends within a character."""
+    begun: tuple[int, int] = (0, 0)
+    """Numbers of tokens, of the response and in `known`, whose texts are the same, and are read no more."""
+    mark: tuple[int, int] = (0, 0)
+    """The next such numbers."""
 
 
-class _PilotDecoder:
-    """Text of the pilot's tokens, of which more may follow."""
+class _DraftText:
+    """Text of a growing draft, in pieces that no later token can change; of a long draft only the end is read."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    def __init__(self, decoder: _Decoder) -> None:
+        self._decoder = decoder
+        self._begun = self._mark = self._returned = 0
 
-    def text(self, tokens: list[int]) -> str:
-        return plain_text(self._tokenizer, tokens)
+    def more(self, tokens: list[int]) -> str:
+        """The next piece of the text of all tokens so far."""
+        text = self._decoder.settled(tokens, self._begun)
+        piece = text[self._returned :]
+        self._returned = len(text)
+        if len(tokens) >= self._mark + LOOK_BACK:
+            if (head := self._decoder.before(self._mark, tokens, self._begun)) is not None:
+                self._begun, self._returned = self._mark, self._returned - len(head)
+            self._mark = len(tokens)
+        return piece
 
-    def settled(self, tokens: list[int]) -> str:
+    def rest(self, tokens: list[int]) -> str:
+        """The last piece, if no token follows."""
+        return self._decoder.whole(tokens, self._begun)[self._returned :]
+
+
+class _Decoder:
+    """Text of a tokenizer's tokens, of which more may follow; `begun` is the place of the first token that is read."""
+
+    def __init__(self, tokenizer: ContinuationTokenizer, decode: Callable[[list[int]], str]) -> None:
+        self._tokenizer = tokenizer.tokenizer
+        self._first, self._later = decode, tokenizer.decode
+        self._special = {index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+
+    def text(self, tokens: list[int], begun: int) -> str:
+        return self._read(tokens[begun:], begun)
+
+    def _read(self, tokens: list[int], begun: int) -> str:
+        return self._later(tokens) if begun else self._first(tokens)
+
+    def before(self, mark: int, tokens: list[int], begun: int) -> str | None:
+        """Text before a mark, if the tokens after it are read alone as they are read after that text; else None."""
+        head, tail = self.text(tokens[:mark], begun), self.text(tokens, mark)
+        whole = head + tail == self.text(tokens, begun) and not head.endswith(INCOMPLETE)
+        return head if whole and not any(map(self._byte, tokens[mark : mark + 1])) else None
+
+    def settled(self, tokens: list[int], begun: int) -> str:
         """Text that no later token can change."""
-        tokens = [token for token in tokens if token not in self._special]
+        tokens = self._without_special(tokens[begun:])
         end = len(tokens)
         # A run of byte tokens at the end is left out: after a wrong byte, the decoder gives up the whole run.
-        # The pilot may also draw ids of padded embeddings, which have neither token nor text.
-        while end and BYTE_TOKEN.fullmatch(self._tokenizer.convert_ids_to_tokens(tokens[end - 1]) or ""):
+        while end and self._byte(tokens[end - 1]):
             end -= 1
-        return self.text(tokens[:end]).rstrip(INCOMPLETE)
+        return self._read(tokens[:end], begun).rstrip(INCOMPLETE)
 
-    def whole(self, tokens: list[int]) -> str:
+    def whole(self, tokens: list[int], begun: int) -> str:
         """Text of the tokens if none follows: all but an incomplete last character."""
-        tokens = [token for token in tokens if token not in self._special]
+        tokens = self._without_special(tokens[begun:])
         # Only a byte-level decoder returns the text before an incomplete character in the same run of bytes.
         ends = range(len(tokens), max(-1, len(tokens) - 4), -1)
-        return max((self.text(tokens[:end]).rstrip(INCOMPLETE) for end in ends), key=len)
+        return max((self._read(tokens[:end], begun).rstrip(INCOMPLETE) for end in ends), key=len)
 
-    def tokens_within(self, tokens: list[int], text: str) -> list[int]:
+    def within(self, tokens: list[int], begun: int, text: str) -> list[int]:
         """The longest prefix of `tokens` that ends with a character and whose text is a prefix of `text`."""
-        low, high = 0, len(tokens)
+        low, high = begun, len(tokens)
         end = high
         while low < high:
-            if text.startswith(self.settled(tokens[:end])):
+            if text.startswith(self.settled(tokens[:end], begun)):
                 low = end
             else:
                 high = end - 1
             end = (low + high + 1) // 2
-        while not text.startswith(self.text(tokens[:low])):
+        while not text.startswith(self.text(tokens[:low], begun)):
             low -= 1
         return tokens[:low]
+
+    def _byte(self, token: int) -> bool:
+        # The pilot may also draw ids of padded embeddings, which have neither token nor text.
+        return bool(BYTE_TOKEN.fullmatch(self._tokenizer.convert_ids_to_tokens(token) or ""))
+
+    def _without_special(self, tokens: list[int]) -> list[int]:
+        return [token for token in tokens if token not in self._special]
 
 
 def before_end(tokens: list[int], end_token_ids: Set[int]) -> list[int]:

@@ -21,7 +21,7 @@ CONTRACTIONS = ("'s", "'t", "'d", "'m", "'re", "'ve", "'ll")
 MARKED = "e\u0301\u0323"
 """A letter and two marks that every canonical form of Unicode changes."""
 
-LOOK_BACK = 128
+LOOK_BACK = 64
 """Least number of characters of settled text that each step reads again; the most are twice as many."""
 
 WORD_SPACE = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
@@ -57,8 +57,8 @@ class ContinuationTokenizer:
         """Text of `ids` without special tokens, with the space that the first token may begin with."""
         return plain_text(self.tokenizer, [*self._anchor, *ids])[self._skip :]
 
-    def settled(self, text: str) -> list[int]:
-        """Tokens that `encode(text + more)` begins with for every `more`."""
+    def settled(self, text: str, known: int = 0) -> list[int]:
+        """Tokens that `encode(text + more)` begins with for every `more`; not all are found if no more than `known` are."""
         # A token that reaches past the end of `text` begins at a place from which the rest of `text` is the beginning of a
         # token, after the encoding of the text before that place. So the common prefix of the encodings up to all these places
         # is settled. `PROBES` add the changes that splitting into words may make.
@@ -66,9 +66,12 @@ class ContinuationTokenizer:
             text = text[: _last_to_compose(text)]
         ending = text[-2:].lower()
         endings = [word[begun:] for word in CONTRACTIONS for begun in (1, 2) if ending.endswith(word[:begun])]
-        candidates = [text[:start] for start in self._token_starts(text)] + [text + probe for probe in (*PROBES, *endings)]
+        candidates = [text[:start] for start in sorted(self._token_starts(text))]
+        candidates += [text + probe for probe in (*PROBES, *endings)]
         tokens = self.encode(text)
         for candidate in candidates:
+            if len(tokens) <= known:
+                break
             tokens = common_prefix(tokens, self.encode(candidate))
         return tokens
 
@@ -109,34 +112,36 @@ class SettledTokens:
 
     def __init__(self, tokenizer: ContinuationTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._start = 0
+        self._text = ""
         self._returned: list[int] = []
 
-    def grow(self, text: str) -> list[int]:
-        """Tokens that are newly settled; `text` is the whole text so far."""
-        rest, returned = text[self._start :], len(self._returned)
-        settled = self._tokenizer.settled(rest)
+    def grow(self, more: str) -> list[int]:
+        """Tokens that are newly settled after the next piece of the text."""
+        self._text += more
+        returned = len(self._returned)
+        settled = self._tokenizer.settled(self._text, returned)
         if settled[:returned] != self._returned:
             return []
         self._returned = settled
-        self._skip_the_beginning(rest)
+        self._skip_the_beginning()
         return settled[returned:]
 
-    def finish(self, text: str) -> list[int]:
-        """All remaining tokens; `text` is the whole text at its end."""
-        rest, returned = text[self._start :], len(self._returned)
-        tokens = self._tokenizer.encode(rest)
+    def finish(self, more: str) -> list[int]:
+        """All remaining tokens after the last piece of the text."""
+        self._text += more
+        tokens, returned = self._tokenizer.encode(self._text), len(self._returned)
         if tokens[:returned] == self._returned:
             return tokens[returned:]
-        return self._tokenizer.encode(rest[len(self._tokenizer.decode(self._returned)) :])
+        return self._tokenizer.encode(self._text[len(self._tokenizer.decode(self._returned)) :])
 
-    def _skip_the_beginning(self, text: str) -> None:
+    def _skip_the_beginning(self) -> None:
+        text, encode = self._text, self._tokenizer.encode
         if len(text) <= 2 * LOOK_BACK or not (spaces := list(WORD_SPACE.finditer(text, 0, len(text) - LOOK_BACK))):
             return
-        cut, encode = spaces[-1].start(), self._tokenizer.encode
+        cut = spaces[-1].start()
         before = encode(text[:cut])
         if self._returned[: len(before)] == before and before + encode(text[cut:]) == encode(text):
-            self._start += cut
+            self._text = text[cut:]
             self._returned = self._returned[len(before) :]
 
 

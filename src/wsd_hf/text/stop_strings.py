@@ -41,9 +41,13 @@ class StopStrings(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Ends of rows, BoolTensor[batch], by the last tokens of `input_ids`, LongTensor[batch, length]; `scores` is unused."""
-        texts = _texts(self._tokenizer)
-        ended = [self._ended(row, texts) for row in input_ids[:, -self._longest :].tolist()]
+        ended = [self.ends([], row) for row in input_ids[:, -self._longest :].tolist()]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+    def ends(self, prompt: list[int], response: list[int]) -> bool:
+        """True if the last token of a row, given as its prompt's and its response's token ids, completes a stop string."""
+        row = response if len(response) >= self._longest else prompt + response
+        return self._ended(row[-self._longest :], _texts(self._tokenizer))
 
     def _ended(self, row: list[int], texts: _Texts) -> bool:
         last = texts.of(self._tokenizer, row[-1])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ...engine.call import Call
-from ...engine.checks import check_finite, closing_token_id, eos_token_ids, not_finite, vocabulary_size
+from ...engine.checks import closing_token_id, eos_token_ids, logits_error, not_finite, vocabulary_size
 from ...engine.pilot_side import PilotSide
 from ...engine.ragged_stream import RaggedStream, open_stream, real_tokens
 from ...engine.rows import Rows
@@ -20,14 +20,14 @@ from .next_word import LONGEST, Word, Words
 
 
 class Opinion(NamedTuple):
-    """The base's side of one step, on the CPU; meaningless where a row has finished."""
+    """The base's side of one step in one row, on the host."""
 
-    own: torch.Tensor
-    """Its token, LongTensor[B]."""
-    sure: torch.Tensor
-    """Rows whose likeliest token reaches the threshold, BoolTensor[B]."""
-    may_end: torch.Tensor
-    """Rows whose response the processors allow to end here, BoolTensor[B]."""
+    own: int
+    """Its token."""
+    sure: bool
+    """Whether its likeliest token reaches the threshold."""
+    may_end: bool
+    """Whether the processors allow the response to end here."""
 
 
 class Nudging:
@@ -44,16 +44,16 @@ class Nudging:
 
     def run(self) -> None:
         """Decodes until every row has finished."""
-        while unfinished := (~self.rows.finished).nonzero().flatten().tolist():
+        while unfinished := self.rows.unfinished:
             if self._shrinks:
                 self.base.select(unfinished)
                 self.words.stream.select(unfinished)
-            opinion = self._ask_base()
-            words = self.words.write([row for row in unfinished if self._needs_pilot(row, opinion)], self.rows)
-            self._write(unfinished, opinion, words)
+            opinions = self._ask_base()
+            words = self.words.write([row for row in unfinished if self._needs_pilot(row, opinions[row])], self.rows)
+            self._write(opinions, words)
 
-    def _ask_base(self) -> Opinion:
-        """One forward of the base over the new tokens of each row, and one transfer of its opinion."""
+    def _ask_base(self) -> dict[int, Opinion]:
+        """One forward of the base over the new tokens of each row, and one transfer of its opinions."""
         rows, live = self.rows, self.base.live
         missing = [None if rows.finished[row] else self.base.missing(row, rows.responses[row]) for row in live]
         logits = self.base.logits(self.base.block(missing), keep=1)[:, 0].to(rows.device)
@@ -64,10 +64,15 @@ class Nudging:
         may_end = torch.zeros_like(sure) if closing is None else scores[:, closing] > torch.finfo(scores.dtype).min
         scores = self._warpers(None, scores)
         own = draw(scores.softmax(dim=-1)) if self._do_sample else scores.argmax(dim=-1)
-        packed = torch.stack([own, sure.long(), may_end.long(), not_finite(logits).long()], dim=1).cpu()
-        own, sure, may_end, bad = rows.whole(live, packed).T
-        check_finite("base", bad.bool() & ~rows.finished, rows.lengths)
-        return Opinion(own, sure.bool(), may_end.bool())
+        packed = torch.stack([own, sure.long(), may_end.long(), not_finite(logits).long()], dim=1).tolist()
+        opinions = {}
+        for row, (token, is_sure, ends, bad) in zip(live, packed, strict=True):
+            if rows.finished[row]:
+                continue
+            if bad:
+                raise logits_error("base", len(rows.responses[row]), row)
+            opinions[row] = Opinion(token, bool(is_sure), bool(ends))
+        return opinions
 
     def _process(self, logits: torch.Tensor) -> torch.Tensor:
         """Scores that the processors make of the base's logits, each row with its exact prefix, [rows, V]."""
@@ -76,31 +81,29 @@ class Nudging:
         rows, live = self.rows, self.base.live
         raw = rows.whole(live, logits)
         scores = raw.clone()
-        for prefix, exact in rows.prefixes([row for row in live if not rows.finished[row]], rows.device):
+        for prefix, exact in rows.prefixes(rows.unfinished, rows.device):
             scores[exact] = self._processors(prefix, raw.clone())[exact]
         return scores[live]
 
     def _needs_pilot(self, row: int, opinion: Opinion) -> bool:
-        return not opinion.sure[row] or self.words.ends(row, self.rows.responses[row])
+        return not opinion.sure or self.words.ends(row, self.rows.responses[row])
 
-    def _write(self, unfinished: list[int], opinion: Opinion, words: dict[int, Word]) -> None:
+    def _write(self, opinions: dict[int, Opinion], words: dict[int, Word]) -> None:
         """Appends the pilot's word, the end, or the base's own token to each row; token by token, for the criteria."""
         turns: dict[int, list[int]] = {}
-        nudged = torch.zeros(len(self.rows.responses), dtype=torch.bool, device="cpu")
-        for row in unfinished:
+        nudged = set()
+        for row, opinion in opinions.items():
             word = words.get(row, Word([], over=False))
-            if word.over and opinion.may_end[row] and self._closing_token_id is not None:
+            if word.over and opinion.may_end and self._closing_token_id is not None:
                 word = Word([self._closing_token_id], over=True)
-            turns[row] = word.tokens or [int(opinion.own[row])]
-            nudged[row] = bool(word.tokens)
+            turns[row] = word.tokens or [opinion.own]
+            if word.tokens:
+                nudged.add(row)
             self.proposed += len(word.tokens)
         for position in range(max(map(len, turns.values()))):
-            tokens, growing = torch.zeros_like(nudged, dtype=torch.long), torch.zeros_like(nudged)
-            for row, turn in turns.items():
-                if position < len(turn) and not self.rows.finished[row]:
-                    tokens[row], growing[row] = turn[position], True
-            if growing.any():
-                self.rows.append(tokens, growing, by_pilot=nudged)
+            growing = [row for row, turn in turns.items() if position < len(turn) and not self.rows.finished[row]]
+            if growing:
+                self.rows.append({row: turns[row][position] for row in growing}, by_pilot=nudged)
 
 
 def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTokenizer, threshold: float) -> StrategyOutput:

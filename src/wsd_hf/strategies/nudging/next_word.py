@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ...engine.call import Call
-from ...engine.checks import check_finite, check_readable, check_shared, eos_token_ids, vocabulary_size
+from ...engine.checks import check_readable, check_shared, eos_token_ids, logits_error, vocabulary_size
 from ...engine.pilot_side import PilotSide
 from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
@@ -96,13 +96,12 @@ class Words:
         for tokens_of_row in missing:
             check_readable("pilot", tokens_of_row or (), stream.model)
         tokens, not_finite, _ = self._choice(stream, stream.block(missing))
-        tokens, not_finite = rows.whole(stream.live, torch.stack([tokens, not_finite.long()], dim=1).cpu()).T
-        bad = torch.zeros_like(not_finite, dtype=torch.bool)
-        bad[unread] = not_finite[unread].bool()
-        words = (len(text) - begin for text, begin in zip(self._text, self._begin, strict=True))
-        check_finite("pilot", bad, [length + word for length, word in zip(rows.lengths, words, strict=True)])
+        packed = dict(zip(stream.live, torch.stack([tokens, not_finite.long()], dim=1).tolist(), strict=True))
         for row in unread:
-            self._fed[row], self._next[row] = self._text[row], int(tokens[row])
+            token, bad = packed[row]
+            if bad:
+                raise logits_error("pilot", len(rows.responses[row]) + len(self._text[row]) - self._begin[row], row)
+            self._fed[row], self._next[row] = self._text[row], token
 
     def _cross(self, row: int, response: list[int]) -> Word:
         word = self._text[row][self._begin[row] :]

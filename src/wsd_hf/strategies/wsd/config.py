@@ -118,15 +118,17 @@ class WSDConfig(StrategyConfig):
         draft, device = setup.draft, call.input_ids.device
         width = output.sequences.shape[1] - call.input_ids.shape[1]
         if width < call.budget:
-            draft.stop(draft.drafting, "stopped")
+            for row in range(len(draft.drafting)):
+                draft.stop(row, "stopped")
+        length = torch.tensor(draft.lengths, device="cpu")
         confident = torch.tensor([reason == "confident" for reason in draft.reasons], device="cpu")
         return WSDOutput(
             **output,
             stats=stats,
-            written_by_pilot=(torch.arange(width, device="cpu") < draft.length[:, None]).to(device),
-            draft_length=draft.length.to(device),
-            switch_index=draft.length.where(confident, -1).to(device),
-            draft_log_probs=draft.log_probs.to(device),
+            written_by_pilot=(torch.arange(width, device="cpu") < length[:, None]).to(device),
+            draft_length=length.to(device),
+            switch_index=length.where(confident, -1).to(device),
+            draft_log_probs=draft.all_log_probs.to(device),
             switch_reason=draft.reasons,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,8 +10,9 @@ from transformers import StoppingCriteria
 
 from ...engine.checks import check_shared
 from ...engine.pilot_side import PilotSide
-from ...engine.sampling import FREE
+from ...engine.rows import GrowingTensor
 from ...text.bridge import Bridge
+from .switch import SwitchCriteria
 
 SwitchReason = Literal["confident", "draft_ended", "draft_limit", "budget", "stopped"]
 
@@ -21,74 +23,76 @@ class Draft:
     `closing_token_id` ends the response where a draft ended unconfirmed; None: the base writes on.
 
     Attributes:
-        token_ids: drafted tokens, LongTensor[batch, longest draft].
-        log_probs: the base's natural-log probabilities of them, [batch, longest draft]; NaN after a row's draft.
-        drafting: rows whose next token is the pilot's, BoolTensor[batch].
+        token_ids: drafted tokens of each row.
+        log_probs: the base's natural-log probabilities of them, of float32 precision.
+        drafting: for each row, whether its next token is the pilot's.
         reasons: why each row's draft is over.
     """
 
     def __init__(self, switch_criteria: StoppingCriteria, rows: int, vocabulary: int, closing_token_id: int | None) -> None:
         self.reasons: list[SwitchReason] = ["budget"] * rows
-        self.token_ids = torch.empty(rows, 0, dtype=torch.long, device="cpu")
-        self.log_probs = torch.empty(rows, 0, dtype=torch.float32, device="cpu")
-        self.drafting = torch.ones(rows, dtype=torch.bool, device="cpu")
-        self._closing = torch.zeros(rows, dtype=torch.bool, device="cpu")
+        self.token_ids: list[list[int]] = [[] for _ in range(rows)]
+        self.log_probs: list[list[float]] = [[] for _ in range(rows)]
+        self.drafting = [True] * rows
+        nothing = torch.empty(rows, 0, dtype=torch.float32, device="cpu")
+        self._all_token_ids = GrowingTensor(nothing.long(), self.token_ids, 0)
+        self._all_log_probs = GrowingTensor(nothing, self.log_probs, torch.nan)
+        self._closing: set[int] = set()
         self._switch_criteria = switch_criteria
         self._vocabulary = vocabulary
         self._closing_token_id = closing_token_id
 
     @property
-    def length(self) -> torch.Tensor:
-        """Tokens drafted so far, LongTensor[batch]."""
-        return (~self.log_probs.isnan()).sum(dim=1)
+    def lengths(self) -> list[int]:
+        """Tokens drafted so far in each row."""
+        return [len(tokens) for tokens in self.token_ids]
 
-    def drop(self, finished: torch.Tensor, full: torch.Tensor | None = None) -> None:
-        """Stops the drafts of rows that a criterion has ended, BoolTensor[batch]; some of these rows may be full."""
-        if full is not None:
-            self.stop(finished & full, "budget")
-        self.stop(finished, "stopped")
-        self._closing &= ~finished
+    @property
+    def all_log_probs(self) -> torch.Tensor:
+        """`log_probs` as float32, [batch, longest draft]; NaN after a row's draft."""
+        return self._all_log_probs.first(max(self.lengths)).clone()
 
-    def take(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> torch.Tensor:
-        """Appends a token, LongTensor[batch], with the base's log-probabilities of it, to each draft that is offered one.
+    def drop(self, row: int, full: bool = False) -> None:
+        """Stops the draft of a row that a criterion has ended; if the row is full, the budget has."""
+        self.stop(row, "budget" if full else "stopped")
+        self._closing.discard(row)
 
-        Returns the token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
+    def take(self, offered: Mapping[int, tuple[int, float]]) -> dict[int, int]:
+        """Appends a token, with the base's log-probability of it, to the drafts of some rows.
+
+        Returns the tokens that rows must take now; the base chooses for all other rows.
         """
-        forced = torch.where(offered, tokens, self.closing())
-        if offered.any():
-            check_shared(int(tokens[offered].max()), self._vocabulary)
-            self._record(tokens, log_probs, offered)
-            self.stop(offered & self._fired(offered), "confident")
+        forced = self.closing() | {row: token for row, (token, _) in offered.items()}
+        check_shared(max((token for token, _ in offered.values()), default=0), self._vocabulary)
+        for row, (token, log_prob) in offered.items():
+            self.token_ids[row].append(token)
+            self.log_probs[row].append(log_prob)
+        for row in self._fired(offered):
+            self.stop(row, "confident")
         return forced
 
-    def closing(self) -> torch.Tensor:
-        """The token that each row must take after its draft, LongTensor[batch]; `FREE` where the base chooses."""
-        token = FREE if self._closing_token_id is None else self._closing_token_id
-        return torch.where(self._closing, token, FREE)
+    def closing(self) -> dict[int, int]:
+        """The tokens that rows must take after their drafts; the base chooses for all other rows."""
+        return {} if self._closing_token_id is None else dict.fromkeys(self._closing, self._closing_token_id)
 
-    def stop(self, rows: torch.Tensor, reason: SwitchReason) -> None:
-        """Ends the drafts of some rows, BoolTensor[batch], unless they have ended."""
-        rows = rows & self.drafting
-        for row in rows.nonzero().flatten().tolist():
-            self.reasons[row] = reason
-        self.drafting = self.drafting & ~rows
-        if self._closing_token_id is not None and reason in ("draft_ended", "draft_limit"):
-            self._closing |= rows
+    def stop(self, row: int, reason: SwitchReason) -> None:
+        """Ends a row's draft, unless it has ended."""
+        if not self.drafting[row]:
+            return
+        self.drafting[row], self.reasons[row] = False, reason
+        if reason in ("draft_ended", "draft_limit"):
+            self._closing.add(row)
 
-    def _record(self, tokens: torch.Tensor, log_probs: torch.Tensor, offered: torch.Tensor) -> None:
-        rows, ends = offered.nonzero().flatten(), self.length[offered]
-        if int(ends.max()) == self.token_ids.shape[1]:
-            self.token_ids = torch.nn.functional.pad(self.token_ids, (0, 1), value=0)
-            self.log_probs = torch.nn.functional.pad(self.log_probs, (0, 1), value=torch.nan)
-        self.token_ids[rows, ends] = tokens[rows]
-        self.log_probs[rows, ends] = log_probs[rows]
-
-    def _fired(self, offered: torch.Tensor) -> torch.Tensor:
-        """Rows where the criteria fire at the newest token; they get drafts of one length at a time."""
-        fired, lengths = torch.zeros_like(offered), self.length
-        for length in sorted(set(lengths[offered].tolist())):
-            found = self._switch_criteria(self.token_ids[:, :length], self.log_probs[:, :length])
-            fired |= torch.as_tensor(found, device="cpu") & (lengths == length) & offered
+    def _fired(self, rows: Iterable[int]) -> list[int]:
+        """Those rows where the criteria fire at the newest token; the caller's get drafts of one length at a time."""
+        criteria, lengths = self._switch_criteria, self.lengths
+        if type(criteria) is SwitchCriteria:
+            return [row for row in rows if criteria.fires(self.log_probs[row])]
+        fired: list[int] = []
+        for length in sorted({lengths[row] for row in rows}):
+            found = criteria(self._all_token_ids.first(length), self._all_log_probs.first(length))
+            in_all = torch.as_tensor(found, device="cpu").expand(len(lengths)).tolist()
+            fired += [row for row in rows if lengths[row] == length and in_all[row]]
         return fired
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.acceptance import keep_or_redraw
-from ...engine.cache import NO_SLOT
 from ...engine.call import Call
-from ...engine.checks import check_finite, not_finite, vocabulary_size
+from ...engine.checks import logits_error, not_finite, vocabulary_size
 from ...engine.ragged_stream import RaggedStream, open_stream, real_tokens
 from ...engine.rows import Rows
 from ...engine.sampling import FREE, SAMPLING_WARPERS, draw, force
@@ -23,18 +24,18 @@ from .proposer import Proposals, Proposer
 
 
 class Verdict(NamedTuple):
-    """One step on the CPU: every row of the batch, c proposals to each, and the position after them; all [B, c + 1]."""
+    """One step on the host: for each live row, c proposals and the position after them, in lists of c + 1."""
 
-    proposed: torch.Tensor
+    proposed: dict[int, list[int]]
     """Token ids; `FREE` at the end."""
-    log_probs: torch.Tensor
-    """The base's log-probabilities of them, float32; read only where a row drafts."""
-    pilot_not_finite: torch.Tensor
-    base_not_finite: torch.Tensor
-    own: torch.Tensor
-    """Token ids: the base's own."""
-    afresh: torch.Tensor
-    """Token ids: the base's own, drawn without regard to the proposal."""
+    pilot_not_finite: dict[int, list[int]]
+    base_not_finite: dict[int, list[int]]
+    own: dict[int, list[int]]
+    """Token ids: the base's own, if all positions can be chosen for at once."""
+    afresh: Mapping[int, list[int]] = MappingProxyType({})
+    """Token ids: the base's own, drawn without regard to the proposal; only where some row drafts."""
+    log_probs: Mapping[int, list[float]] = MappingProxyType({})
+    """The base's log-probabilities of the proposals, of float32 precision; only where some row drafts."""
 
 
 class Decoding:
@@ -67,25 +68,24 @@ class Decoding:
 
     def run(self) -> None:
         """Decodes until every row has finished."""
-        while not self.rows.finished.all():
+        while self.rows.unfinished:
             self._shrink()
-            free = [row for row in self.base.live if not self.draft.drafting[row] and not self.rows.finished[row]]
-            chunk = self.pace.chunk(drafting=bool(self.draft.drafting.any()))
+            free = [row for row in self.rows.unfinished if not self.draft.drafting[row]]
+            chunk = self.pace.chunk(drafting=any(self.draft.drafting))
             proposals = self.proposer.propose(chunk, self.rows, self.draft.drafting)
-            logits = self._check(proposals)
-            kept = self._decide(proposals, logits)
+            kept = self._decide(proposals, self._check(proposals))
             self._rewind()
             counts = dict(zip(self.base.live, proposals.counts, strict=True))
             self.proposed += sum(proposals.counts)
-            self.kept += sum(kept)
+            self.kept += sum(kept.values())
             self.pace.judged([(kept[row], counts[row]) for row in free])
-        self.draft.drop(self.rows.finished, self.rows.full)
 
     def _shrink(self) -> None:
         """Drops finished rows from the streams; where forwards are captured they stay, since shapes must."""
-        live = (~self.rows.finished).nonzero().flatten().tolist()
+        live = self.rows.unfinished
         if self._shrinks and live != self.base.live:
-            self._last_logits = self._last_logits[[self.base.live.index(row) for row in live]]
+            if any(self.draft.drafting):
+                self._last_logits = self._last_logits[[self.base.live.index(row) for row in live]]
             self.base.select(live)
             self.proposer.stream.select(live)
 
@@ -97,72 +97,102 @@ class Decoding:
             return self._last_logits[:, None]
         block = self.base.block(missing, proposals.tokens[:, :-1], proposals.counts)
         logits = self.base.logits(block, keep=proposals.chunk + 1).to(self.rows.device)
-        if [] in missing:  # these rows were fed their last token before
-            held = (block.slots[:, -proposals.chunk - 1] == NO_SLOT).to(self.rows.device)
-            logits[:, 0] = torch.where(held[:, None], self._last_logits, logits[:, 0])
-        last = (proposals.tokens != FREE).sum(dim=1)[:, None, None].expand(-1, 1, self._vocabulary)
-        self._last_logits = logits.gather(1, last).squeeze(1)
+        if any(self.draft.drafting):
+            self._keep_last(logits, [new == [] for new in missing], proposals.counts)
         return logits
 
-    def _decide(self, proposals: Proposals, logits: torch.Tensor) -> list[int]:
+    def _keep_last(self, logits: torch.Tensor, fed: list[bool], counts: list[int]) -> None:
+        """Keeps the logits after each row's last proposal; rows without unfed tokens begin with those of the step before."""
+        if all(fed):
+            logits[:, 0] = self._last_logits
+        elif any(fed):
+            mask = torch.tensor(fed, device="cpu").to(logits.device, non_blocking=True)
+            logits[:, 0] = torch.where(mask[:, None], self._last_logits, logits[:, 0])
+        if min(counts) == max(counts):
+            self._last_logits = logits[:, counts[0]].clone()
+        else:
+            last = torch.tensor(counts, device="cpu").to(logits.device, non_blocking=True)
+            self._last_logits = logits.gather(1, last[:, None, None].expand(-1, 1, self._vocabulary)).squeeze(1)
+
+    def _decide(self, proposals: Proposals, logits: torch.Tensor) -> dict[int, int]:
         """Goes through the positions; a row follows while its tokens are the proposed ones. Returns the kept ones' counts."""
         verdict, draft, rows = self._judge(proposals, logits), self.draft, self.rows
-        offers = self.proposer.offers(proposals, verdict.proposed, draft.drafting & ~rows.finished)
-        counts = [len(offers[row].tokens) if row in offers else 0 for row in range(len(rows.responses))]
-        offered_counts = torch.tensor(counts, device="cpu")
-        following, kept = ~rows.finished, torch.zeros_like(offered_counts)
+        offers = self.proposer.offers(proposals, verdict.proposed, draft.drafting)
+        following = rows.unfinished
+        kept = dict.fromkeys(self.base.live, 0)
         for position in range(proposals.chunk + 1):
-            draft.drop(rows.finished, rows.full)
-            check_finite("pilot", verdict.pilot_not_finite[:, position] & following & draft.drafting, rows.lengths)
-            check_finite("base", verdict.base_not_finite[:, position] & following, rows.lengths)
-            offered = following & draft.drafting & (position < offered_counts)
-            ended = following & draft.drafting & ~offered
+            self._check_finite(verdict, position, following)
+            drafting = [row for row in following if draft.drafting[row]]
+            offered = {
+                row: (verdict.proposed[row][position], verdict.log_probs[row][position])
+                for row in drafting
+                if position < len(offers[row].tokens)
+            }
+            ended = [row for row in drafting if row not in offered]
             self._stop_drafts(offers, ended)
-            following = following & ~(draft.drafting & ~offered)
-            forced = draft.take(verdict.proposed[:, position], verdict.log_probs[:, position], offered)
+            following = [row for row in following if row in offered or not draft.drafting[row]]
+            forced = draft.take(offered)
             if self.proposer.bridge.token_by_token:
-                self._stop_drafts(offers, offered & (position + 1 == offered_counts), at_limit=True)
+                self._stop_drafts(offers, [row for row in offered if position + 1 == len(offers[row].tokens)], at_limit=True)
             own = self._own(position, verdict, proposals, logits, forced, following, ended)
-            written = torch.where(forced == FREE, own, forced)
-            rows.append(written, following, by_pilot=offered)
-            following = following & (written == verdict.proposed[:, position])
-            kept += following
-            following = following & ~rows.finished
-            if not following.any():
+            written = {row: forced[row] if row in forced else own[row] for row in following}
+            rows.append(written, by_pilot=offered)
+            following = [row for row in following if written[row] == verdict.proposed[row][position]]
+            for row in following:
+                kept[row] += 1
+            for row in written:
+                if rows.finished[row]:
+                    draft.drop(row, rows.full(row))
+            following = [row for row in following if not rows.finished[row]]
+            if not following:
                 break
-        return kept.tolist()
+        return kept
 
-    def _stop_drafts(self, offers: dict[int, Offer], ended: torch.Tensor, at_limit: bool = False) -> None:
-        """Stops drafts without further tokens, BoolTensor[B]; a limit shows with the last token, another end only after it."""
-        for row in ended.nonzero().flatten().tolist():
+    def _check_finite(self, verdict: Verdict, position: int, following: list[int]) -> None:
+        for row in following:
+            if verdict.pilot_not_finite[row][position] and self.draft.drafting[row]:
+                raise logits_error("pilot", len(self.rows.responses[row]), row)
+            if verdict.base_not_finite[row][position]:
+                raise logits_error("base", len(self.rows.responses[row]), row)
+
+    def _stop_drafts(self, offers: dict[int, Offer], ended: list[int], at_limit: bool = False) -> None:
+        """Stops drafts without further tokens; a limit shows with the last token, another end only after it."""
+        for row in ended:
             reason = offers[row].over
             if reason is not None and (reason == "draft_limit" or not at_limit):
-                self.draft.stop(torch.arange(len(ended), device="cpu") == row, reason)
+                self.draft.stop(row, reason)
 
     def _judge(self, proposals: Proposals, logits: torch.Tensor) -> Verdict:
         """Everything from the device that the decision needs, in one transfer."""
+        drafting = any(self.draft.drafting)
         own = afresh = proposals.tokens
-        drafting = bool(self.draft.drafting.any())
-        if self._at_once:
-            scores = self._processors(None, logits.flatten(0, 1).clone()).view_as(logits)
-            if self._do_sample:
-                at = [proposals.drawn_with(position, self._vocabulary) for position in range(proposals.chunk + 1)]
-                drawn_with = torch.stack(at, dim=1)
-                own = keep_or_redraw(scores, proposals.tokens.clamp(min=0), drawn_with)
-                afresh = draw(scores.softmax(dim=-1)) if drafting else own
-            else:
-                own = afresh = scores.argmax(dim=-1)
-        log_probs = torch.zeros_like(own, dtype=torch.float32)
+        if self._at_once and not self._do_sample and not self._processors:
+            highest, own = logits.max(dim=-1)  # one pass over the vocabulary for both
+            bad, afresh = ~highest.isfinite(), own
+        else:
+            bad = not_finite(logits)
+            if self._at_once:
+                own, afresh = self._choices(proposals, logits, drafting)
+        parts = {"proposed": proposals.tokens, "pilot_not_finite": proposals.not_finite, "base_not_finite": bad, "own": own}
         if drafting:
             index = proposals.tokens.clamp(0, self._vocabulary - 1)[..., None]
             log_probs = logits.log_softmax(dim=-1).gather(2, index).squeeze(2)
-        bits = log_probs.view(torch.int32)  # so that all of it travels as one tensor of integers
-        parts = [proposals.tokens, bits, proposals.not_finite, not_finite(logits), own, afresh]
-        packed = torch.stack([part.long() for part in parts]).cpu()
-        whole = packed.new_zeros(len(parts), len(self.rows.responses), proposals.chunk + 1)
-        whole[:, self.base.live] = packed
-        tokens, bits, pilot_not_finite, base_not_finite, own, afresh = whole
-        return Verdict(tokens, bits.int().view(torch.float32), pilot_not_finite.bool(), base_not_finite.bool(), own, afresh)
+            parts |= {"afresh": afresh, "log_probs": log_probs.view(torch.int32)}  # all travels as one tensor of integers
+        packed = torch.stack([part.long() for part in parts.values()]).cpu()
+        lists: dict[str, Any] = dict(zip(parts, packed.tolist(), strict=True))
+        if drafting:
+            lists["log_probs"] = packed[-1].int().view(torch.float32).tolist()
+        return Verdict(**{name: dict(zip(self.base.live, rows, strict=True)) for name, rows in lists.items()})
+
+    def _choices(self, proposals: Proposals, logits: torch.Tensor, drafting: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The base's own tokens at all positions, and those drawn without regard to the proposals, each [rows, c + 1]."""
+        scores = self._processors(None, logits.flatten(0, 1).clone()).view_as(logits) if self._processors else logits
+        if not self._do_sample:
+            own = scores.argmax(dim=-1)
+            return own, own
+        at = [proposals.drawn_with(position, self._vocabulary) for position in range(proposals.chunk + 1)]
+        own = keep_or_redraw(scores, proposals.tokens.clamp(min=0), torch.stack(at, dim=1))
+        return own, draw(scores.softmax(dim=-1)) if drafting else own
 
     def _own(
         self,
@@ -170,39 +200,52 @@ class Decoding:
         verdict: Verdict,
         proposals: Proposals,
         logits: torch.Tensor,
-        forced: torch.Tensor,
-        following: torch.Tensor,
-        ended: torch.Tensor,
-    ) -> torch.Tensor:
-        """The base's own tokens at one position, LongTensor[B]; read only where a row follows and nothing is forced.
+        forced: dict[int, int],
+        following: list[int],
+        ended: list[int],
+    ) -> dict[int, int]:
+        """The base's own tokens at one position in rows that follow and where nothing is forced.
 
-        Where a proposal has just ended a draft, BoolTensor[B], the base draws without it: the row is here because of that
-        proposal, which therefore no longer is a draw from the pilot's distribution.
+        Where a proposal has just ended a draft, the base draws without it: the row is here because of that proposal, which
+        therefore no longer is a draw from the pilot's distribution.
         """
+        free = [row for row in following if row not in forced]
         if self._at_once:
-            return torch.where(ended, verdict.afresh[:, position], verdict.own[:, position])
-        chosen = torch.full_like(forced, FREE)
-        asked = following if self.record else following & (forced == FREE)
-        raw, tokens, drawn_with = logits[:, position], proposals.tokens[:, position].clamp(min=0), None
-        raw, tokens = self.rows.whole(self.base.live, raw), self.rows.whole(self.base.live, tokens)
+            return {row: (verdict.afresh if row in ended else verdict.own)[row][position] for row in free}
+        asked = following if self.record else free
+        return self._one_by_one(position, proposals, logits, forced, asked, ended) if asked else {}
+
+    def _one_by_one(
+        self,
+        position: int,
+        proposals: Proposals,
+        logits: torch.Tensor,
+        forced: dict[int, int],
+        asked: list[int],
+        ended: list[int],
+    ) -> dict[int, int]:
+        """As `_own`, of the scores that processors make of each row's exact prefix."""
+        live, every, device = self.base.live, range(len(self.rows.responses)), logits.device
+        raw, tokens = self.rows.whole(live, logits[:, position]), self.rows.whole(live, proposals.tokens[:, position])
+        drawn_with = None
         if self._do_sample:
-            drawn_with = self.rows.whole(self.base.live, proposals.drawn_with(position, self._vocabulary))
-        for prefix, exact in self.rows.prefixes(asked.nonzero().flatten().tolist(), raw.device):
+            here = torch.tensor([row not in ended for row in every], device="cpu").to(device, non_blocking=True)
+            drawn_with = self.rows.whole(live, proposals.drawn_with(position, self._vocabulary)) * here[:, None]
+        chosen: dict[int, int] = {}
+        for prefix, exact in self.rows.prefixes(asked, device):
             scores = self._processors(prefix, raw.clone())
             if self.record is not None:
-                self.record.add(exact, raw, force(scores, forced.to(scores.device)))
-            if drawn_with is None:
-                choice = scores.argmax(dim=-1)
-            else:
-                choice = keep_or_redraw(scores, tokens, drawn_with * ~ended.to(scores.device)[:, None])
-            chosen[exact] = choice[exact].cpu()
+                only = torch.tensor([forced.get(row, FREE) for row in every], device=device)
+                self.record.add(exact, raw, force(scores, only))
+            choice = scores.argmax(dim=-1) if drawn_with is None else keep_or_redraw(scores, tokens.clamp(min=0), drawn_with)
+            choices = choice.tolist()
+            chosen |= {row: choices[row] for row in exact}
         return chosen
 
     def _rewind(self) -> None:
         """Drops rejected tokens from the base's cache, and of free rows the last token, which is fed again for its logits."""
-        drafting = self.draft.drafting.tolist()
-        for row, length in enumerate(self.rows.lengths):
-            self.base.rewind(row, length if drafting[row] else length - 1)
+        for row, (length, drafting) in enumerate(zip(self.rows.lengths, self.draft.drafting, strict=True)):
+            self.base.rewind(row, length if drafting else length - 1)
 
 
 def decode(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
-from ...engine.checks import check_finite
+from ...engine.checks import logits_error
 from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import FREE, choice
@@ -56,10 +56,10 @@ class Proposer:
         self._room = room
         self._written: list[list[int]] = [[] for _ in stream.prompts]  # the pilot's tokens that followed each prompt last
 
-    def propose(self, chunk: int, rows: Rows, drafting: torch.Tensor) -> Proposals:
-        """The pilot's next `chunk` tokens in every live row; `drafting`: rows whose draft goes on, BoolTensor[B]."""
+    def propose(self, chunk: int, rows: Rows, drafting: list[bool]) -> Proposals:
+        """The pilot's next `chunk` tokens in every live row; `drafting`: for each row, whether its draft goes on."""
         live, device = self.stream.live, rows.device
-        missing = [self._missing(row, rows, bool(drafting[row]), chunk) if chunk else None for row in live]
+        missing = [self._missing(row, rows, drafting[row], chunk) if chunk else None for row in live]
         if all(new is None for new in missing):
             nothing = torch.full((len(live), 1), FREE, device=device)
             return Proposals(nothing, nothing > FREE, [], [0] * len(live), None)
@@ -81,13 +81,13 @@ class Proposer:
         )
         return proposals if isinstance(self.bridge, OneVocabulary) else self._cross(proposals, rows, drafting)
 
-    def offers(self, proposals: Proposals, proposed: torch.Tensor, drafting: torch.Tensor) -> dict[int, Offer]:
-        """Next tokens of each drafting row's draft; `proposed`: tokens of the proposals on the CPU, LongTensor[B, c + 1]."""
+    def offers(self, proposals: Proposals, proposed: Mapping[int, list[int]], drafting: list[bool]) -> dict[int, Offer]:
+        """Next tokens of each drafting row's draft; `proposed`: each row's tokens of the proposals on the host."""
         if proposals.offers is not None:
             return proposals.offers
         offers = {}
         for row in self.stream.live:
-            tokens = proposed[row, : proposals.chunk].tolist()
+            tokens = proposed[row][: proposals.chunk]
             self._written[row] += tokens
             if drafting[row]:
                 offers[row] = self.bridge.offer(row, tokens)
@@ -104,27 +104,29 @@ class Proposer:
         self._written[row] = written
         return missing
 
-    def _cross(self, proposals: Proposals, rows: Rows, drafting: torch.Tensor) -> Proposals:
+    def _cross(self, proposals: Proposals, rows: Rows, drafting: list[bool]) -> Proposals:
         """The proposals in the base's tokens; they count as deterministic, since their probabilities don't cross.
 
         That is exact too: the rejection rule only requires proposals that are independent of the base's own draw.
         """
-        tokens, bad, left = proposals.tokens[:, :-1].tolist(), proposals.not_finite.any(dim=1).tolist(), rows.left
+        not_finite = proposals.not_finite.any(dim=1, keepdim=True).long()
+        host, left = torch.cat([not_finite, proposals.tokens[:, :-1]], dim=1).tolist(), rows.left
         crossed: list[list[int]] = []
         offers: dict[int, Offer] = {}
-        for place, row in enumerate(self.stream.live):
-            if not proposals.counts[place]:
+        for (bad, *tokens), count, row in zip(host, proposals.counts, self.stream.live, strict=True):
+            if not count:
                 crossed.append([])
                 continue
-            if bad[place] and drafting[row]:
-                check_finite("pilot", torch.arange(len(left), device="cpu") == row, rows.lengths)
-            self._written[row] = self._written[row] + tokens[place]
+            if bad and drafting[row]:
+                raise logits_error("pilot", rows.lengths[row], row)
+            self._written[row] = self._written[row] + tokens
             if drafting[row]:
-                new, over = self.bridge.offer(row, tokens[place])
+                new, over = self.bridge.offer(row, tokens)
                 offers[row] = Offer(new[: left[row]], over if len(new) <= left[row] else None)
                 crossed.append(offers[row].tokens)
             else:
-                crossed.append(self.bridge.guess(row, tokens[place])[: left[row]])
+                crossed.append(self.bridge.guess(row, tokens)[: left[row]])
         width = self.stream.workspace.padded(max(map(len, crossed)))
-        padded = torch.tensor([new + [FREE] * (1 + width - len(new)) for new in crossed], device=rows.device)
+        values = [new + [FREE] * (1 + width - len(new)) for new in crossed]
+        padded = torch.tensor(values, device="cpu").to(rows.device, non_blocking=True)
         return Proposals(padded, torch.zeros_like(padded, dtype=torch.bool), [None] * width, [*map(len, crossed)], offers)

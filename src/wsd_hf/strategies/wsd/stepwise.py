@@ -12,7 +12,7 @@ from ...engine.call import Call
 from ...engine.checks import check_finite, not_finite
 from ...engine.hf_loop import WatchedCriteria, base_tokens, run
 from ...engine.lockstep_stream import LockstepStream
-from ...engine.sampling import choose, force
+from ...engine.sampling import FREE, choose, force
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...text.bridge import DraftOver, Offer
 from .draft import DraftSetup
@@ -31,7 +31,7 @@ class DraftSteps:
         self.draft = setup.draft
         self.stream = LockstepStream(setup.side.model, *setup.side.prompt, setup.longest)
         self.taken = self.proposed = 0
-        self.by_pilot = setup.draft.drafting
+        self.by_pilot = torch.tensor(setup.draft.drafting, device="cpu")
         self._bridge = setup.bridge
         self._warpers = setup.side.warpers
         self._offers = [Offer([], None) for _ in setup.side.prompt.input_ids]
@@ -46,33 +46,33 @@ class DraftSteps:
         """
         check_finite("base", not_finite(logits) & ~finished, [self.taken] * len(logits))
         self.taken += 1
-        self.draft.drop(finished.cpu())
+        for row in finished.nonzero().flatten().tolist():
+            self.draft.drop(row)
         tokens = self._next_tokens(input_ids.device)
-        self.by_pilot = self.draft.drafting
-        if not self.draft.drafting.any():
-            return self.draft.closing().to(input_ids.device)
-        index = tokens.clamp(max=logits.shape[-1] - 1)[:, None].to(logits.device)
-        log_probs = logits.log_softmax(dim=-1).gather(1, index).squeeze(1).cpu()
-        forced = self.draft.take(tokens, log_probs, self.draft.drafting).to(input_ids.device)
+        self.by_pilot = torch.tensor(self.draft.drafting, device="cpu")
+        forced = self._take(tokens, logits) if tokens else self.draft.closing()
+        return torch.tensor([forced.get(row, FREE) for row in range(len(input_ids))], device=input_ids.device)
+
+    def _take(self, tokens: dict[int, int], logits: torch.Tensor) -> dict[int, int]:
+        index = torch.tensor([tokens.get(row, 0) for row in range(len(logits))], device=logits.device)[:, None]
+        log_probs = logits.log_softmax(dim=-1).gather(1, index.clamp(max=logits.shape[-1] - 1)).squeeze(1).tolist()
+        forced = self.draft.take({row: (token, log_probs[row]) for row, token in tokens.items()})
         if self._bridge.token_by_token:
             self._stop_exhausted("draft_limit")
         return forced
 
-    def _next_tokens(self, device: torch.device) -> torch.Tensor:
-        """The next token of each draft, LongTensor[batch]; drafts that have none are stopped."""
+    def _next_tokens(self, device: torch.device) -> dict[int, int]:
+        """The next token of each draft; drafts that have none are stopped."""
         while any(self._offers[row] == Offer([], None) for row in self._drafting()):
             self._propose(device)
         self._stop_exhausted("draft_ended", "draft_limit")
-        tokens = torch.zeros(len(self._offers), dtype=torch.long, device="cpu")
-        for row in self._drafting():
-            tokens[row] = self._offers[row].tokens.pop(0)
-        return tokens
+        return {row: self._offers[row].tokens.pop(0) for row in self._drafting()}
 
     def _propose(self, device: torch.device) -> None:
         """Gets one more token of the pilot in every row, though some may have enough for now."""
         logits = self.stream.next_logits().to(device)
         proposed, bad, _ = choose(logits, self._warpers)
-        check_finite("pilot", bad.cpu() & self.draft.drafting, [self.taken - 1] * len(logits))
+        check_finite("pilot", bad.cpu() & torch.tensor(self.draft.drafting, device="cpu"), [self.taken - 1] * len(logits))
         self.stream.append(proposed)
         for row in self._drafting():
             tokens, over = self._offers[row]
@@ -82,13 +82,13 @@ class DraftSteps:
                 self.proposed += len(offer.tokens)
 
     def _drafting(self) -> list[int]:
-        return self.draft.drafting.nonzero().flatten().tolist()
+        return [row for row, drafting in enumerate(self.draft.drafting) if drafting]
 
     def _stop_exhausted(self, *reasons: DraftOver) -> None:
         """Stops the drafts that have no tokens left, for one of some reasons."""
-        for reason in reasons:
-            exhausted = [offer == Offer([], reason) for offer in self._offers]
-            self.draft.stop(torch.tensor(exhausted, device="cpu"), reason)
+        for row, (tokens, over) in enumerate(self._offers):
+            if not tokens and over in reasons:
+                self.draft.stop(row, over)
 
 
 def decode(call: Call, setup: DraftSetup) -> tuple[GenerateDecoderOnlyOutput, Stats]:
@@ -99,7 +99,7 @@ def decode(call: Call, setup: DraftSetup) -> tuple[GenerateDecoderOnlyOutput, St
         Work(steps.taken, base_tokens(call, steps.taken)),
         work(steps.stream),
         proposed=steps.proposed,
-        kept=int(setup.draft.length.sum()),
+        kept=sum(setup.draft.lengths),
         peak_memory=peak_memory(call.base, setup.side.model),
     )
 

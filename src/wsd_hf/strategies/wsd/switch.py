@@ -1,7 +1,7 @@
 """The rule that hands the response from the pilot to the base (paper, auto-switch; arXiv 2506.07434).
 
 Everything is computed in float64 from logarithms, so that a window of tiny probabilities does not underflow into another
-answer.
+answer, and with exact sums, so that lists and tensors on any device give the same one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def confidence(log_probs: Sequence[float] | torch.Tensor, window_size: int = 6) 
     [nan, 1.0, 1.0]
     """
     window_size = check_positive_integer("window_size", window_size)
-    return _window_means(_as_tensor(log_probs), window_size).exp()
+    log_probs = _as_tensor(log_probs)
+    rows = [_window_means(row, window_size) for row in log_probs[None].flatten(0, -2).tolist()]
+    return torch.tensor(rows, dtype=torch.float64, device=log_probs.device).reshape(log_probs.shape).exp()
 
 
 def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0.8, window_size: int = 6) -> int | None:
@@ -62,8 +64,8 @@ def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0
     if not bool((log_probs <= 0).all()):
         bad = float(log_probs[~(log_probs <= 0)][0])
         raise WSDValueError(f"log_probs contains {bad}: natural-log probabilities are at most 0 (take the log first)")
-    crossed = (_window_means(log_probs, window_size) >= math.log(threshold)).nonzero()
-    return int(crossed[0]) + 1 if len(crossed) else None
+    means = _window_means(log_probs.tolist(), window_size)
+    return next((place + 1 for place, mean in enumerate(means) if mean >= math.log(threshold)), None)
 
 
 class SwitchCriteria(StoppingCriteria):
@@ -90,21 +92,24 @@ class SwitchCriteria(StoppingCriteria):
         Returns:
             BoolTensor[batch].
         """
-        if scores.shape[-1] < self.window_size:
-            return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-        return _window_means(scores[:, -self.window_size :].double(), self.window_size)[:, -1] >= math.log(self.threshold)
+        fired = [self.fires(row) for row in scores[:, -self.window_size :].tolist()]
+        return torch.tensor(fired, dtype=torch.bool, device=scores.device)
+
+    def fires(self, log_probs: list[float]) -> bool:
+        """True if the newest drafted token is the last of its draft; `log_probs` are the base's of one row's draft."""
+        return len(log_probs) >= self.window_size and _mean(log_probs[-self.window_size :]) >= math.log(self.threshold)
 
 
 def _as_tensor(log_probs: Sequence[float] | torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(log_probs, dtype=torch.float64, device=getattr(log_probs, "device", "cpu"))
 
 
-def _window_means(log_probs: torch.Tensor, window_size: int) -> torch.Tensor:
-    """Mean over the window that ends at each position; NaN before the first full one.
+def _window_means(log_probs: list[float], window_size: int) -> list[float]:
+    """Mean over the window that ends at each position; NaN before the first full one."""
+    ends = range(1, 1 + len(log_probs))
+    return [_mean(log_probs[end - window_size : end]) if end >= window_size else math.nan for end in ends]
 
-    The switch compares these and not their exponentials, so that equality crosses exactly where the window is one token.
-    """
-    means = torch.full_like(log_probs, torch.nan)
-    if log_probs.shape[-1] >= window_size:
-        means[..., window_size - 1 :] = log_probs.unfold(-1, window_size, 1).mean(-1)
-    return means
+
+def _mean(window: list[float]) -> float:
+    """The mean that the switch compares, not its exponential, so that equality crosses where the window is one token."""
+    return math.fsum(window) / len(window)
