@@ -18,7 +18,7 @@ from ...engine.scores import Record
 from ...engine.stats import Stats, peak_memory, work
 from ...text.bridge import Offer, OneVocabulary
 from .draft import Draft, DraftSetup
-from .pace import CHUNKS, Pace, cost_ratio
+from .pace import CHUNKS, Pace, Price
 from .proposer import Proposals, Proposer
 
 
@@ -70,7 +70,7 @@ class Decoding:
         while not self.rows.finished.all():
             self._shrink()
             free = [row for row in self.base.live if not self.draft.drafting[row] and not self.rows.finished[row]]
-            chunk = self.pace.chunk(drafting=bool(self.draft.drafting.any()))
+            chunk = self.pace.chunk(drafting=int((self.draft.drafting & ~self.rows.finished).sum()), free=len(free))
             proposals = self.proposer.propose(chunk, self.rows, self.draft.drafting)
             logits = self._check(proposals)
             kept = self._decide(proposals, logits)
@@ -217,7 +217,8 @@ def decode(
         open_stream(call.base, real_tokens(*call.prompt), room, cuda_graphs) as base,
         open_stream(side.model, real_tokens(*side.prompt), pilot_room, cuda_graphs) as pilot,
     ):
-        pace = Pace(cost_ratio(side.model, call.base), chunk, speculate)
+        prices = (Price.of(stream.model, stream.workspace.captures) for stream in (base, pilot))
+        pace = Pace(*prices, chunk, speculate)
         decoding = Decoding(call, base, Proposer(pilot, setup, pilot_room), setup.draft, pace)
         decoding.run()
         stats = Stats(
