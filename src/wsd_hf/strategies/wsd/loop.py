@@ -217,8 +217,8 @@ def decode(
         open_stream(call.base, real_tokens(*call.prompt), room, cuda_graphs) as base,
         open_stream(side.model, real_tokens(*side.prompt), pilot_room, cuda_graphs) as pilot,
     ):
-        prices = (Price.of(stream.model, stream.workspace.captures) for stream in (base, pilot))
-        pace = Pace(*prices, chunk, speculate)
+        prices = [Price.of(stream.model, stream.workspace.captures) for stream in (base, pilot)]
+        pace = Pace(prices[0], prices[1], chunk, speculate)
         decoding = Decoding(call, base, Proposer(pilot, setup, pilot_room), setup.draft, pace)
         decoding.run()
         stats = Stats(
