@@ -1,386 +1,261 @@
 """Weak-to-Strong Decoding against other ways of decoding, as ratios to plain `generate` in the same run.
 
-    python benchmarks/decode.py                  # CPU, ten minutes
-    python benchmarks/decode.py --preset h200    # a 27B-shaped base and a 3B-shaped pilot in bfloat16, on a GPU
+    python benchmarks/decode.py                 # CPU, ten minutes on two cores
+    python benchmarks/decode.py --preset gpu    # larger layers in bfloat16, with static compiled plain decoding; see gpu.py
 
-Models have random weights in real shapes. The base is the pilot's layers and then more, whose output projections are scaled
-down until the two agree as often as asked (0: the pilot is a stranger). The switch is set by a criterion that fires after
-`--switch` tokens. All methods of one setting take turns, so that they meet the same machine.
+Models have random weights in real shapes (models.py). The switch is set by a criterion that fires after `--switch` tokens. All
+ways of decoding with one batch and prompt take turns (turns.py), so that they meet the same machine: a ratio is a way's time in
+the time of plain decoding in the same turn, and the table has its median, least and most.
 
-The limit of a method is the time of its forwards alone: what no loop around the same calls could beat. On a CPU every
-setting compares plain decoding and WSD; the other methods are run in some of them only.
+The limit of a way is the time of its forwards alone: what no loop around the same calls could beat. On a CPU every setting
+compares plain decoding and WSD; the other ways are run in some settings only. Results are written after every batch and prompt;
+no further run is begun once `--budget` seconds are over, and the table says what was left out.
 """
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import gpu
 import torch
 import transformers
 import typer
+from models import PRESETS, After, Pair
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StoppingCriteria
+from transformers import CompileConfig
+from turns import Spread, Turns, Way, machine, ratios
 
-import wsd_hf
-from wsd_hf.engine.ragged_stream import RaggedStream
+from wsd_hf import WSDOutput
 
+AGREEMENTS, PROMPTS = (0.8, 0.0, 0.95, 0.5), (64, 1024)
+"""The most telling first: time may run out."""
 
-@dataclass(frozen=True)
-class Shape:
-    """What both models have in common, and how many layers each has."""
+BATCHES = {"cpu": (1, 4, 16), "gpu": (1, 8, 16), "gpu-tiny": (1, 8)}
 
-    hidden: int
-    feed_forward: int
-    heads: int
-    vocabulary: int
-    pilot_layers: int
-    base_layers: int
-    dtype: torch.dtype
-    device: str
-    new_tokens: int
-    official_draft: int
-
-
-PRESETS = {
-    "cpu": Shape(512, 1408, 8, 8192, 2, 20, torch.float32, "cpu", 96, 512),
-    "h200": Shape(4096, 14336, 32, 128256, 4, 110, torch.bfloat16, "cuda", 256, 512),
-}
-
-AGREEMENTS, BATCHES, PROMPTS = (0.0, 0.5, 0.8, 0.95), (1, 4, 16), (64, 1024)
-
-PLAIN, FAST = "plain", "WSD fast"
-
-
-class After(StoppingCriteria):
-    """Lets the base take over after a fixed number of drafted tokens."""
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), input_ids.shape[1] >= self.tokens)
+PLAIN, COMPILED, ASSISTED, FAST, STEP = "plain", "plain, static compiled", "assisted generation", "WSD fast", "WSD step by step"
 
 
 @dataclass
 class Measurement:
-    """One method in one setting."""
+    """One way of decoding in one setting; `agreement` is None for ways that need no pilot."""
 
     method: str
-    agreement: float
-    measured_agreement: float
+    agreement: float | None
+    measured_agreement: float | None
     batch: int
     prompt: int
-    ms_per_token: float
-    tokens_per_second: float
-    ratio_to_plain: float
-    base_forwards: int
-    pilot_forwards: int
-    peak_mib: float | None
+    error: str | None
+    turns: int
+    ms_per_token: float | None = None
+    tokens_per_second: float | None = None
+    to_plain: Spread | None = None
+    to_compiled: Spread | None = None
+    base_forwards: int = 0
+    pilot_forwards: int = 0
+    peak_mib: float | None = None
     """Above what the models take; on a CPU, of the whole process. None where the system does not tell."""
     base_ms_per_token: float | None = None
     pilot_ms_per_token: float | None = None
     """Time within forwards, for WSD fast; their sum is the limit."""
+    bare_ms_per_token: float | None = None
+    """Time of the same CUDA graphs, replayed without anything between them."""
+    kept_share: float | None = None
+    """Kept proposals in all proposals."""
 
 
-class Pair:
-    """A base and a pilot of random weights that agree about as often as asked."""
+class Settings:
+    """The ways of decoding with one batch of prompts."""
 
-    def __init__(self, shape: Shape, agreement: float) -> None:
-        self.shape = shape
-        self.pilot = build(shape, shape.pilot_layers, seed=0)
-        self.base = wsd_hf.enable_wsd(build(shape, shape.base_layers, seed=1))
-        self.contexts = torch.randint(3, shape.vocabulary, (8, 32), device=shape.device)
-        if agreement:
-            own = dict(self.pilot.named_parameters())
-            for name, weight in self.base.named_parameters():
-                if name in own:
-                    weight.data.copy_(own[name].data)
-            self._dial(agreement)
-        self.agreement = self._measure()
+    def __init__(self, pair: Pair, batch: int, prompt: int, switch: int) -> None:
+        torch.manual_seed(2)
+        self.pair, self.batch, self.prompt, self.switch = pair, batch, prompt, switch
+        self.input_ids = torch.randint(3, pair.shape.vocabulary, (batch, prompt), device=pair.shape.device)
+        self._common = {
+            "attention_mask": torch.ones_like(self.input_ids),
+            "max_new_tokens": pair.shape.new_tokens,
+            "do_sample": False,
+        }
 
-    def _dial(self, agreement: float) -> None:
-        """Bisects the scale of the extra layers; a larger one moves the base away from the pilot."""
-        extra = self.base.model.layers[self.shape.pilot_layers :]
-        weights = [weight for layer in extra for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight)]
-        original = [weight.data.clone() for weight in weights]
-        low, high = 0.0, 1.0
-        for _ in range(10):
-            scale = (low + high) / 2
-            for weight, value in zip(weights, original, strict=True):
-                weight.data.copy_(value * scale)
-            low, high = (scale, high) if self._measure() > agreement else (low, scale)
+    def plain(self, **kwargs: Any) -> Any:
+        """The base alone."""
+        return self.pair.base.generate(self.input_ids, **{**self._common, **kwargs})
 
-    @torch.no_grad()
-    def _measure(self) -> float:
-        """How often both would write the same next token."""
-        same = self.base(self.contexts).logits.argmax(-1) == self.pilot(self.contexts).logits.argmax(-1)
-        return float(same[:, 8:].float().mean())
+    def static(self) -> torch.Tensor:
+        """The base alone with a static cache."""
+        return self.plain(cache_implementation="static")
 
+    def compiled(self) -> torch.Tensor:
+        """The same compiled: once for each batch, since the cache's length does not depend on the prompt."""
+        longest = max(PROMPTS) + self.pair.shape.new_tokens
+        return self.plain(cache_implementation="static", max_cache_len=longest, compile_config=CompileConfig(dynamic=False))
 
-def build(shape: Shape, layers: int, seed: int) -> PreTrainedModel:
-    """A Llama of random weights."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.feed_forward,
-        num_hidden_layers=layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads // 4,
-        max_position_embeddings=8192,
-        eos_token_id=None,
-        pad_token_id=0,
-        initializer_range=0.05,
-    )
-    with torch.device(shape.device):
-        return LlamaForCausalLM(config).to(shape.dtype).eval()
+    def assisted(self, **kwargs: Any) -> torch.Tensor:
+        """Assisted generation of transformers; one row only."""
+        return self.plain(assistant_model=self.pair.pilot, **kwargs)
 
+    def ensemble(self) -> torch.Tensor:
+        """The same, keeping what a mixture of both models would (new in transformers)."""
+        return self.assisted(assistant_ensemble_weight=0.5)
 
-def methods(pair: Pair, input_ids: torch.Tensor, switch: int) -> dict[str, Callable[[], Any]]:
-    """Each way of decoding, ready to run; assisted generation takes one row only."""
-    base, pilot, shape = pair.base, pair.pilot, pair.shape
-    common = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": shape.new_tokens, "do_sample": False}
-    wsd = {**common, "assistant_model": pilot, "strategy": "wsd", "switch_criteria": After(switch)}
+    def wsd(self, engine: str = "fast", **kwargs: Any) -> WSDOutput:
+        """Weak-to-Strong Decoding."""
+        settings = {"strategy": "wsd", "wsd_engine": engine, "switch_criteria": After(self.switch)}
+        return self.plain(assistant_model=self.pair.pilot, return_dict_in_generate=True, **settings, **kwargs)
 
-    def official() -> torch.Tensor:
-        draft = pilot.generate(input_ids, **{**common, "max_new_tokens": shape.official_draft})
+    def official(self) -> torch.Tensor:
+        """The paper's procedure: draft all, score it in one forward, prefill again and continue."""
+        base, shape = self.pair.base, self.pair.shape
+        draft = self.pair.pilot.generate(self.input_ids, **{**self._common, "max_new_tokens": shape.official_draft})
         base(draft, logits_to_keep=shape.official_draft + 1)
-        kept = draft[:, : input_ids.shape[1] + switch]
-        rest = {"attention_mask": torch.ones_like(kept), "max_new_tokens": shape.new_tokens - switch}
-        return base.generate(kept, **{**common, **rest})
+        kept = draft[:, : self.prompt + self.switch]
+        rest = {"attention_mask": torch.ones_like(kept), "max_new_tokens": shape.new_tokens - self.switch}
+        return base.generate(kept, **{**self._common, **rest})
 
-    ways = {
-        PLAIN: lambda: base.generate(input_ids, **common),
-        "official procedure": official,
-        "WSD step by step": lambda: base.generate(input_ids, wsd_engine="step", **wsd),
-        FAST: lambda: base.generate(input_ids, wsd_engine="fast", **wsd),
-        "WSD fast, no speculation": lambda: base.generate(input_ids, wsd_engine="fast", wsd_speculate=False, **wsd),
-    }
-    if len(input_ids) == 1:
-        ways["assisted generation"] = lambda: base.generate(input_ids, assistant_model=pilot, **common)
-    name = "plain, static cache" if shape.device == "cpu" else "plain, static compiled"
-    ways[name] = lambda: base.generate(input_ids, cache_implementation="static", **common)
+
+def cpu_ways(settings: Settings, turns: int) -> list[Way]:
+    """Plain and WSD everywhere; all others where that takes seconds."""
+    small = settings.batch * settings.prompt
+    turns = turns if small <= 1024 else min(turns, 2)
+    ways = [Way(PLAIN, settings.plain, turns)]
+    for agreement in AGREEMENTS:
+        ways.append(Way(FAST, settings.wsd, turns, agreement=agreement, hooked=False))
+        if small == 64 or (agreement == 0.8 and small <= 1024):
+            others: dict[str, Callable[[], Any]] = {
+                "official procedure": settings.official,
+                STEP: lambda: settings.wsd("step"),
+                "WSD fast, no speculation": lambda: settings.wsd(wsd_speculate=False),
+                ASSISTED: settings.assisted,
+            }
+            ways += [Way(name, run, 1 if small > 64 else 2, agreement=agreement) for name, run in others.items()]
+    return [*ways, Way("plain, static cache", settings.static, 1)] if small <= 1024 else ways
+
+
+def gpu_ways(settings: Settings, turns: int) -> list[Way]:
+    """Plain in both forms, WSD, and assisted generation for one row; slow ways take fewer turns."""
+    ways = [Way(COMPILED, settings.compiled, turns, warm_up=2, hooked=False), Way(PLAIN, settings.plain, min(turns, 2))]
+    for agreement in AGREEMENTS:
+        fast = Way(FAST, settings.wsd, turns, warm_up=3, agreement=agreement, hooked=False)
+        ways.append(fast)
+        if settings.batch == 1:
+            ways.append(Way(ASSISTED, settings.assisted, 1, agreement=agreement))
+        if agreement == 0.8 and settings.prompt == min(PROMPTS):
+            ways.append(Way(STEP, lambda: settings.wsd("step"), 1, agreement=agreement))
+            if settings.batch == 1 and hasattr(settings.pair.base.generation_config, "assistant_ensemble_weight"):
+                ways.append(Way("assisted, ensemble weight 0.5", settings.ensemble, 1, agreement=agreement))
     return ways
 
 
-def everything(shape: Shape, agreement: float, batch: int, prompt: int) -> bool:
-    """Whether to run all methods in a setting; on a CPU the long ones would take an hour."""
-    return shape.device != "cpu" or (prompt == 64 and batch == 1) or (agreement == 0.8 and batch * prompt <= 1024)
+def measurements(settings: Settings, ways: list[Way]) -> list[Measurement]:
+    """One for each way."""
+    named = {way.name: way for way in ways}
+    nothing = Way("", lambda: None, 0)
+    return [measurement(settings, way, named[PLAIN], named.get(COMPILED, nothing)) for way in ways]
 
 
-@torch.no_grad()
-def measure(pair: Pair, asked: float, batch: int, prompt: int, switch: int, repeats: int) -> list[Measurement]:
-    """The methods in one setting; medians over turns."""
-    shape = pair.shape
-    torch.manual_seed(2)
-    input_ids = torch.randint(3, shape.vocabulary, (batch, prompt), device=shape.device)
-    ways = methods(pair, input_ids, switch)
-    if not everything(shape, asked, batch, prompt):
-        ways = {name: ways[name] for name in (PLAIN, FAST)}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    spent: list[dict[str, float]] = []
-
-    def turn(name: str) -> None:
-        with timed_forwards(pair) as spans:
-            start = time.perf_counter()
-            ways[name]()
-            synchronize(shape)
-            seconds[name].append(time.perf_counter() - start)
-        if name == FAST:
-            spent.append({role: value() for role, value in spans.items()})
-
-    counted = {name: count_forwards(pair, lambda name=name: turn(name)) for name in ways}  # type: ignore[misc]
-    if shape.device != "cpu":  # where the first turn compiles and captures
-        for name in [*ways] * 3:
-            turn(name)
-        seconds = {name: [] for name in ways}
-        spent.clear()
-    while len(seconds[FAST]) < repeats:
-        for name in ways:
-            turn(name)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    limit = {
-        f"{role}_ms_per_token": 1000 * statistics.median(run[role] for run in spent) / shape.new_tokens
-        for role in ("base", "pilot")
-    }
-    return [
-        Measurement(
-            name,
-            asked,
-            round(pair.agreement, 3),
-            batch,
-            prompt,
-            ms_per_token=1000 * median[name] / shape.new_tokens,
-            tokens_per_second=batch * shape.new_tokens / median[name],
-            ratio_to_plain=statistics.median(a / b for a, b in zip(seconds[name], seconds[PLAIN], strict=True)),
-            base_forwards=base_forwards,
-            pilot_forwards=pilot_forwards,
-            peak_mib=peak,
-            **(limit if name == FAST else {}),
-        )
-        for name, (base_forwards, pilot_forwards, peak) in counted.items()
-    ]
-
-
-@contextmanager
-def timed_forwards(pair: Pair) -> Iterator[dict[str, Callable[[], float]]]:
-    """Seconds within the forwards of base and pilot on the fast path; to be asked for when the device is done."""
-    spans: dict[str, list[Callable[[], float]]] = {"base": [], "pilot": []}
-    run = RaggedStream.run
-
-    def timed(stream: RaggedStream, *args: Any, **kwargs: Any) -> Any:
-        clock = Clock(pair.shape)
-        out = run(stream, *args, **kwargs)
-        spans["base" if stream.model is pair.base else "pilot"].append(clock.stop())
-        return out
-
-    RaggedStream.run = timed  # type: ignore[method-assign]
-    try:
-        yield {role: lambda times=times: sum(span() for span in times) for role, times in spans.items()}  # type: ignore[misc]
-    finally:
-        RaggedStream.run = run  # type: ignore[method-assign]
-
-
-class Clock:
-    """Time on the device, or of the host where that is the device."""
-
-    def __init__(self, shape: Shape) -> None:
-        self._cuda = shape.device != "cpu"
-        self._start: Any = self._now()
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def stop(self) -> Callable[[], float]:
-        """Stops; returns how to read the seconds."""
-        end = self._now()
-        return lambda: self._start.elapsed_time(end) / 1000 if self._cuda else end - self._start
-
-
-def synchronize(shape: Shape) -> None:
-    """Waits for the device."""
-    if shape.device != "cpu":
-        torch.cuda.synchronize()
-
-
-def reset_peak(shape: Shape) -> float:
-    """Forgets the memory's peak; returns MiB in use."""
-    gc.collect()
-    if shape.device != "cpu":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 2**20
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", "utf-8")
-    return peak(shape) or 0.0
-
-
-def peak(shape: Shape) -> float | None:
-    """MiB in use at most since the last reset."""
-    if shape.device != "cpu":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    lines = status.read_text("utf-8").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
-
-
-def count_forwards(pair: Pair, way: Callable[[], Any]) -> tuple[int, int, float | None]:
-    """Forwards of base and pilot in one run, and its peak memory above what was in use before."""
-    counts = [0, 0]
-
-    def counter(index: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            counts[index] += 1
-
-        return hook
-
-    before = reset_peak(pair.shape)
-    hooks = [model.register_forward_pre_hook(counter(i)) for i, model in enumerate((pair.base, pair.pilot))]
-    try:
-        way()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    highest = peak(pair.shape)
-    return counts[0], counts[1], None if highest is None else round(highest - before, 1)
-
-
-def show(rows: list[Measurement]) -> None:
-    """The table."""
-    table = Table(
-        "agreement", "batch", "prompt", "method", "ms / token", "tokens / s", "to plain", "to limit", "forwards", "peak MiB"
+def measurement(settings: Settings, way: Way, plain: Way, compiled: Way) -> Measurement:
+    """Medians over the turns."""
+    row = Measurement(
+        way.name,
+        way.agreement,
+        None if way.agreement is None else round(settings.pair.measured.get(way.agreement, float("nan")), 3),
+        settings.batch,
+        settings.prompt,
+        way.error,
+        len(way.seconds),
+        peak_mib=way.peak_mib,
     )
+    row.base_forwards, row.pilot_forwards = way.forwards
+    if way.seconds:
+        tokens, seconds = settings.pair.shape.new_tokens, statistics.median(way.seconds)
+        row.ms_per_token = 1000 * seconds / tokens
+        row.tokens_per_second = settings.batch * tokens / seconds
+        row.to_plain, row.to_compiled = ratios(way, plain), ratios(way, compiled)
+        if way.name == FAST:
+            base, pilot = (statistics.median(spent[role] for spent in way.spent) for role in ("base", "pilot"))
+            row.base_ms_per_token, row.pilot_ms_per_token = 1000 * base / tokens, 1000 * pilot / tokens
+            row.bare_ms_per_token = None if way.bare is None else 1000 * way.bare / tokens
+            stats = way.output.stats
+            row.kept_share = stats.kept / stats.proposed if stats.proposed else None
+    return row
+
+
+def show(rows: list[Measurement], console: Console) -> None:
+    """The table of one batch and prompt."""
+    compiled = any(row.method == COMPILED for row in rows)
+    name = f"batch {rows[0].batch}, prompt {rows[0].prompt}"
+    columns = ["method", "agreement", "ms / token", "tokens / s", "to plain", *["to compiled"] * compiled]
+    table = Table(*columns, "to limit", *["to bare"] * compiled, "forwards", "MiB", title=name)
     for row in rows:
+        agreement = "" if row.agreement is None else f"{row.agreement:g} ({row.measured_agreement:.2f})"
+        if row.ms_per_token is None:
+            table.add_row(row.method, agreement, row.error)
+            continue
         limit = None if row.base_ms_per_token is None else row.base_ms_per_token + (row.pilot_ms_per_token or 0.0)
         table.add_row(
-            f"{row.agreement:g} ({row.measured_agreement:.2f})",
-            str(row.batch),
-            str(row.prompt),
-            row.method,
-            f"{row.ms_per_token:.1f}",
+            row.method + ("" if row.error is None else f"\n{row.error}"),
+            agreement,
+            f"{row.ms_per_token:.2f}",
             f"{row.tokens_per_second:.1f}",
-            f"{row.ratio_to_plain:.2f}",
+            str(row.to_plain or ""),
+            *[str(row.to_compiled or "")] * compiled,
             "" if limit is None else f"{row.ms_per_token / limit:.2f}",
+            *["" if row.bare_ms_per_token is None else f"{row.ms_per_token / row.bare_ms_per_token:.2f}"] * compiled,
             f"{row.base_forwards}, {row.pilot_forwards}",
             "" if row.peak_mib is None else f"{row.peak_mib:.0f}",
         )
-    Console(width=120).print(table)
+    console.print(table)
 
 
 def main(
-    preset: Annotated[str, typer.Option(help="cpu or h200.")] = "cpu",
+    preset: Annotated[str, typer.Option(help="cpu, gpu, or gpu-tiny (the plan of gpu on a CPU).")] = "cpu",
     switch: Annotated[int, typer.Option(help="Tokens after which the base takes over.")] = 20,
-    repeats: Annotated[int, typer.Option(help="Turns, of which medians are reported; one turn of long settings on a CPU.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="Write JSON there.")] = None,
+    turns: Annotated[int, typer.Option(help="Turns of each way; slow ones take fewer.")] = 3,
+    budget: Annotated[int, typer.Option(help="Seconds after which no further run is begun.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write JSON there, after every batch and prompt.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 2,
 ) -> None:
     """Measures every setting."""
+    deadline = time.monotonic() + (budget or (290 if preset.startswith("gpu") else 560))
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
+    console, on_gpu = Console(width=150), preset.startswith("gpu")
     shape = PRESETS[preset]
+    pair = Pair(shape)
+    taking = Turns(pair.base, pair.pilot, pair.dial, deadline)
+    results: dict[str, Any] = {**machine(shape.device, threads), "shape": {**asdict(shape), "dtype": str(shape.dtype)}}
     rows: list[Measurement] = []
-    for agreement in AGREEMENTS:
-        pair = Pair(shape, agreement)
-        for batch, prompt in itertools.product(BATCHES, PROMPTS):
-            turns = repeats if shape.device != "cpu" or batch * prompt <= 256 else 1
-            measured = measure(pair, agreement, batch, prompt, switch, turns)
-            show(measured)
-            rows += measured
-    if out:
-        where = {
-            "machine": processor(),
-            "device": torch.cuda.get_device_name() if shape.device == "cuda" else f"cpu, {threads} threads",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "command": " ".join(["python", *sys.argv]),
-        }
-        shapes = {**asdict(shape), "dtype": str(shape.dtype)}
-        out.write_text(json.dumps({**where, "shape": shapes, "rows": [asdict(row) for row in rows]}, indent=1), "utf-8")
 
+    def save(*now: Measurement) -> None:
+        if out:
+            out.write_text(json.dumps({**results, "rows": [asdict(row) for row in (*rows, *now)]}, indent=1), "utf-8")
 
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.machine()
+    for batch, prompt in itertools.product(BATCHES[preset], PROMPTS):
+        settings = Settings(pair, batch, prompt, switch)
+        ways = gpu_ways(settings, turns) if on_gpu else cpu_ways(settings, turns)
+        for _ in taking.take(ways):
+            save(*measurements(settings, ways))
+        if taking.cuda:
+            taking.replay([way for way in ways if way.name == FAST])
+        measured = measurements(settings, ways)
+        rows += measured
+        show(measured, console)
+        save()
+        if on_gpu and "profile" not in results:
+            pair.dial(0.8)
+            results["profile"] = gpu.recorded(lambda: gpu.profile(lambda: settings.wsd(max_new_tokens=2 * switch)))  # noqa: B023
+            results["equal_rows"] = gpu.recorded(lambda: gpu.equal_rows(shape.device))
+    if on_gpu:
+        results["bars"] = gpu.bars([asdict(row) for row in rows], results["equal_rows"])
+        console.print_json(data={name: results[name] for name in ("profile", "equal_rows", "bars")})
+    save()
 
 
 if __name__ == "__main__":

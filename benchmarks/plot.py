@@ -30,13 +30,17 @@ def main(
     """One bar for each setting; the line is plain decoding with the base alone."""
     matplotlib.rcParams["svg.hashsalt"] = "wsd_hf"  # the same picture from the same results
     rows = json.loads(results.read_text("utf-8"))["rows"]
-    plain = {(row["agreement"], row["batch"], row["prompt"]): row for row in rows if row["method"] == "plain"}
-    fast = {(row["agreement"], row["batch"], row["prompt"]): row for row in rows if row["method"] == "WSD fast"}
+    plain = {(row["batch"], row["prompt"]): row for row in rows if row["method"] == "plain"}
+    fast = {
+        (row["agreement"], row["batch"], row["prompt"]): row
+        for row in rows
+        if row["method"] == "WSD fast" and row["ms_per_token"]
+    }
     groups = sorted({setting[1:] for setting in fast})
     figure, axes = plt.subplots(1, len(groups), figsize=(2 * len(groups), 3.2), sharey=True, layout="constrained")
     for axis, (batch, prompt) in zip(axes, groups, strict=True):
-        settings = [setting for setting in fast if setting[1:] == (batch, prompt)]
-        heights = [shares(fast[setting], plain[setting]) for setting in settings]
+        settings = sorted(setting for setting in fast if setting[1:] == (batch, prompt))
+        heights = [shares(fast[setting], plain[batch, prompt]) for setting in settings]
         bottom = [0.0] * len(settings)
         for part, (name, colour) in enumerate(PARTS.items()):
             values = [height[part] for height in heights]

@@ -462,7 +462,8 @@ def test_each_prompt_is_read_once_and_what_stands_is_not_read_again(chunk: int |
             if len(forward) == len(lengths):
                 assert all(min(row, default=999) >= length for row, length in zip(forward, lengths, strict=True))
             assert all(len(row) <= 8 + (chunk or 16) for row in forward)
-    assert max(len(row) for forward in proposing.fed[1:] for row in forward) <= 8
+    if chunk:  # else the pilot may be given up for a while, and has to catch up when it is tried again
+        assert max(len(row) for forward in proposing.fed[1:] for row in forward) <= 8
     proposed = len(inputs) * proposing.forwards
     assert watch.tokens <= int(mask.sum()) + len(inputs) * budget + proposed
     assert proposing.tokens <= int(pilot_mask.sum()) + spoken + proposed
@@ -494,7 +495,7 @@ def test_a_pilot_of_other_words_saves_forwards_too() -> None:
     world, forwards, written = shipped(), 0, 0
     for prompt in chats(6):
         ids = prompt.pop("input_ids")
-        fast, step = both(world, ids, **prompt, wsd_threshold=0.8, wsd_window_size=6, max_new_tokens=60, wsd_chunk=None)
+        fast, step = both(world, ids, **prompt, wsd_threshold=0.8, wsd_window_size=6, max_new_tokens=60, wsd_chunk=4)
         forwards += fast.stats.base.forwards
         written += step.stats.base.forwards
     assert forwards <= 0.6 * written

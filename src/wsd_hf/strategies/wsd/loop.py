@@ -19,7 +19,7 @@ from ...engine.scores import Record
 from ...engine.stats import Stats, peak_memory, work
 from ...text.bridge import Offer, OneVocabulary
 from .draft import Draft, DraftSetup
-from .pace import CHUNKS, Pace, cost_ratio
+from .pace import CHUNKS, Pace, Price
 from .proposer import Proposals, Proposer
 
 
@@ -71,7 +71,8 @@ class Decoding:
         while self.rows.unfinished:
             self._shrink()
             free = [row for row in self.rows.unfinished if not self.draft.drafting[row]]
-            chunk = self.pace.chunk(drafting=any(self.draft.drafting))
+            drafting = sum(self.draft.drafting[row] for row in self.rows.unfinished)
+            chunk = self.pace.chunk(drafting, free=len(free))
             proposals = self.proposer.propose(chunk, self.rows, self.draft.drafting)
             kept = self._decide(proposals, self._check(proposals))
             self._rewind()
@@ -260,7 +261,8 @@ def decode(
         open_stream(call.base, real_tokens(*call.prompt), room, cuda_graphs) as base,
         open_stream(side.model, real_tokens(*side.prompt), pilot_room, cuda_graphs) as pilot,
     ):
-        pace = Pace(cost_ratio(side.model, call.base), chunk, speculate)
+        prices = [Price.of(stream.model, stream.workspace.captures) for stream in (base, pilot)]
+        pace = Pace(prices[0], prices[1], chunk, speculate)
         decoding = Decoding(call, base, Proposer(pilot, setup, pilot_room), setup.draft, pace)
         decoding.run()
         stats = Stats(

@@ -1,0 +1,67 @@
+"""The benchmarks run, and their results hold what the docs and the picture are made of."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def decode(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`benchmarks/decode.py`, at settings that take a moment."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import decode
+    from models import PRESETS, replace
+
+    monkeypatch.setattr(decode, "PROMPTS", (64,))
+    monkeypatch.setattr(decode, "AGREEMENTS", (0.8, 0.95, 0.0))
+    shape = replace(PRESETS["gpu-tiny"], new_tokens=12, hidden=32)
+    monkeypatch.setitem(PRESETS, "gpu-tiny", shape)
+    monkeypatch.setattr(decode.gpu, "SMALL", shape)
+    return decode
+
+
+def test_the_plan_for_a_gpu_measures_every_way_and_bar(decode: Any, tmp_path: Path) -> None:
+    decode.main(preset="gpu-tiny", switch=4, turns=1, budget=600, out=tmp_path / "gpu.json", threads=1)
+    results = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
+    assert [row["error"] for row in results["rows"]] == [None] * len(results["rows"])
+    assert {row["method"] for row in results["rows"]} >= {"plain", "plain, static compiled", "assisted generation", "WSD fast"}
+    fast = [row for row in results["rows"] if row["method"] == "WSD fast"]
+    assert [(row["batch"], row["agreement"]) for row in fast] == [
+        (batch, agreement) for batch in (1, 8) for agreement in (0.8, 0.95, 0.0)
+    ]
+    assert all(row["to_plain"]["low"] <= row["to_plain"]["median"] <= row["to_plain"]["high"] for row in fast)
+    assert results["profile"]["steps"] > 0
+    assert results["equal_rows"]["WSD fast"] == 1.0
+    unreached = [bar["bar"] for bar in results["bars"] if bar["reached"] is None]
+    assert unreached == ["time to the bare captured forwards, agreement .8"]  # which only a GPU has
+
+
+def test_an_error_ends_its_own_way_only(decode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(decode.Settings, "compiled", fault)
+    monkeypatch.setattr(decode.gpu, "equal_rows", fault)
+    monkeypatch.setitem(decode.BATCHES, "gpu-tiny", (1,))
+    decode.main(preset="gpu-tiny", switch=4, turns=1, budget=600, out=tmp_path / "gpu.json", threads=1)
+    results = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
+    errors = {row["method"]: row["error"] for row in results["rows"]}
+    assert errors["plain, static compiled"] == "RuntimeError: no such kernel"
+    assert errors["WSD fast"] is None
+    assert results["equal_rows"] == {"error": "RuntimeError: no such kernel"}
+
+
+def test_no_run_begins_after_the_budget(decode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode.time, "monotonic", iter([-1e9]).__next__)
+    turns = sys.modules["turns"]
+    monkeypatch.setattr(turns, "time", type("Time", (), {"monotonic": staticmethod(lambda: 0.0)}))
+    monkeypatch.setattr(decode.gpu, "profile", lambda run: {})
+    monkeypatch.setattr(decode.gpu, "equal_rows", lambda device: {})
+    decode.main(preset="gpu-tiny", switch=4, turns=1, budget=1, out=tmp_path / "gpu.json", threads=1)
+    results = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
+    assert {row["error"] for row in results["rows"]} == {"not run: no time left"}
