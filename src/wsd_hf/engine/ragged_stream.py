@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 from .. import _compat
 from ..text.settled_tokens import common_prefix
 from .cache import NO_SLOT, attention_masks
-from .checks import context_size, vocabulary_size
+from .checks import context_size, rotary, vocabulary_size
 from .cuda_graphs import Workspace, workspace
-from .supported import rotary
 
 
 class Block(NamedTuple):
