@@ -140,6 +140,10 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mamba2": {"head_dim": 16},
     "mpt": {"use_cache": True},
     "qwen3_5_text": {**_HYBRID},
+    **dict.fromkeys(
+        ("qwen2_vl_text", "qwen2_5_vl_text", "glm4v_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    ),
     "qwen3_5_moe_text": {**_HYBRID},
 }
 

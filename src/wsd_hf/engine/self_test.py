@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .. import _compat
 from .checks import context_size, not_finite, vocabulary_size
@@ -16,6 +18,12 @@ from .ragged_stream import open_stream
 
 LONGEST = 20
 """Tokens of a text."""
+
+WINDOW = 8
+"""Width of the test's sliding windows and chunks of attention, so that they show in such a text."""
+
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""Names of these widths in configs and layers."""
 
 REJECTED = 2
 """Tokens that every row is fed, and that its rewind drops."""
@@ -32,8 +40,8 @@ _verdicts_lock = threading.Lock()
 def failed_self_test(model: PreTrainedModel) -> str | None:
     """The model's failure, as the predicate of a sentence about it; None if it passes.
 
-    Runs three forwards of a copy of the modules without hooks and dropout, over the same weights. The verdict is kept with the
-    model until its device, dtype or attention changes. A model that raises or returns NaN without a cache gets none.
+    Runs three forwards of a copy of the modules without hooks and dropout, over the same weights, in which windows of
+    attention are narrow enough to show. The verdict is kept with the model until its device, dtype or attention changes. A model that raises or returns NaN without a cache gets none.
     """
     circumstances = (model.device, model.dtype, _compat.attention_implementation(model))
     with _verdicts_lock:
@@ -115,16 +123,29 @@ def _tolerance(model: PreTrainedModel) -> float:
     return min(0.25, max(1e-4, 32 * max(torch.finfo(dtype).eps for dtype in dtypes)))
 
 
-def _bare(module: torch.nn.Module, made: dict[torch.nn.Module, torch.nn.Module]) -> torch.nn.Module:
-    """A copy of a module over the same weights, without hooks and compiled code, in evaluation mode; so are its submodules."""
-    if module not in made:
-        made[module] = bare = object.__new__(type(module))
-        state = dict(vars(module))
+def _bare(module: torch.nn.Module, made: dict[int, Any]) -> Any:
+    """A copy of a module over the same weights, in evaluation mode, with narrow windows, without hooks and compiled code."""
+    if id(module) not in made:
+        made[id(module)] = bare = object.__new__(type(module))
+        state = _narrowed(vars(module), made)
         if _compat.compiled(module):
             state.pop("forward", None)
-        for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-            state[hooks] = OrderedDict()
         state |= {"training": False, "_compiled_call_impl": None}
+        state |= {"_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict()}
         state["_modules"] = {name: child and _bare(child, made) for name, child in module._modules.items()}
         vars(bare).update(state)
-    return made[module]
+    return made[id(module)]
+
+
+def _narrowed(attributes: Mapping[str, Any], made: dict[int, Any]) -> dict[str, Any]:
+    """Attributes of a module or config with narrow windows, also in the configs among them."""
+    narrowed = dict(attributes)
+    for name, value in attributes.items():
+        if name in WINDOWS and isinstance(value, int):
+            narrowed[name] = min(value, WINDOW)
+        elif isinstance(value, PretrainedConfig):
+            if id(value) not in made:
+                made[id(value)] = config = copy.copy(value)
+                vars(config).update(_narrowed(vars(value), made))
+            narrowed[name] = made[id(value)]
+    return narrowed

@@ -77,8 +77,8 @@ def unsupported_items(items: Iterable[object]) -> str | None:
 def unsupported_model(name: str, model: PreTrainedModel) -> str | None:
     """The first reason against a ragged stream of a model, which `name` ("base", "pilot") refers to; None if there is none.
 
-    The self-test finds whatever shows in texts of a few tokens. Windows of attention and scaled positions do not, so these
-    are judged by the config.
+    The self-test finds whatever shows in texts of a few tokens. Some kinds of layers and of positions do not, so the config
+    must name known ones.
     """
     text, attention = model.config.get_text_config(decoder=True), _compat.attention_implementation(model)
     if not getattr(inspect.unwrap(model.forward), "__module__", "").startswith("transformers."):
@@ -114,15 +114,23 @@ def unsupported_inputs(call: Call) -> str | None:
     if call.fills_cache:
         return "past_key_values was given"
     for name, value in call.model_kwargs.items():
-        if name not in DERIVED and value is not None:
-            return f"{name} was given"
+        if name not in DERIVED and value is not None and not _of_text_alone(name, value, call.base):
+            return "images or videos were given" if name == _compat.ENCODED else f"{name} was given"
     mask, positions = call.attention_mask, call.model_kwargs.get("position_ids")
     mask = torch.ones_like(call.input_ids) if mask is None else mask
-    if positions is not None and not torch.equal(positions * mask, (mask.cumsum(dim=1) - 1) * mask):
+    if positions is not None and bool((positions * mask != (mask.cumsum(dim=1) - 1) * mask).any()):
         return "position_ids were given"
     if passes_context(call.base, mask, call.budget):
         return "the response may pass the end of the base's context, whose positions are learned"
     return None
+
+
+def _of_text_alone(name: str, value: Any, base: PreTrainedModel) -> bool:
+    """True for an input of a model that takes images too if a prompt without any has it."""
+    if name == _compat.ENCODED:
+        return all(encoded is None for encoded in value.values())
+    takes_images = base.config.get_text_config(decoder=True) is not base.config
+    return takes_images and name in ("token_type_ids", "mm_token_type_ids") and not value.any()
 
 
 def unsupported_options(generation_config: GenerationConfig) -> str | None:
