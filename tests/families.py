@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, made from their configurations."""
+"""Tiny random models of every causal family of transformers, made from their configurations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from wsd_hf import Pair
 from wsd_hf.tiny import FOLDER
@@ -76,23 +76,101 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+RAGGED = sorted(FAMILIES.keys() - {"bloom", "mamba", "qwen3_next", "bamba"})
+"""Those that the fast path serves."""
+
+_NAMES = """
+    afmoe apertus arcee aria_text axk1 beam biogpt bitnet codegen cohere cohere2 cohere2_moe ctrl cwm dbrx deepseek_v2
+    deepseek_v3 diffllama doge dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma3n_text gemma4_text glm glm4
+    glm4_moe glm4_moe_lite gpt_bigcode gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
+    granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe laguna mellum
+    mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 olmoe
+    persimmon phi phimoe qwen2_moe qwen3_moe seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu
+"""
+
+MORE_RAGGED = _NAMES.split()
+"""Further families that the fast path serves; not every version of transformers has all of them."""
+
+_TINY: dict[str, Any] = {
+    **_SIZES,
+    **_GPT2_SIZES,
+    **_COMMON,
+    "num_hidden_layers": 4,
+    "n_layer": 4,
+    "use_sliding_window": True,
+    **{
+        name: size
+        for size, names in {
+            1: "n_group topk_group first_k_dense_replace num_shared_experts n_shared_experts moe_layer_start_index "
+            "mamba_n_groups",
+            2: "num_global_key_value_heads num_kv_shared_layers linear_num_key_heads num_experts_per_tok num_experts_per_token "
+            "moe_k moe_topk top_k_experts index_n_heads mamba_expand max_window_layers depth",
+            4: "n_heads n_layers num_layers num_heads num_query_heads num_experts num_local_experts n_routed_experts "
+            "moe_num_experts linear_num_value_heads mamba_n_heads",
+            8: "global_head_dim kv_channels qk_rope_head_dim qk_nope_head_dim v_head_dim rotary_dim laurel_rank index_topk "
+            "index_head_dim query_pre_attn_scalar sliding_window window_size attention_chunk_size keep_window_size "
+            "hidden_size_per_layer_input linear_key_head_dim linear_value_head_dim state_size mamba_d_state",
+            16: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size q_lora_rank kv_lora_rank "
+            "mamba_d_head",
+            32: "d_model word_embed_proj_dim embed_dim",
+            48: "n_inner ffn_dim ffn_hidden_size intermediate_size_mlp",
+            64: "vocab_size_per_layer_input mamba_d_ssm",
+            256: "max_seq_len",
+        }.items()
+        for name in names.split()
+    },
+}
+"""Sizes, under all names that families have for them."""
+
+_HYBRID = {"layer_types": ["linear_attention", "full_attention"] * 2}
+_SLIDING = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+
+_EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "gemma3n_text": {**_SLIDING, "activation_sparsity_pattern": [0.0] * 4},
+    "gemma4_text": {**_SLIDING},
+    "gemma4_unified_text": {**_SLIDING},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {"head_dim": 8},
+    "mamba2": {"head_dim": 16},
+    "mpt": {"use_cache": True},
+    "qwen3_5_text": {**_HYBRID},
+    **dict.fromkeys(
+        ("qwen2_vl_text", "qwen2_5_vl_text", "glm4v_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    ),
+    "qwen3_5_moe_text": {**_HYBRID},
+}
+
+
+def _tiny_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """Settings of a family's tiny models, from the names in its default config and in the configs inside that."""
+    names = config.to_dict().keys() - {"bos_token_id"}
+    if "qk_rope_head_dim" in names:  # every head has keys and values of its own, and two parts
+        names -= {"head_dim", "num_key_value_heads"}
+    settings = {name: size for name, size in _TINY.items() if name in names}
+    for name, inner in vars(config).items():
+        if isinstance(inner, PretrainedConfig):
+            settings[name] = {"model_type": inner.model_type, **_tiny_settings(inner)}
+    return settings | _EXCEPTIONS.get(config.model_type, {})
+
+
 @functools.cache
 def tiny_model(family: str = "llama", seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random model whose greedy text varies; one object for the whole run, so tests leave it as it is.
 
     Args:
-        family: a key of `FAMILIES`.
+        family: a model type of transformers.
         seed: of its weights.
         overrides: of its configuration.
     """
-    special = {
-        "bos_token_id": None,
-        "eos_token_id": EOS,
-        "pad_token_id": PAD,
-        "vocab_size": VOCABULARY,
-        "tie_word_embeddings": False,
-    }
-    config = AutoConfig.for_model(family, **{**FAMILIES[family], "initializer_range": 0.4, **special, **overrides})
+    settings = {**FAMILIES[family], **_COMMON} if family in FAMILIES else _tiny_settings(CONFIG_MAPPING[family]())
+    config = AutoConfig.for_model(family, **{**settings, **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

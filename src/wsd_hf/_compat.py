@@ -62,6 +62,10 @@ CACHES = ("past_key_values", "cache_params")
 """Keywords of a model's cache; the second is Mamba's."""
 
 
+ENCODED = "mm_encoder_outputs"
+"""Keyword of a prompt's encoded images and videos, by kind of input; `generate` makes it, empty for text, since 5.18."""
+
+
 def can_select_rows(model: PreTrainedModel, model_kwargs: dict[str, Any]) -> bool:
     """True if a model keeps all its state in a cache that can be reordered; RecurrentGemma keeps some in its layers."""
     holds_cache = any(isinstance(model_kwargs.get(name), Cache) for name in CACHES)

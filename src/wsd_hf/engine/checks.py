@@ -139,6 +139,11 @@ def context_size(model: PreTrainedModel) -> int:
     return min(int(stated or sys.maxsize), sys.maxsize)
 
 
+def rotary(model: PreTrainedModel) -> bool:
+    """True if positions are rotations, which reach beyond the context; False if they are a learned table."""
+    return getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) is not None
+
+
 def check_room(name: str, model: PreTrainedModel, attention_mask: torch.Tensor) -> torch.Tensor:
     """Number of tokens that the model's context takes after each prompt, LongTensor[batch]; raises if it takes none."""
     context = context_size(model)

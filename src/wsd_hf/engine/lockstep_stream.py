@@ -8,8 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .. import _compat
-from .checks import context_size, vocabulary_size
-from .supported import rotary
+from .checks import context_size, rotary, vocabulary_size
 
 
 class LockstepStream:

@@ -13,9 +13,8 @@ from .. import _compat
 from ..text.settled_tokens import common_prefix
 from .attention import heads_per_key, twin
 from .cache import NO_SLOT, attention_masks, reach
-from .checks import context_size, vocabulary_size
+from .checks import context_size, rotary, vocabulary_size
 from .cuda_graphs import Workspace, workspace
-from .supported import rotary
 
 LONG = 64
 """Most tokens that a row may lack in a block under a mask; longer beginnings are read causally, without one."""

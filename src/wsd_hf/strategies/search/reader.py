@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from ... import _compat
 from ...engine.cache import RaggedCache
-from ...engine.checks import context_size, logits_error, not_finite, vocabulary_size
+from ...engine.checks import context_size, logits_error, not_finite, rotary, vocabulary_size
 from ...engine.cuda_graphs import Workspace
 from ...engine.ragged_stream import RaggedStream
-from ...engine.supported import rotary, unsupported_model
+from ...engine.supported import unsupported_model
 from ...errors import WSDValueError
 from ...text.settled_tokens import common_prefix
 
