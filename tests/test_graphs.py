@@ -21,7 +21,7 @@ from test_faults import PilotBroke, failing
 from test_two_vocabularies import GOLDEN, NOISE, a_call, a_world
 from test_two_vocabularies import both as both_of_two
 from wsd_hf.engine import cuda_graphs as graphs
-from wsd_hf.strategies.wsd import loop
+from wsd_hf.strategies.wsd.pace import CAPTURED, Price
 
 
 class Captures:
@@ -305,8 +305,9 @@ def test_a_seed_gives_the_same_response_with_graphs_and_without(sampling: dict[s
 def test_a_first_call_captures_few_shapes(
     noise: float, do_sample: bool, captures: Captures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "cost_ratio", lambda *args: 0.05)
     base, pilot = pair("llama", noise)
+    prices = {base: Price(0.0, 1.0, CAPTURED), pilot: Price(0.0, 0.05, CAPTURED)}
+    monkeypatch.setattr(Price, "of", lambda model, captured: prices[model])
     torch.manual_seed(0)
     kwargs = {"max_new_tokens": 256, "eos_token_id": None, "wsd_chunk": None, "wsd_threshold": 0.3, "wsd_window_size": 6}
     decode(base, pilot, random_prompt(1, 64), do_sample=do_sample, **kwargs)
