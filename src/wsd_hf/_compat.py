@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import inspect
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -225,6 +225,20 @@ def _capturable(func: Any, args: Any, out: Any) -> bool:
         return not any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     seeded = torch.Tag.nondeterministic_seeded in func.tags and not name.startswith("_scaled_dot_product")
     return not (seeded or {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
+
+
+@contextmanager
+def workspaces_of_their_own() -> Iterator[None]:
+    """Lets the graphs that are captured meanwhile hold cuBLAS's workspaces in memory pools of their own.
+
+    A workspace that was made before belongs to the process, which may free it: torch does when it compiles. Graphs would go on
+    writing there. One that is made in a capture lies in the graph's pool, which lives as long as the graph.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 def abandon_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:

@@ -111,18 +111,13 @@ def _no_garbage_collection() -> Iterator[None]:
 
 @contextmanager
 def _capture_stream() -> Iterator[None]:
-    """The one stream for captures of graphs that are replayed on the current stream.
-
-    Each stream has a cuBLAS workspace of its own, which all its graphs share, so they must be replayed one after the other.
-    The workspace is made here, since memory of a graph's pool would go with that graph.
-    """
+    """The one stream for captures of graphs that are replayed on the current stream, one after the other."""
     current = torch.cuda.current_stream()
     if current not in _STREAMS:
         _STREAMS[current] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side = _STREAMS[current]
     side.wait_stream(current)
-    with torch.cuda.stream(side):
-        torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(side), _compat.workspaces_of_their_own():
         yield
     current.wait_stream(side)
 
