@@ -60,7 +60,11 @@ class Turns:
     """
 
     def __init__(
-        self, base: PreTrainedModel, pilot: PreTrainedModel, dial: Callable[[float], None], deadline: float = float("inf")
+        self,
+        base: PreTrainedModel,
+        pilot: PreTrainedModel,
+        dial: Callable[[float], None] = lambda agreement: None,
+        deadline: float = float("inf"),
     ) -> None:
         self._models = {"base": base, "pilot": pilot}
         self._deadline = deadline

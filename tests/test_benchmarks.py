@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 
+from wsd_hf.tiny import FOLDER
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks import each other."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 @pytest.fixture
 def decode(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`benchmarks/decode.py`, at settings that take a moment."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import decode
     from models import PRESETS, replace
 
@@ -65,3 +72,18 @@ def test_no_run_begins_after_the_budget(decode: Any, tmp_path: Path, monkeypatch
     decode.main(preset="gpu-tiny", switch=4, turns=1, budget=1, out=tmp_path / "gpu.json", threads=1)
     results = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
     assert {row["error"] for row in results["rows"]} == {"not run: no time left"}
+
+
+def test_a_real_pair_is_taken_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import real_pair
+
+    models = {"base": FOLDER / "base", "pilot": FOLDER / "pilot_other_vocab"}
+    settings: dict[str, Any] = {"tokens": 16, "turns": 2, "prompts": 2, "device": "cpu", "threads": 1}
+    real_pair.main(folder=None, **models, **settings, out=tmp_path / "pair.json")
+    base, pilot, nudging, wsd = json.loads((tmp_path / "pair.json").read_text("utf-8"))["rows"]
+    assert [base["base_forwards"], base["pilot_forwards"], base["to_base"]["median"]] == [1.0, 0.0, 1.0]
+    assert [pilot["base_forwards"], pilot["pilot_forwards"]] == [0.0, 1.0]
+    assert nudging["pilot_forwards"] > 0
+    assert 0 <= wsd["agreement"] <= 1
+    assert wsd["base_ms"] > 0 < wsd["pilot_ms"]
+    assert "A token of wsd costs" in capsys.readouterr().out

@@ -12,6 +12,9 @@ CHUNKS = (0, 1, 3, 7, 11, 15)
 A check has one position more: multiples of four, for which matrix kernels are made (on a CPU, 7 can cost twice as much as 8).
 """
 
+PROPOSING = 1.1
+"""Price of a step with proposals, in prices of its forwards: the host has more to do."""
+
 DRAFT_GOES_ON = 0.96
 """Probability that a drafted token is followed by another: the base takes over after some 25 tokens."""
 
@@ -80,10 +83,7 @@ class Pace:
             return 0
         if self._fixed is not None:
             return self._fixed
-        return max(
-            CHUNKS[bool(drafting) :],
-            key=lambda chunk: self._tokens(chunk, drafting, free) / self._price(chunk, drafting + free),
-        )
+        return max(CHUNKS[bool(drafting) :], key=lambda chunk: self._tokens_per_price(chunk, drafting, free))
 
     def judged(self, rows: list[tuple[int, int]]) -> None:
         """Counts kept and proposed tokens of each free row, up to the first that was rejected; recent ones weigh more."""
@@ -95,12 +95,12 @@ class Pace:
             self._kept += FADING * (EXPECTED_KEPT - self._kept)
             self._judged += FADING * (EXPECTED_JUDGED - self._judged)
 
-    def _tokens(self, chunk: int, drafting: int, free: int) -> float:
+    def _tokens_per_price(self, chunk: int, drafting: int, free: int) -> float:
         agreement = min(self._kept / self._judged, 0.99)
-        return drafting * _run(DRAFT_GOES_ON, chunk) + free * _run(agreement, chunk + 1)
-
-    def _price(self, chunk: int, rows: int) -> float:
-        return self._base(rows * (chunk + 1)) + chunk * self._pilot(rows)
+        tokens = drafting * _run(DRAFT_GOES_ON, chunk) + free * _run(agreement, chunk + 1)
+        rows = drafting + free
+        price = self._base(rows * (chunk + 1)) + chunk * self._pilot(rows)
+        return tokens / (price * PROPOSING if chunk else price)
 
 
 def _run(probability: float, most: int) -> float:
