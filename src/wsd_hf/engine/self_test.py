@@ -41,7 +41,8 @@ def failed_self_test(model: PreTrainedModel) -> str | None:
     """The model's failure, as the predicate of a sentence about it; None if it passes.
 
     Runs three forwards of a copy of the modules without hooks and dropout, over the same weights, in which windows of
-    attention are narrow enough to show. The verdict is kept with the model until its device, dtype or attention changes. A model that raises or returns NaN without a cache gets none.
+    attention are narrow enough to show. The verdict is kept with the model until its device, dtype or attention changes; a
+    model that raises or returns NaN without a cache gets none.
     """
     circumstances = (model.device, model.dtype, _compat.attention_implementation(model))
     with _verdicts_lock:
