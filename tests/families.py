@@ -98,7 +98,7 @@ RAGGED = sorted(FAMILIES.keys() - {"bloom", "mamba", "qwen3_next", "bamba"})
 
 MORE_RAGGED = """
     afmoe apertus arcee aria_text axk1 beam biogpt bitnet codegen cohere cohere2 cohere2_moe ctrl cwm dbrx deepseek_v2
-    deepseek_v3 diffllama doge dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma3n_text gemma4_text glm glm4
+    deepseek_v3 diffllama dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma3n_text gemma4_text glm glm4
     glm4_moe glm4_moe_lite gpt_bigcode gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
     granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe laguna mellum
     mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 olmoe

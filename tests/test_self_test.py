@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 import wsd_hf
 from families import IMAGE_TEXT, MORE_RAGGED, RAGGED, tiny_model, tiny_pilot
 from test_fast_path import decode
+from wsd_hf.engine.self_test import failed_self_test
 from wsd_hf.engine.supported import unsupported_model
 
 
@@ -57,6 +58,13 @@ def test_neither_autocast_nor_coarse_products_are_a_failure(family: str) -> None
         assert unsupported_model("base", own(family)) is None
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_the_kernels_of_other_attention_are_not_run() -> None:
+    for family in ("llama", "gemma2", "gpt_oss"):
+        model = own(family)
+        model.set_attn_implementation("flex_attention")
+        assert failed_self_test(model) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
