@@ -1,20 +1,37 @@
-"""Tiny random models of every causal family of transformers, made from their configurations."""
+"""Tiny random models of all generative families of transformers, made from their configurations.
+
+python tests/families.py writes the table of docs/families.md: the way in which each family of the installed version is decoded.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
+from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from wsd_hf import Pair
+from wsd_hf.engine.supported import unsupported_model
 from wsd_hf.tiny import FOLDER
 
 VOCABULARY = 64
 EOS = 1
 PAD = 0
+IMAGE = 2
 
 _SIZES = {
     "hidden_size": 32,
@@ -79,17 +96,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
 RAGGED = sorted(FAMILIES.keys() - {"bloom", "mamba", "qwen3_next", "bamba"})
 """Those that the fast path serves."""
 
-_NAMES = """
+MORE_RAGGED = """
     afmoe apertus arcee aria_text axk1 beam biogpt bitnet codegen cohere cohere2 cohere2_moe ctrl cwm dbrx deepseek_v2
-    deepseek_v3 diffllama doge dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma3n_text gemma4_text glm glm4
+    deepseek_v3 diffllama dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma3n_text gemma4_text glm glm4
     glm4_moe glm4_moe_lite gpt_bigcode gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
     granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe laguna mellum
     mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 olmoe
     persimmon phi phimoe qwen2_moe qwen3_moe seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu
-"""
-
-MORE_RAGGED = _NAMES.split()
+""".split()  # noqa: SIM905
 """Further families that the fast path serves; not every version of transformers has all of them."""
+
+IMAGE_TEXT = ["gemma3", "gemma4", "glm4v", "idefics3", "internvl", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
+"""Families with parts for images that the fast path serves for text."""
 
 _TINY: dict[str, Any] = {
     **_SIZES,
@@ -123,6 +141,7 @@ _TINY: dict[str, Any] = {
 """Sizes, under all names that families have for them."""
 
 _HYBRID = {"layer_types": ["linear_attention", "full_attention"] * 2}
+_THREE_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 _SLIDING = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 
 _EXCEPTIONS: dict[str, dict[str, Any]] = {
@@ -130,21 +149,24 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "gemma3": {"mm_tokens_per_image": 4, "image_token_id": IMAGE},
     "gemma3n_text": {**_SLIDING, "activation_sparsity_pattern": [0.0] * 4},
     "gemma4_text": {**_SLIDING},
     "gemma4_unified_text": {**_SLIDING},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "siglip_vision_model": {"image_size": 32, "patch_size": 8},
     "longcat_flash": {"head_dim": 8},
     "mamba2": {"head_dim": 16},
     "mpt": {"use_cache": True},
     "qwen3_5_text": {**_HYBRID},
-    **dict.fromkeys(
-        ("qwen2_vl_text", "qwen2_5_vl_text", "glm4v_text", "qwen3_vl_text", "qwen3_vl_moe_text"),
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
-    ),
     "qwen3_5_moe_text": {**_HYBRID},
+    "qwen2_vl_text": {**_THREE_AXES},
+    "qwen2_5_vl_text": {**_THREE_AXES},
+    "qwen3_vl_text": {**_THREE_AXES},
+    "qwen3_vl_moe_text": {**_THREE_AXES, "sliding_window": None},
+    "glm4v_text": {**_THREE_AXES},
 }
 
 
@@ -165,7 +187,7 @@ def tiny_model(family: str = "llama", seed: int = 0, **overrides: Any) -> PreTra
     """A random model whose greedy text varies; one object for the whole run, so tests leave it as it is.
 
     Args:
-        family: a model type of transformers.
+        family: a model type of transformers; those of models with parts for images give the whole model.
         seed: of its weights.
         overrides: of its configuration.
     """
@@ -173,7 +195,13 @@ def tiny_model(family: str = "llama", seed: int = 0, **overrides: Any) -> PreTra
     config = AutoConfig.for_model(family, **{**settings, **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        return _auto_class(config).from_config(config, dtype=torch.float32).eval()
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    takes_images = config.get_text_config(decoder=True) is not config and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    writes_text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not takes_images
+    return AutoModelForCausalLM if writes_text else AutoModelForImageTextToText
 
 
 @functools.cache
@@ -191,3 +219,30 @@ def tiny_parts(pilot: str = "pilot") -> tuple[Any, Any, Any, Any]:
     """Base, pilot and their tokenizers of the shipped pair, for calls that are written out."""
     pair = Pair.from_pretrained(FOLDER / "base", FOLDER / pilot, dtype=torch.float32)
     return pair.base, pair.pilot, pair.tokenizer, pair.pilot_tokenizer
+
+
+def table() -> str:
+    """All generative families by the way in which they are decoded, in Markdown."""
+    kinds = {*MODEL_FOR_CAUSAL_LM_MAPPING, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
+    tested = {*RAGGED, *MORE_RAGGED, *IMAGE_TEXT}
+    families: dict[str, list[str]] = defaultdict(list)
+    for family in sorted(family for family, kind in CONFIG_MAPPING.items() if kind in kinds):
+        try:
+            model = tiny_model.__wrapped__(family)
+        except Exception:
+            families["not tried: needs settings of its own to be made tiny"].append(family)
+            continue
+        reason = unsupported_model("model", model)
+        served = "fast path, tested against step by step" if family in tested else "fast path, by the self-test alone"
+        families[served if reason is None else f"step by step: {reason}"].append(family)
+    rows = [f"| {way} | {', '.join(f'`{name}`' for name in names)} |" for way, names in sorted(families.items())]
+    return "\n".join(["| decoding | families |", "|---|---|", *rows])
+
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "families.md"
+MARK = f"<!-- made by tests/families.py, transformers {transformers.__version__} -->\n"
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    text, _, _ = PAGE.read_text("utf-8").partition("<!-- made by")
+    PAGE.write_text(f"{text}{MARK}{table()}\n", "utf-8")

@@ -10,9 +10,10 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import wsd_hf
-from families import FAMILIES, MORE_RAGGED, PAD, RAGGED, tiny_model, tiny_pilot
+from families import FAMILIES, IMAGE, IMAGE_TEXT, MARK, MORE_RAGGED, PAD, PAGE, RAGGED, table, tiny_model, tiny_pilot
 from oracle import compose, left_padded, plain_tokens, random_prompt, response
-from test_fast_path import FiresAt, both
+from test_fast_path import FiresAt, both, decode
+from wsd_hf.engine.supported import unsupported_model
 
 PROMPTS = [random_prompt(seed, length) for seed, length in enumerate((4, 7, 11))]
 RULES = [(0.15, 1), (0.15, 3), (0.3, 2), (0.5, 1)]
@@ -65,6 +66,7 @@ def test_base_and_pilot_may_be_of_different_architectures(base_family: str, pilo
     assert out[0, prompt.shape[1] :].tolist() == want.tokens
 
 
+SERVED = [*RAGGED, *MORE_RAGGED, *IMAGE_TEXT]
 ROWS = [random_prompt(10 + seed, length) for seed, length in enumerate((3, 12, 7, 20))]
 
 
@@ -88,20 +90,20 @@ def ragged_calls_agree(family: str, *switches: int) -> None:
     both(*pair(family), ids, attention_mask=mask, **settings)
 
 
-@pytest.mark.parametrize("family", RAGGED + MORE_RAGGED)
+@pytest.mark.parametrize("family", SERVED)
 def test_rows_of_any_length_are_written_on_the_fast_path_as_step_by_step(family: str) -> None:
     ragged_calls_agree(family, 2, 9, 4, 16)
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("family", RAGGED + MORE_RAGGED)
+@pytest.mark.parametrize("family", SERVED)
 def test_rows_that_switch_at_once_and_never_are_written_on_the_fast_path_as_step_by_step(family: str) -> None:
     ragged_calls_agree(family, 1, 1, 99, 5)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("switch", [1, 4, 20])
-@pytest.mark.parametrize("family", RAGGED + MORE_RAGGED)
+@pytest.mark.parametrize("family", SERVED)
 def test_the_fast_path_writes_the_pilots_greedy_text_and_then_the_bases(family: str, switch: int) -> None:
     base, pilot = pair(family)
     prompt = random_prompt(1, 6)
@@ -110,3 +112,58 @@ def test_the_fast_path_writes_the_pilots_greedy_text_and_then_the_bases(family: 
     draft = plain_tokens(pilot, prompt, switch, eos_token_id=None)
     rest = plain_tokens(base, torch.cat([prompt, torch.tensor([draft])], dim=1), 20 - switch, eos_token_id=None)
     assert fast.sequences[0, 6:].tolist() == draft + rest
+
+
+LEFT_OUT = {
+    "bert": "has other logits on a cache with rows of different length than without a cache",
+    "bloom": "raises ValueError on a cache with rows of different length",
+    "deepseek_v32": "has layers of type '",
+    "deepseek_v4": "has layers of type 'compressed_sparse_attention'",
+    "gpt_neo": "has layers of type 'global'",
+}
+
+
+@pytest.mark.parametrize("family", LEFT_OUT)
+def test_a_family_that_must_go_step_by_step_is_named_with_the_reason(family: str) -> None:
+    reason = unsupported_model("pilot", tiny_model(family))
+    assert reason is not None
+    assert reason.startswith(f"the pilot {LEFT_OUT[family]}")
+
+
+@pytest.mark.parametrize("model", [("bloom", {}), ("gpt_neo", {}), ("falcon", {"alibi": True})], ids=lambda model: model[0])
+def test_positions_that_depend_on_the_whole_batch_go_step_by_step(model: tuple[str, dict[str, bool]]) -> None:
+    family, settings = model
+    base, pilot = wsd_hf.enable_wsd(copy.deepcopy(tiny_model(family, **settings))), tiny_pilot("llama")
+    with pytest.raises(wsd_hf.WSDValueError, match="wsd_engine='fast' cannot serve this call: the base "):
+        decode(base, pilot)
+    assert torch.equal(*(decode(base, pilot, wsd_engine=engine).sequences for engine in ("auto", "step")))
+
+
+def test_a_prompt_with_an_image_goes_step_by_step() -> None:
+    base, pilot = wsd_hf.enable_wsd(copy.deepcopy(tiny_model("gemma3"))), tiny_pilot("llama")
+    base.model.multi_modal_projector.mm_input_projection_weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    ids = torch.cat([torch.full((1, 4), IMAGE), random_prompt(3, 5)], dim=1)
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    inputs = {"pixel_values": image, "token_type_ids": (ids == IMAGE).long(), "assistant_input_ids": random_prompt(3, 5)}
+    inputs["wsd_threshold"] = 1e-9
+    with pytest.raises(wsd_hf.WSDValueError, match=r"(images or videos were|pixel_values was|token_type_ids was) given"):
+        decode(base, pilot, ids, **inputs)
+    step, auto = (decode(base, pilot, ids, **inputs, wsd_engine=engine).sequences for engine in ("step", "auto"))
+    other = decode(base, pilot, ids, **{**inputs, "pixel_values": 1 - image}, wsd_engine="step").sequences
+    assert step.tolist() == auto.tolist() != other.tolist()
+
+
+def test_types_of_tokens_that_mark_mere_text_are_no_reason_to_go_step_by_step() -> None:
+    base, pilot = pair("gemma3")
+    with_types, without = (
+        decode(base, pilot, ROWS[1], **types).sequences for types in ({"token_type_ids": torch.zeros_like(ROWS[1])}, {})
+    )
+    assert torch.equal(with_types, without)
+
+
+@pytest.mark.sweep
+def test_the_table_in_the_docs_is_that_of_this_version_of_transformers() -> None:
+    text = PAGE.read_text("utf-8")
+    if MARK not in text:
+        pytest.skip("the table was made with another version")
+    assert text.partition(MARK)[2] == table() + "\n"

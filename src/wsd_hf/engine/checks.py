@@ -136,7 +136,7 @@ def check_prompt(name: str, input_ids: torch.Tensor, attention_mask: torch.Tenso
 def context_size(model: PreTrainedModel) -> int:
     """Number of positions in the model's context; `sys.maxsize` without a limit."""
     stated = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return min(int(stated or sys.maxsize), sys.maxsize)
+    return min(int(stated), sys.maxsize) if stated and stated > 0 else sys.maxsize  # XLNet's is -1
 
 
 def rotary(model: PreTrainedModel) -> bool:

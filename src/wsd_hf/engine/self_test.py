@@ -25,6 +25,9 @@ WINDOW = 8
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """Names of these widths in configs and layers."""
 
+MASKED = ("sdpa", "eager")
+"""Attention of transformers that the logits without a cache may come from; others depend on devices, dtypes and compilers."""
+
 REJECTED = 2
 """Tokens that every row is fed, and that its rewind drops."""
 
@@ -41,7 +44,8 @@ def failed_self_test(model: PreTrainedModel) -> str | None:
     """The model's failure, as the predicate of a sentence about it; None if it passes.
 
     Runs three forwards of a copy of the modules without hooks and dropout, over the same weights, in which windows of
-    attention are narrow enough to show. The verdict is kept with the model until its device, dtype or attention changes. A model that raises or returns NaN without a cache gets none.
+    attention are narrow enough to show. The verdict is kept with the model until its device, dtype or attention changes; a
+    model that raises or returns NaN without a cache gets none.
     """
     circumstances = (model.device, model.dtype, _compat.attention_implementation(model))
     with _verdicts_lock:
@@ -49,10 +53,11 @@ def failed_self_test(model: PreTrainedModel) -> str | None:
     if known is not None and known[0] == circumstances:
         return known[1]
     bare = _bare(model, {})
+    plain = bare if circumstances[2] in MASKED else _compat.with_attention(bare, "eager")
     texts = _texts(bare)
     with torch.no_grad():
         try:
-            wanted = bare(input_ids=texts.to(_compat.input_device(model)), use_cache=False).logits.float()
+            wanted = plain(input_ids=texts.to(_compat.input_device(model)), use_cache=False).logits.float()
         except Exception as error:
             return f"raises {type(error).__name__} without a cache"
         if not_finite(wanted).any():
