@@ -40,6 +40,7 @@ from test_fast_path import FiresAt, both, decode, pair
 from test_two_vocabularies import agreeing
 from wsd_hf.engine.ragged_stream import RaggedStream
 from wsd_hf.text import bridge as bridges
+from wsd_hf.text import settled_tokens
 from wsd_hf.text.bridge import TwoVocabularies
 
 NEVER = 10**6  # an EOS that no model writes
@@ -347,6 +348,7 @@ def short_sighted() -> Iterator[None]:
     """So little is read again that the place from which texts are read moves in these texts too."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(bridges, "LOOK_BACK", 8)
+        patched.setattr(settled_tokens, "LOOK_BACK", 8)
         yield
 
 
