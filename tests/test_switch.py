@@ -78,6 +78,12 @@ def test_probabilities_instead_of_logarithms_are_refused(values):
         switch_index(values)
 
 
+def test_confidence_refuses_probabilities_too_and_skips_over_nan():
+    with pytest.raises(WSDValueError, match=r"log_probs contains 0\.9"):
+        confidence([0.9, 0.8])
+    assert confidence([math.nan, -1.0, -1.0], window_size=2).isnan().tolist() == [True, True, False]
+
+
 def test_a_batch_of_drafts_is_refused():
     with pytest.raises(WSDValueError, match="one-dimensional"):
         switch_index(torch.zeros(2, 3))

@@ -40,9 +40,8 @@ class GrowingTensor:
                 columns += range(self._start + copied, self._start + len(known))
                 numbers += known[copied:]
         width = self._start + max(map(len, self._lists))
-        if (
-            lacking := width - self._tensor.shape[1]
-        ) > 0:  # as much again, so that copying takes time in proportion to the text
+        lacking = width - self._tensor.shape[1]
+        if lacking > 0:  # as much again, so that the time for copying is in proportion to the text
             self._tensor = torch.nn.functional.pad(self._tensor, (0, width + lacking), value=self._fill)
         if rows:
             self._tensor[rows, columns] = torch.tensor(numbers, dtype=self._tensor.dtype, device="cpu")

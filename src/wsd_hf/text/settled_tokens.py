@@ -57,8 +57,8 @@ class ContinuationTokenizer:
         """Text of `ids` without special tokens, with the space that the first token may begin with."""
         return plain_text(self.tokenizer, [*self._anchor, *ids])[self._skip :]
 
-    def settled(self, text: str, known: int = 0) -> list[int]:
-        """Tokens that `encode(text + more)` begins with for every `more`; not all are found if no more than `known` are."""
+    def settled(self, text: str) -> list[int]:
+        """Tokens that `encode(text + more)` begins with for every `more`."""
         # A token that reaches past the end of `text` begins at a place from which the rest of `text` is the beginning of a
         # token, after the encoding of the text before that place. So the common prefix of the encodings up to all these places
         # is settled. `PROBES` add the changes that splitting into words may make.
@@ -66,12 +66,9 @@ class ContinuationTokenizer:
             text = text[: _last_to_compose(text)]
         ending = text[-2:].lower()
         endings = [word[begun:] for word in CONTRACTIONS for begun in (1, 2) if ending.endswith(word[:begun])]
-        candidates = [text[:start] for start in sorted(self._token_starts(text))]
-        candidates += [text + probe for probe in (*PROBES, *endings)]
+        candidates = [text[:start] for start in self._token_starts(text)] + [text + probe for probe in (*PROBES, *endings)]
         tokens = self.encode(text)
         for candidate in candidates:
-            if len(tokens) <= known:
-                break
             tokens = common_prefix(tokens, self.encode(candidate))
         return tokens
 
@@ -119,7 +116,7 @@ class SettledTokens:
         """Tokens that are newly settled after the next piece of the text."""
         self._text += more
         returned = len(self._returned)
-        settled = self._tokenizer.settled(self._text, returned)
+        settled = self._tokenizer.settled(self._text)
         if settled[:returned] != self._returned:
             return []
         self._returned = settled

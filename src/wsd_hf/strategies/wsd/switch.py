@@ -25,13 +25,17 @@ def confidence(log_probs: Sequence[float] | torch.Tensor, window_size: int = 6) 
         window_size: w >= 1.
 
     Returns:
-        float64 tensor of the same shape; NaN before the first full window.
+        float64 tensor of the same shape; NaN before the first full window, and where a window holds NaN.
+
+    Raises:
+        WSDValueError: a window outside its range, or values that cannot be log-probabilities.
 
     >>> confidence([0.0, 0.0, 0.0], window_size=2).tolist()
     [nan, 1.0, 1.0]
     """
     window_size = check_positive_integer("window_size", window_size)
     log_probs = _as_tensor(log_probs)
+    _refuse(log_probs[log_probs > 0])
     rows = [_window_means(row, window_size) for row in log_probs[None].flatten(0, -2).tolist()]
     return torch.tensor(rows, dtype=torch.float64, device=log_probs.device).reshape(log_probs.shape).exp()
 
@@ -61,9 +65,7 @@ def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0
     log_probs = _as_tensor(log_probs)
     if log_probs.ndim != 1:
         raise WSDValueError(f"log_probs has shape {tuple(log_probs.shape)}: must be one-dimensional")
-    if not bool((log_probs <= 0).all()):
-        bad = float(log_probs[~(log_probs <= 0)][0])
-        raise WSDValueError(f"log_probs contains {bad}: natural-log probabilities are at most 0 (take the log first)")
+    _refuse(log_probs[~(log_probs <= 0)])
     means = _window_means(log_probs.tolist(), window_size)
     return next((place + 1 for place, mean in enumerate(means) if mean >= math.log(threshold)), None)
 
@@ -102,6 +104,11 @@ class SwitchCriteria(StoppingCriteria):
 
 def _as_tensor(log_probs: Sequence[float] | torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(log_probs, dtype=torch.float64, device=getattr(log_probs, "device", "cpu"))
+
+
+def _refuse(bad: torch.Tensor) -> None:
+    if len(bad):
+        raise WSDValueError(f"log_probs contains {float(bad[0])}: natural-log probabilities are at most 0 (take the log first)")
 
 
 def _window_means(log_probs: list[float], window_size: int) -> list[float]:
