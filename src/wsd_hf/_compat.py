@@ -112,8 +112,12 @@ def attention_implementation(model: PreTrainedModel) -> str:
 
 
 def routes_attention(model: PreTrainedModel) -> bool:
-    """True if every layer takes its attention from transformers' table, by the name in the config."""
-    return bool(getattr(type(model), "_supports_attention_backend", False))
+    """True if every layer takes its attention from transformers' table, by the name in the config.
+
+    Not Doge's, which make masks of their own from the one that they are given.
+    """
+    routed = getattr(type(model), "_supports_attention_backend", False)
+    return bool(routed) and not any(hasattr(module, "prepare_dynamic_mask") for module in model.modules())
 
 
 def with_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:

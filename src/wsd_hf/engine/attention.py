@@ -16,14 +16,21 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from .. import _compat
 
+MASKED = {"sdpa", "eager"}
+"""Attention of transformers that takes masks."""
+
 NAME = "wsd_hf"
 """Name of this attention in a twin's config."""
 
-QUERIES = 256
-"""Most queries whose scores are held at a time where a prompt is read with a window, or with scores of an own form."""
+WITHOUT_FORM = "wsd_hf_sdpa"
+"""The same for models that are loaded with sdpa, which has neither bounded scores nor sinks."""
 
-UNKNOWN = ("position_bias", "indices", "block_indices")
-"""Keywords of attention functions in transformers that change which keys are seen, or their scores, in ways not served here."""
+QUERIES = 256
+"""Most queries of a long block whose mask, and whose scores if they have a form of their own, are held at a time."""
+
+HARMLESS = {"is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "output_attentions"}
+HARMLESS |= {"output_router_logits"}
+"""Keywords of attention functions in transformers that change nothing here: the masks hold what they describe."""
 
 
 class Form(NamedTuple):
@@ -53,13 +60,12 @@ def ragged_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention function in transformers' form; further keywords describe masks and windows, which `attention_mask` holds.
+    """Attention function in transformers' form.
 
     Args:
         query: [batch, heads, q, head_dim].
         key, value: [batch, shared heads, slots, head_dim].
-        attention_mask: either `reach` of a block of beginnings (integers), whose keys and values are its own, or an additive
-            mask from `attention_masks`.
+        attention_mask: an additive mask from `attention_masks`, or integers from `attention_spans`.
         softcap: bound of the scores (Gemma 2).
         s_aux: score of an additional key without a value, for each head (gpt-oss).
 
@@ -67,36 +73,49 @@ def ragged_attention(
         [batch, q, heads, head_dim], and None for the attention weights.
 
     Raises:
-        NotImplementedError: a keyword that changes the scores in another way.
+        NotImplementedError: a keyword that may change the scores in another way.
     """
-    if unknown := [name for name in UNKNOWN if kwargs.get(name) is not None]:
+    if unknown := [name for name, setting in kwargs.items() if setting is not None and name not in HARMLESS]:
         raise NotImplementedError(f"attention with {unknown[0]}")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     form = Form(scaling, dropout, softcap, s_aux)
     if attention_mask.is_floating_point():
         output = _packed(query, key, value, attention_mask, form)
-    elif form.in_torch and not attention_mask.any():
+    elif form.in_torch and query.shape[2] == key.shape[2] and not attention_mask[..., 0].any():
+        # All queries see the keys from the first to their own, so the rows begin with this block.
         output = scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         )
     else:
-        parts = [
-            _packed(query[:, :, begin:end], key[:, :, low:end], value[:, :, low:end], mask, form)
-            for begin, end, low, mask in _reaching(attention_mask.flatten().tolist(), query)
-        ]
-        output = torch.cat(parts, dim=2)
+        output = torch.cat(
+            [
+                _packed(queries, key[:, :, low:high], value[:, :, low:high], _seen(spans, low, high, query), form)
+                for queries, spans, low, high in _blocks(query, attention_mask, key.shape[2])
+            ],
+            dim=2,
+        )
     return output.transpose(1, 2).contiguous(), None
 
 
-def _reaching(first: list[int], query: torch.Tensor) -> Iterator[tuple[int, int, int, torch.Tensor]]:
-    """Blocks of queries, the first key that any of them sees, and their mask over the keys from there to their end."""
-    for begin in range(0, len(first), QUERIES):
-        end = min(begin + QUERIES, len(first))
-        low = first[begin]
-        place = torch.arange(low, end, device=query.device)
-        start = torch.tensor(first[begin:end], device=query.device)[:, None]
-        seen = (place <= torch.arange(begin, end, device=query.device)[:, None]) & (place >= start)
-        yield begin, end, low, additive(seen[None, None], query.dtype)
+def sdpa_attention(
+    *args: Any, softcap: float | None = None, s_aux: torch.Tensor | None = None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """`ragged_attention` that leaves out what transformers' sdpa leaves out."""
+    return ragged_attention(*args, **kwargs)
+
+
+def _blocks(query: torch.Tensor, spans: torch.Tensor, width: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int, int]]:
+    """Blocks of queries, their spans, and the range of keys that any of them sees, if that takes no wait for the device."""
+    for queries, block in zip(query.split(QUERIES, dim=2), spans.split(QUERIES, dim=2), strict=True):
+        within = block.device.type == "cpu"
+        yield queries, block, int(block[..., 0].min()) if within else 0, 1 + int(block[..., 1].max()) if within else width
+
+
+def _seen(spans: torch.Tensor, low: int, high: int, query: torch.Tensor) -> torch.Tensor:
+    """Additive mask over the keys from `low` to `high`, for one block of queries."""
+    first, last = spans.to(query.device).split(1, dim=-1)
+    keys = torch.arange(low, high, device=query.device)
+    return additive((keys >= first) & (keys <= last), query.dtype)
 
 
 def _packed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, form: Form) -> torch.Tensor:
@@ -150,6 +169,7 @@ def repeated(mask: torch.Tensor, positions: int, heads: int) -> torch.Tensor:
 
 
 AttentionInterface.register(NAME, ragged_attention)
+AttentionInterface.register(WITHOUT_FORM, sdpa_attention)
 
 
 def heads_per_key(model: PreTrainedModel) -> int:
@@ -168,4 +188,6 @@ def has_twin(model: PreTrainedModel) -> bool:
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the same weights and hooks whose attention is `ragged_attention`; the model itself where there is none."""
-    return _compat.with_attention(model, NAME) if has_twin(model) else model
+    if not has_twin(model):
+        return model
+    return _compat.with_attention(model, WITHOUT_FORM if _compat.attention_implementation(model) == "sdpa" else NAME)

@@ -127,7 +127,7 @@ class RaggedLayer(CacheLayerMixin):
         return self.capacity
 
 
-LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
+LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 """Types of attention layers whose masks are known."""
 
 Masks = torch.Tensor | dict[str, torch.Tensor]
@@ -141,42 +141,36 @@ def attention_masks(model: PreTrainedModel, slots: torch.Tensor, width: int, rep
     [batch, 1, q, width], added to the scores (boolean for transformers' own sdpa), and repeated along q for query heads that
     share keys.
     """
-    query, key = slots[:, None, :, None], torch.arange(width, device=slots.device)
-    seen = (key <= query) & (key >= query.clamp(max=1))
+    last, key = slots[:, None, :, None], torch.arange(width, device=slots.device)
 
-    def mask(first: torch.Tensor | None) -> torch.Tensor:
-        visible = seen if first is None else seen & (key >= first)
-        mask = visible if _compat.attention_implementation(model) == "sdpa" else additive(visible, model.dtype)
+    def mask(first: torch.Tensor) -> torch.Tensor:
+        seen = (key >= first[:, None, :, None]) & (key <= last)
+        mask = seen if _compat.attention_implementation(model) == "sdpa" else additive(seen, model.dtype)
         return mask if repeats == 1 else mask.repeat(1, 1, repeats, 1)
 
-    # Positions begin at 0, slots at 1.
-    return _by_type(model, mask, lambda window: query - window + 1, lambda chunk: (query - 1) // chunk * chunk + 1)
+    return _by_type(model, slots, mask)
 
 
-def reach(model: PreTrainedModel, positions: int) -> Masks:
-    """For each position of a block that begins its rows, the first that it sees: LongTensor[1, 1, q, 1] on the CPU."""
-    query = torch.arange(positions, device="cpu")
+def attention_spans(model: PreTrainedModel, slots: torch.Tensor, begins: bool = False) -> Masks:
+    """First and last key that each query sees, LongTensor[batch, 1, q, 2]: the same as `attention_masks`, without its size.
 
-    def mask(first: torch.Tensor | None) -> torch.Tensor:
-        return (torch.zeros_like(query) if first is None else first.clamp(min=0))[None, None, :, None]
-
-    return _by_type(model, mask, lambda window: query - window + 1, lambda chunk: query // chunk * chunk)
+    If the rows begin with the block, keys are counted from its left end.
+    """
+    return _by_type(model, slots, lambda first: torch.stack([first, slots], dim=-1)[:, None] - int(begins))
 
 
-def _by_type(
-    model: PreTrainedModel,
-    mask: Callable[[torch.Tensor | None], torch.Tensor],
-    window: Callable[[int], torch.Tensor],
-    chunk: Callable[[int], torch.Tensor],
-) -> Masks:
-    """`mask` of the first visible key, for each type of layer that the config names; None: all before are visible."""
+def _by_type(model: PreTrainedModel, slots: torch.Tensor, mask: Callable[[torch.Tensor], torch.Tensor]) -> Masks:
+    """`mask` of the first slots that queries see, LongTensor[batch, q], for each type of layer that the config names."""
     config = model.config.get_text_config(decoder=True)
-    sizes = {"sliding_attention": (window, "sliding_window"), "chunked_attention": (chunk, "attention_chunk_size")}
+    start = slots.clamp(max=1)
+    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
 
     def of(layer_type: str) -> torch.Tensor:
-        first, setting = sizes.get(layer_type, (window, ""))
-        size = getattr(config, setting, None)
-        return mask(None if size is None else first(size))
+        if layer_type == "sliding_attention" and window is not None:
+            return mask(torch.maximum(slots - window + 1, start))
+        if layer_type == "chunked_attention" and chunk is not None:
+            return mask(torch.maximum((slots - 1) // chunk * chunk + 1, start))
+        return mask(start)
 
     layer_types = getattr(config, "layer_types", None)
     return {name: of(name) for name in sorted(set(layer_types))} if layer_types else of("sliding_attention")

@@ -12,12 +12,9 @@ from transformers import PreTrainedModel
 from .. import _compat
 from ..text.settled_tokens import common_prefix
 from .attention import heads_per_key, twin
-from .cache import NO_SLOT, attention_masks, reach
+from .cache import NO_SLOT, Masks, attention_masks, attention_spans
 from .checks import context_size, rotary, vocabulary_size
 from .cuda_graphs import Workspace, workspace
-
-LONG = 64
-"""Most tokens that a row may lack in a block under a mask; longer beginnings are read causally, without one."""
 
 
 class Block(NamedTuple):
@@ -54,6 +51,9 @@ class RaggedStream:
         lengths: number of valid tokens of each row in the cache.
         tokens: number of token positions fed, padding not counted.
     """
+
+    long = 64
+    """Most positions of a block with masks; longer beginnings of rows are read causally, other longer blocks piece by piece."""
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], workspace: Workspace) -> None:
         self.model = model
@@ -95,8 +95,8 @@ class RaggedStream:
     ) -> Block:
         """Block of tokens that the cache lacks, padded on the left, and each row's count of proposals after them.
 
-        A live row whose `missing` is None is fed nothing; `proposals` are LongTensor[rows, chunk]. Long texts are read at once
-        but for their last `keep` tokens; logits can be had of these and the proposals only.
+        A live row whose `missing` is None is fed nothing; `proposals` are LongTensor[rows, chunk]. The block may lack the
+        beginnings of long texts, which are read at once: it has at least their last `keep` tokens, and the proposals.
         """
         proposals = torch.empty(len(self.live), 0, dtype=torch.long, device="cpu") if proposals is None else proposals
         counts = counts or [0] * len(self.live)
@@ -110,22 +110,18 @@ class RaggedStream:
         """True if all rows begin here with equally many tokens, and have equally many proposals."""
         lengths = {len(new or ()) for new in missing}
         begin = not any(self.lengths[row] for row in self.live)
-        return begin and len(lengths) == 1 and lengths.pop() > LONG and set(counts) == {chunk}
+        return begin and len(lengths) == 1 and lengths.pop() > self.long and set(counts) == {chunk}
 
     def _read_ahead(self, missing: list[list[int] | None], keep: int) -> list[list[int] | None]:
-        """Reads all but the last `keep` tokens of long texts, beginnings causally; returns the tokens that are left."""
-        left, begun = list(missing), dict[int, list[int]]()
-        beginnings: dict[int, list[int]] = {}
-        for place, (row, new) in enumerate(zip(self.live, missing, strict=True)):
-            if new is not None and len(new) - keep > LONG:
-                (begun if self.lengths[row] else beginnings)[row] = new[: len(new) - keep]
-                left[place] = new[len(new) - keep :]
+        """Reads long beginnings of rows causally, but for the last `keep` tokens; returns the tokens that are left."""
+        beginnings = {
+            row: new[: len(new) - keep]
+            for row, new in zip(self.live, missing, strict=True)
+            if new is not None and len(new) - keep > self.long and not self.lengths[row]
+        }
         if beginnings:
             self.logits(self._beginnings(beginnings), keep=1)
-        while any(begun.values()):
-            self.logits(self._block([begun[row][:LONG] if begun.get(row) else None for row in self.live]), keep=1)
-            begun = {row: tokens[LONG:] for row, tokens in begun.items()}
-        return left
+        return [new and new[len(beginnings.get(row, ())) :] for row, new in zip(self.live, missing, strict=True)]
 
     def _beginnings(self, texts: dict[int, list[int]]) -> Block:
         """Block of beginnings, padded on the right, which no token sees."""
@@ -202,11 +198,9 @@ class RaggedStream:
 
     def _forward(self, tokens: torch.Tensor, slots: torch.Tensor, keep: int, width: int, begins: bool) -> torch.Tensor:
         self.workspace.cache.place(slots, width, begins)
-        positions = slots.shape[1]
-        repeats = self._heads_per_key if positions > 1 else 1
         outputs = self._twin(
             input_ids=tokens.clamp(0, vocabulary_size(self.model) - 1),
-            attention_mask=reach(self._twin, positions) if begins else attention_masks(self._twin, slots, width, repeats),
+            attention_mask=self._masks(slots, width, begins),
             position_ids=(slots - 1).clamp(min=0, max=self._last_position),
             past_key_values=self.workspace.cache,
             use_cache=True,
@@ -214,6 +208,14 @@ class RaggedStream:
         )
         logits: torch.Tensor = outputs.logits[:, -keep:].float()
         return logits
+
+    def _masks(self, slots: torch.Tensor, width: int, begins: bool) -> Masks:
+        positions = slots.shape[1]
+        if begins:
+            return attention_spans(self._twin, torch.arange(1, 1 + positions, device="cpu")[None], begins)
+        if positions > self.long and self._twin is not self.model:
+            return attention_spans(self._twin, slots)
+        return attention_masks(self._twin, slots, width, self._heads_per_key if positions > 1 else 1)
 
 
 @contextmanager

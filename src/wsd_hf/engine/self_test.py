@@ -13,6 +13,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .. import _compat
+from .attention import MASKED
 from .checks import context_size, not_finite, vocabulary_size
 from .ragged_stream import open_stream
 
@@ -25,14 +26,17 @@ WINDOW = 8
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """Names of these widths in configs and layers."""
 
-MASKED = ("sdpa", "eager")
-"""Attention of transformers that the logits without a cache may come from; others depend on devices, dtypes and compilers."""
-
 REJECTED = 2
 """Tokens that every row is fed, and that its rewind drops."""
 
 ADVANCES = (3, 5, 4)
 """Tokens that each row is fed after its rewind."""
+
+MOST_MASKED = 5
+"""Positions of a block with masks; the first block is longer, the second is not, and longer texts are begun causally."""
+
+COMPARED = 4
+"""Last tokens of a prompt whose logits are compared."""
 
 _Circumstances = tuple[torch.device, torch.dtype, str]
 
@@ -43,7 +47,7 @@ _verdicts_lock = threading.Lock()
 def failed_self_test(model: PreTrainedModel) -> str | None:
     """The model's failure, as the predicate of a sentence about it; None if it passes.
 
-    Runs three forwards of a copy of the modules without hooks and dropout, over the same weights, in which windows of
+    Runs four forwards of a copy of the modules without hooks and dropout, over the same weights, in which windows of
     attention are narrow enough to show. The verdict is kept with the model until its device, dtype or attention changes; a
     model that raises or returns NaN without a cache gets none.
     """
@@ -92,10 +96,12 @@ def _ragged(
     prompts = [texts[text][:length] for text, length in rows]
     others = [texts[1 - text][:REJECTED] for text, _ in rows]
     with open_stream(model, prompts, max(ADVANCES), False) as stream:
-        block = stream.block([*prompts], torch.tensor(others, device="cpu"), [REJECTED] * len(rows))
+        stream.long = MOST_MASKED
+        block = stream.block([*prompts], torch.tensor(others, device="cpu"), [REJECTED] * len(rows), COMPARED)
         logits = stream.logits(block, keep=block.tokens.shape[1])[:, :-REJECTED]
         for row, (text, length) in enumerate(rows):
-            yield logits[row, -length:], wanted[text, :length]
+            count = min(length, COMPARED)
+            yield logits[row, -count:], wanted[text, length - count : length]
             stream.rewind(row, 0)
         advances = [texts[text][length : length + more] for (text, length), more in zip(rows, ADVANCES, strict=True)]
         block = stream.block([*advances])

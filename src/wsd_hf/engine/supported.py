@@ -12,15 +12,12 @@ from transformers import GenerationConfig, LogitsProcessor, PretrainedConfig, Pr
 
 from .. import _compat
 from ..text.stop_strings import StopStrings
+from .attention import MASKED, has_twin
+from .cache import LAYER_TYPES
 from .call import Call
 from .checks import context_size, rotary
 from .sampling import SAMPLING_WARPERS
 from .self_test import failed_self_test
-
-LAYER_TYPES = {"full_attention", "sliding_attention"}
-"""Types of layers that the masks of a ragged stream are made for."""
-
-ATTENTION = {"sdpa", "eager"}
 
 DERIVED = {"attention_mask", "position_ids", "cache_position", "past_key_values", "cache_params", "use_cache"}
 DERIVED |= {"logits_to_keep"}
@@ -85,7 +82,7 @@ def unsupported_model(name: str, model: PreTrainedModel) -> str | None:
         return f"the {name} has a forward of its own ({type(model).__name__})"
     if "prepare_inputs_for_generation" in vars(model):
         return f"the {name} has its inputs prepared in a way of its own"
-    if attention not in ATTENTION:
+    if attention not in MASKED and not has_twin(model):
         return f"the {name} uses {attention!r} attention: load it with attn_implementation='sdpa'"
     if getattr(text, "alibi", False):
         return f"the {name} uses ALiBi, whose positions come from a plain mask"
