@@ -106,14 +106,15 @@ def sdpa_attention(
 
 def _blocks(query: torch.Tensor, spans: torch.Tensor, width: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, int, int]]:
     """Blocks of queries, their spans, and the range of keys that any of them sees, if that takes no wait for the device."""
-    for queries, block in zip(query.split(QUERIES, dim=2), spans.split(QUERIES, dim=2), strict=True):
+    for begin in range(0, query.shape[2], QUERIES):
+        queries, block = query[:, :, begin : begin + QUERIES], spans[:, :, begin : begin + QUERIES]
         within = block.device.type == "cpu"
         yield queries, block, int(block[..., 0].min()) if within else 0, 1 + int(block[..., 1].max()) if within else width
 
 
 def _seen(spans: torch.Tensor, low: int, high: int, query: torch.Tensor) -> torch.Tensor:
     """Additive mask over the keys from `low` to `high`, for one block of queries."""
-    first, last = spans.to(query.device).split(1, dim=-1)
+    first, last = spans.to(query.device)[..., None].unbind(dim=-2)
     keys = torch.arange(low, high, device=query.device)
     return additive((keys >= first) & (keys <= last), query.dtype)
 

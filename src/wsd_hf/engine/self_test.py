@@ -35,7 +35,7 @@ ADVANCES = (3, 5, 4)
 MOST_MASKED = 5
 """Positions of a block with masks; the first block is longer, the second is not, and longer texts are begun causally."""
 
-COMPARED = 4
+COMPARED = 9
 """Last tokens of a prompt whose logits are compared."""
 
 _Circumstances = tuple[torch.device, torch.dtype, str]
