@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wsd_hf.engine.ragged_stream import open_stream
 
-TOKENS = (1, 2, 3, 4, 5, 7, 9, 13, 17)
+TOKENS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17)
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def main(
             unit = unit or found[1]
             cells = [f"{found[count]:.1f} ({found[count] / unit:.2f})" for count in TOKENS]
             table.add_row(str(rows), str(width), name, *cells)
-    Console(width=160).print(table)
+    Console(width=200).print(table)
 
 
 if __name__ == "__main__":
