@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import tokenizers_for_tests as make
 import wsd_hf
-from families import EOS, PAD, VOCABULARY, tiny_model, tiny_pilot
+from families import PAD, RECURRENT, SINGLE_TOKENS, VOCABULARY, tiny_model, tiny_pilot
 from oracle import left_padded, ones, random_prompt
 from test_fast_path import FiresAt
 from test_nudging import expected
@@ -24,91 +23,8 @@ from wsd_hf.engine.stream import Stream
 from wsd_hf.engine.streams import open_stream
 from wsd_hf.engine.supported import unsupported_model
 
-_SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 256,
-    "head_dim": 8,
-}
-_MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
-_DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
-_HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
-_LATENT = {
-    **_SIZES,
-    **_HYBRID,
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 8,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "mlp_layer_types": ["dense", "sparse"],
-    "moe_intermediate_size": 16,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-}
-
-BLOCKS: dict[str, dict[str, Any]] = {
-    "bailing_hybrid": {**_LATENT, "n_group": 2, "topk_group": 1},
-    "bamba": {**_SIZES, **_MAMBA2, "attn_layer_indices": [1]},
-    "falcon_h1": {**_SIZES, **_MAMBA2, "mamba_d_ssm": 64},
-    "granitemoehybrid": {
-        **_SIZES,
-        **_MAMBA2,
-        "layer_types": ["mamba", "attention"],
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "shared_intermediate_size": 16,
-    },
-    "kimi_linear": {**_LATENT, "linear_head_dim": 8, "linear_num_heads": 4},
-    "lfm2": {**_SIZES, "layer_types": ["conv", "full_attention"]},
-    "mamba2": {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "state_size": 8,
-        "num_heads": 4,
-        "head_dim": 16,
-        "n_groups": 1,
-        "expand": 2,
-    },
-    "nemotron_h": {
-        **_SIZES,
-        "num_hidden_layers": 3,
-        "layers_block_type": ["mamba", "attention", "mlp"],
-        "mamba_num_heads": 4,
-        "mamba_head_dim": 16,
-        "ssm_state_size": 8,
-        "n_groups": 1,
-        "time_step_min": 1e-9,  # below it, single tokens and blocks of them differ
-    },
-    "olmo_hybrid": {**_SIZES, **_DELTA, **_HYBRID},
-    "qwen3_5_text": {**_SIZES, **_DELTA, **_HYBRID},
-    "qwen3_next": {**_SIZES, **_DELTA, **_EXPERTS, **_HYBRID},
-    "zaya": _SIZES,
-}
-"""Configurations of models that continue from their state with several tokens at once."""
-
-SINGLE_TOKENS: dict[str, dict[str, Any]] = {
-    "falcon_mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
-    "jamba": {
-        **_SIZES,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "num_experts": 2,
-        "num_experts_per_tok": 1,
-        "mamba_d_state": 8,
-        "mamba_dt_rank": 4,
-        "use_mamba_kernels": False,
-    },
-    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
-}
-"""Configurations of models that continue with one."""
-
-RECURRENT = {family: sizes for family, sizes in (BLOCKS | SINGLE_TOKENS).items() if family in CONFIG_MAPPING}
-BASES = [family for family in BLOCKS if family in RECURRENT]
+BASES = [family for family in RECURRENT if family not in SINGLE_TOKENS and family in CONFIG_MAPPING]
+PILOTS = [family for family in RECURRENT if family in CONFIG_MAPPING]
 SOME = ["bamba", "mamba2", "qwen3_next"]
 
 PROMPTS = [random_prompt(seed, length) for seed, length in enumerate((4, 21, 11))]
@@ -116,23 +32,15 @@ SWITCHES = {"early": FiresAt(1), "late": FiresAt(11), "each at its own time": Fi
 
 
 @functools.cache
-def pair(family: str, noise: float = 0.15) -> tuple[PreTrainedModel, PreTrainedModel]:
+def pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A base that takes `strategy=`, and its pilot, in float64 where they can; no test changes them."""
-    special = {"bos_token_id": None, "eos_token_id": EOS, "pad_token_id": PAD, "vocab_size": VOCABULARY}
-    config = AutoConfig.for_model(family, **RECURRENT[family], **special, tie_word_embeddings=False, initializer_range=0.4)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    pilot = copy.deepcopy(base)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in pilot.parameters():
-            weight += noise * weight.std() * torch.randn(weight.shape, generator=generator) if weight.numel() > 1 else 0.0
-        for model in (base, pilot):
-            try:
-                model.double()(torch.tensor([[2, 3]]))
-            except RuntimeError:  # experts refuse float64
-                model.float()
+    models = [copy.deepcopy(model) for model in (tiny_model(family), tiny_pilot(family))]
+    for model in models:
+        try:
+            model.double()(torch.tensor([[2, 3]]))
+        except RuntimeError:  # experts refuse float64
+            model.float()
+    base, pilot = models
     return wsd_hf.enable_wsd(base), pilot
 
 
@@ -190,7 +98,7 @@ def feed(stream: Stream, missing: list[list[int] | None], proposals: list[list[i
         return stream.logits(stream.block(missing, padded, counts), keep=1 + chunk)
 
 
-@pytest.mark.parametrize("family", RECURRENT)
+@pytest.mark.parametrize("family", PILOTS)
 def test_ragged_feeds_and_rewinds_leave_every_logit_that_of_a_forward_without_cache(family: str) -> None:
     model, rng = pair(family)[0], random.Random(family)
     prompts = [some_tokens(rng, length) for length in (5, 12, 30)]
@@ -273,7 +181,7 @@ def test_chunks_of_any_length_change_nothing(family: str, chunk: int | None) -> 
     assert out.stats.base.forwards > 0
 
 
-@pytest.mark.parametrize("family", RECURRENT)
+@pytest.mark.parametrize("family", PILOTS)
 def test_a_recurrent_pilot_of_an_attention_model(family: str) -> None:
     check_rows(attention()[0], pair(family)[1], wsd_threshold=0.02, wsd_window_size=2)
 
@@ -382,6 +290,5 @@ def test_a_state_outside_of_the_cache_is_found() -> None:
 
 
 def test_a_cache_of_its_own_is_named() -> None:
-    sizes = {**_SIZES, **_HYBRID, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 8}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("minimax", vocab_size=VOCABULARY, **sizes)).eval()
-    assert unsupported_model("base", model) == "the base raises ValueError on a cache that is rewound"
+    reason = unsupported_model("base", tiny_model("minimax"))
+    assert reason == "the base raises ValueError on a cache that is rewound"
