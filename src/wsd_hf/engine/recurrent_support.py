@@ -40,7 +40,7 @@ def is_recurrent(model: PreTrainedModel) -> bool:
     """True if some layers keep a state instead of keys and values."""
     try:
         layers = DynamicCache(config=model.config).layers
-    except KeyError:  # a type of layer for which transformers has no cache
+    except (AttributeError, KeyError):  # a config or type of layer for which transformers has no such cache
         return False
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
