@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from wsd_hf import Pair
+from wsd_hf.engine.recurrent_support import reads_single_tokens
 from wsd_hf.engine.supported import unsupported_model
 from wsd_hf.tiny import FOLDER
 
@@ -105,6 +106,86 @@ MORE_RAGGED = """
     persimmon phi phimoe qwen2_moe qwen3_moe seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu
 """.split()  # noqa: SIM905
 """Further families that the fast path serves; not every version of transformers has all of them."""
+
+_MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
+_DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+_TWO_KINDS = {"layer_types": ["linear_attention", "full_attention"]}
+_LATENT = {
+    **_SIZES,
+    **_TWO_KINDS,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "mlp_layer_types": ["dense", "sparse"],
+    "moe_intermediate_size": 16,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+
+RECURRENT: dict[str, dict[str, Any]] = {
+    **{family: FAMILIES[family] for family in ("bamba", "mamba", "qwen3_next")},
+    "bailing_hybrid": {**_LATENT, "n_group": 2, "topk_group": 1},
+    "falcon_h1": {**_SIZES, **_MAMBA2, "mamba_d_ssm": 64},
+    "granitemoehybrid": {
+        **_SIZES,
+        **_MAMBA2,
+        "layer_types": ["mamba", "attention"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 16,
+    },
+    "kimi_linear": {**_LATENT, "linear_head_dim": 8, "linear_num_heads": 4},
+    "lfm2": {**_SIZES, "layer_types": ["conv", "full_attention"]},
+    "mamba2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "state_size": 8,
+        "num_heads": 4,
+        "head_dim": 16,
+        "n_groups": 1,
+        "expand": 2,
+    },
+    "nemotron_h": {
+        **_SIZES,
+        "num_hidden_layers": 3,
+        "layers_block_type": ["mamba", "attention", "mlp"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "time_step_min": 1e-9,  # below it, single tokens and blocks of them differ
+    },
+    "olmo_hybrid": {**_SIZES, **_DELTA, **_TWO_KINDS},
+    "qwen3_5_text": {**_SIZES, **_DELTA, **_TWO_KINDS},
+    "qwen3_5_moe_text": {**_SIZES, **_DELTA, **_EXPERTS, **_TWO_KINDS},
+    "lfm2_moe": {
+        **_SIZES,
+        "layer_types": ["conv", "full_attention"],
+        "num_dense_layers": 1,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
+    "zaya": _SIZES,
+    "falcon_mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+    "jamba": {
+        **_SIZES,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+}
+"""Families with a recurrent state that the fast path serves; not every version of transformers has all of them."""
+
+SINGLE_TOKENS = {"falcon_mamba", "jamba", "mamba"}
+"""Those of them that continue from their state with one token only."""
 
 IMAGE_TEXT = ["gemma3", "gemma4", "glm4v", "idefics3", "internvl", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
 """Families with parts for images that the fast path serves for text."""
@@ -191,7 +272,8 @@ def tiny_model(family: str = "llama", seed: int = 0, **overrides: Any) -> PreTra
         seed: of its weights.
         overrides: of its configuration.
     """
-    settings = {**FAMILIES[family], **_COMMON} if family in FAMILIES else _tiny_settings(CONFIG_MAPPING[family]())
+    known = FAMILIES | RECURRENT
+    settings = {**known[family], **_COMMON} if family in known else _tiny_settings(CONFIG_MAPPING[family]())
     config = AutoConfig.for_model(family, **{**settings, **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -224,7 +306,7 @@ def tiny_parts(pilot: str = "pilot") -> tuple[Any, Any, Any, Any]:
 def table() -> str:
     """All generative families by the way in which they are decoded, in Markdown."""
     kinds = {*MODEL_FOR_CAUSAL_LM_MAPPING, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
-    tested = {*RAGGED, *MORE_RAGGED, *IMAGE_TEXT}
+    tested = {*RAGGED, *MORE_RAGGED, *RECURRENT, *IMAGE_TEXT}
     families: dict[str, list[str]] = defaultdict(list)
     for family in sorted(family for family, kind in CONFIG_MAPPING.items() if kind in kinds):
         try:
@@ -234,7 +316,10 @@ def table() -> str:
             continue
         reason = unsupported_model("model", model)
         served = "fast path, tested against step by step" if family in tested else "fast path, by the self-test alone"
-        families[served if reason is None else f"step by step: {reason}"].append(family)
+        if reason is None and (reason := reads_single_tokens("model", model)):
+            families[f"fast path as pilot, step by step as base: {reason}"].append(family)
+        else:
+            families[served if reason is None else f"step by step: {reason}"].append(family)
     rows = [f"| {way} | {', '.join(f'`{name}`' for name in names)} |" for way, names in sorted(families.items())]
     return "\n".join(["| decoding | families |", "|---|---|", *rows])
 

@@ -545,8 +545,8 @@ def test_options_that_it_cannot_serve(option: dict[str, Any], reason: str) -> No
 
 
 def test_models_that_it_cannot_serve() -> None:
-    for model in (tiny_model("mamba"), scripted_model(vocab_size=VOCABULARY)):
-        with pytest.raises(wsd_hf.WSDValueError, match="strategy='nudging' cannot serve this call: the pilot is of type"):
+    for model in (tiny_model("bloom"), scripted_model(vocab_size=VOCABULARY)):
+        with pytest.raises(wsd_hf.WSDValueError, match=r"cannot serve this call: the pilot (has|raises) "):
             nudge(pair()[0], model)
 
 

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    cache_utils,
 )
 from transformers.generation import StopStringCriteria
 from transformers.utils.chat_template_utils import Chat as Chat
@@ -64,6 +65,21 @@ CACHES = ("past_key_values", "cache_params")
 
 ENCODED = "mm_encoder_outputs"
 """Keyword of a prompt's encoded images and videos, by kind of input; `generate` makes it, empty for text, since 5.18."""
+
+
+REWINDABLE_LAYERS = {
+    cache_utils.DynamicLayer,
+    cache_utils.LinearAttentionLayer,
+    cache_utils.LinearAttentionAndFullAttentionLayer,
+    getattr(cache_utils, "DummyLayer", cache_utils.DynamicLayer),  # since 5.18; layers that keep nothing
+}
+"""Classes of cache layers with nothing but recurrent states, and keys and values of all tokens."""
+
+
+def cache_keyword(model: PreTrainedModel) -> str:
+    """Keyword of the cache in a model's forward."""
+    parameters = inspect.signature(model.forward).parameters
+    return next(name for name in CACHES if name in parameters)
 
 
 def can_select_rows(model: PreTrainedModel, model_kwargs: dict[str, Any]) -> bool:

@@ -138,14 +138,16 @@ def attention_masks(model: PreTrainedModel, slots: torch.Tensor, width: int, rep
     """Attention masks: a query sees its row's slots from 1 to its own, within the window or the chunk of its layer.
 
     `slots` are those of the queries, LongTensor[batch, q], `width` the number of slots attended to. A mask is
-    [batch, 1, q, width], added to the scores (boolean for transformers' own sdpa), and repeated along q for query heads that
+    [batch, 1, q, width], added to the scores (boolean for transformers' own sdpa on a CPU), and repeated along q for query heads that
     share keys.
     """
     last, key = slots[:, None, :, None], torch.arange(width, device=slots.device)
 
     def mask(first: torch.Tensor) -> torch.Tensor:
         seen = (key >= first[:, None, :, None]) & (key <= last)
-        mask = seen if _compat.attention_implementation(model) == "sdpa" else additive(seen, model.dtype)
+        # A boolean mask is turned into numbers by a copy from the host, which no CUDA graph can hold.
+        boolean = _compat.attention_implementation(model) == "sdpa" and not slots.is_cuda
+        mask = seen if boolean else additive(seen, model.dtype)
         return mask if repeats == 1 else mask.repeat(1, 1, repeats, 1)
 
     return _by_type(model, slots, mask)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from .. import _compat
-from ..text.settled_tokens import common_prefix
 from .attention import heads_per_key, twin
 from .cache import NO_SLOT, Masks, attention_masks, attention_spans
 from .checks import context_size, rotary, vocabulary_size
-from .cuda_graphs import Workspace, workspace
+from .cuda_graphs import Workspace
+from .stream import Stream
 
 
 class Block(NamedTuple):
@@ -35,8 +33,8 @@ class Block(NamedTuple):
         return Block(tokens[:, None], torch.where(last == NO_SLOT, NO_SLOT, last + 1), dict.fromkeys(self.fed, 1))
 
 
-class RaggedStream:
-    """One model's side of a call: each row is its prompt and the response so far, of which the cache holds a prefix.
+class RaggedStream(Stream):
+    """A stream over a static cache, whose rows are fed and rewound alone by overwriting.
 
     Tokens that the model lacks are fed as its last one. That changes no response: the pilot reads such tokens of the base only
     after the switch, when it proposes, and the base rejects such proposals.
@@ -45,25 +43,15 @@ class RaggedStream:
         model: a model without an `unsupported_model` reason.
         prompts: token ids of each row's prompt.
         workspace: buffers for each row's prompt and the tokens after it.
-
-    Attributes:
-        live: rows of the batch that tensors have a row for, in order.
-        lengths: number of valid tokens of each row in the cache.
-        tokens: number of token positions fed, padding not counted.
     """
 
     long = 64
     """Most positions of a block with masks; longer beginnings of rows are read causally, other longer blocks piece by piece."""
 
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], workspace: Workspace) -> None:
-        self.model = model
+        super().__init__(model, prompts)
         self.renew()
-        self.device = _compat.input_device(model)
-        self.prompts = prompts
         self.workspace = workspace
-        self.live = list(range(len(prompts)))
-        self.lengths = [0] * len(prompts)
-        self.forwards = self.tokens = 0
         # Learned positions end with the context; only proposals that will be rejected lie beyond. Captured forwards outlive
         # this stream, so they must read nothing of its own.
         self._last_position = None if rotary(model) else context_size(model) - 1
@@ -73,19 +61,6 @@ class RaggedStream:
         self._twin = twin(self.model)
         self._heads_per_key = heads_per_key(self.model) if self._twin is not self.model else 1
 
-    def missing(self, row: int, response: list[int]) -> list[int]:
-        """Tokens of a row that the cache lacks."""
-        ahead = self.lengths[row] - len(self.prompts[row])
-        return self.prompts[row][ahead:] + response if ahead < 0 else response[ahead:]
-
-    def resume(self, row: int, fed: list[int], response: list[int]) -> list[int]:
-        """Tokens to feed so that the logits after `response` result: those that the cache lacks, or the last one again.
-
-        Rewinds the row to the prefix that `response` shares with `fed`, the response that it was fed last.
-        """
-        self.rewind(row, min(len(common_prefix(fed, response)), len(response) - 1))
-        return self.missing(row, response)
-
     def block(
         self,
         missing: list[list[int] | None],
@@ -93,11 +68,7 @@ class RaggedStream:
         counts: list[int] | None = None,
         keep: int = 1,
     ) -> Block:
-        """Block of tokens that the cache lacks, padded on the left, and each row's count of proposals after them.
-
-        A live row whose `missing` is None is fed nothing; `proposals` are LongTensor[rows, chunk]. The block may lack the
-        beginnings of long texts, which are read at once: it has at least their last `keep` tokens, and the proposals.
-        """
+        """As every stream; the beginnings of long texts are read at once, but for their last `keep` tokens."""
         proposals = torch.empty(len(self.live), 0, dtype=torch.long, device="cpu") if proposals is None else proposals
         counts = counts or [0] * len(self.live)
         if self._twin is not self.model:
@@ -130,7 +101,7 @@ class RaggedStream:
             [*tokens, *[0] * (width - len(tokens)), *range(1, 1 + len(tokens)), *[NO_SLOT] * (width - len(tokens))]
             for tokens in (texts.get(row, nothing) for row in self.live)
         ]
-        uploaded = self._uploaded(values)
+        uploaded = self.upload(values)
         return Block(uploaded[:, :width], uploaded[:, width:], {row: len(tokens) for row, tokens in texts.items()}, begins=True)
 
     def _block(
@@ -152,22 +123,10 @@ class RaggedStream:
             slots = range(self.lengths[row] + 1, self.lengths[row] + 1 + fed.get(row, 0))
             padding = [NO_SLOT] * (width - len(known))
             values.append([0] * len(padding) + known + padding + [*slots] + [NO_SLOT] * (len(known) + chunk - len(slots)))
-        uploaded = self._uploaded(values)
+        uploaded = self.upload(values)
         return Block(torch.cat([uploaded[:, :width], proposals.to(self.device)], dim=1), uploaded[:, width:], fed, begins)
 
-    def _uploaded(self, values: list[list[int]]) -> torch.Tensor:
-        return torch.tensor(values, device="cpu", pin_memory=self.device.type == "cuda").to(self.device, non_blocking=True)
-
-    def logits(self, block: Block, keep: int) -> torch.Tensor:
-        """float32 logits of a block's last positions, [rows, keep, vocabulary]; meaningless at padding."""
-        logits: torch.Tensor = self.run("logits", lambda logits: logits, block, keep)
-        return logits
-
     def run(self, name: str, function: Callable[..., Any], block: Block, keep: int, *inputs: torch.Tensor) -> Any:
-        """A function of such logits and further inputs, captured together with the forward if CUDA graphs are on.
-
-        It must not wait for the device, and have a name of its own among the functions that run on this model.
-        """
         for row, count in block.fed.items():
             self.lengths[row] += count
             self.tokens += count
@@ -181,11 +140,9 @@ class RaggedStream:
         return self.workspace.run((name, keep, width, block.begins), forward, block.tokens, block.slots, *inputs)
 
     def rewind(self, row: int, response: int) -> None:
-        """Drops a row's tokens after its prompt and the first `response` tokens."""
         self.lengths[row] = min(self.lengths[row], len(self.prompts[row]) + response)
 
     def select(self, live: list[int]) -> None:
-        """Drops all live rows but these."""
         if live != self.live:
             self.workspace.cache.select(torch.tensor([self.live.index(row) for row in live], device="cpu"))
             self.live = live
@@ -216,13 +173,6 @@ class RaggedStream:
         if positions > self.long and self._twin is not self.model:
             return attention_spans(self._twin, slots)
         return attention_masks(self._twin, slots, width, self._heads_per_key if positions > 1 else 1)
-
-
-@contextmanager
-def open_stream(model: PreTrainedModel, prompts: list[list[int]], room: int, capturing: bool) -> Iterator[RaggedStream]:
-    """A model's stream for one call; see `RaggedStream`, and `workspace` for `room` and `capturing`."""
-    with workspace(model, len(prompts), max(map(len, prompts)), room, capturing) as buffers:
-        yield RaggedStream(model, prompts, buffers)
 
 
 def real_tokens(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -13,7 +13,7 @@ from .checks import not_finite, vocabulary_size
 from .cuda_graphs import DRAWING
 
 if TYPE_CHECKING:
-    from .ragged_stream import Block, RaggedStream
+    from .stream import Stream
 
 SAMPLING_WARPERS = (
     transformers.TemperatureLogitsWarper,
@@ -84,7 +84,7 @@ def choose(logits: torch.Tensor, warpers: LogitsProcessorList | None, noise: tor
     return drawn.clamp(min=0), not_finite(logits) | (drawn < 0), probabilities
 
 
-def choice(warpers: LogitsProcessorList | None) -> Callable[[RaggedStream, Block], Choice]:
+def choice(warpers: LogitsProcessorList | None) -> Callable[[Stream, Any], Choice]:
     """`choose` after a block of a stream, captured together with the forward if CUDA graphs are on."""
     if warpers is None:
         return lambda stream, block: stream.run("argmax", lambda logits: choose(logits[:, 0], None), block, 1)
@@ -92,7 +92,7 @@ def choice(warpers: LogitsProcessorList | None) -> Callable[[RaggedStream, Block
         return lambda stream, block: choose(stream.logits(block, 1)[:, 0], warpers)
     name = f"sample {[(type(warper).__name__, vars(warper)) for warper in warpers]}"
 
-    def sample(stream: RaggedStream, block: Block) -> Choice:
+    def sample(stream: Stream, block: Any) -> Choice:
         noise = exponential_noise(len(block.tokens), vocabulary_size(stream.model), device=stream.device)
         chosen: Choice = stream.run(name, lambda logits, noise: choose(logits[:, 0], warpers, noise), block, 1, noise)
         return chosen

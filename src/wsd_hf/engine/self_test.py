@@ -14,8 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .. import _compat
 from .attention import MASKED
+from .cache import RaggedCache
 from .checks import context_size, not_finite, vocabulary_size
-from .ragged_stream import open_stream
+from .cuda_graphs import Workspace
+from .ragged_stream import RaggedStream
 
 LONGEST = 20
 """Tokens of a text."""
@@ -56,7 +58,7 @@ def failed_self_test(model: PreTrainedModel) -> str | None:
         known = _verdicts.get(model)
     if known is not None and known[0] == circumstances:
         return known[1]
-    bare = _bare(model, {})
+    bare = bare_copy(model, {})
     plain = bare if circumstances[2] in MASKED else _compat.with_attention(bare, "eager")
     texts = _texts(bare)
     with torch.no_grad():
@@ -67,7 +69,7 @@ def failed_self_test(model: PreTrainedModel) -> str | None:
         if not_finite(wanted).any():
             return None
         try:
-            passed = all(_close(logits, reference, model) for logits, reference in _ragged(bare, texts.tolist(), wanted))
+            passed = all(close(logits, reference, model) for logits, reference in _ragged(bare, texts.tolist(), wanted))
             failure = None if passed else "has other logits on a cache with rows of different length than without a cache"
         except torch.OutOfMemoryError:
             return None
@@ -95,23 +97,23 @@ def _ragged(
     rows = [(0, max(1, longest // 4)), (1, max(1, longest // 2)), (0, max(1, longest * 3 // 4))]
     prompts = [texts[text][:length] for text, length in rows]
     others = [texts[1 - text][:REJECTED] for text, _ in rows]
-    with open_stream(model, prompts, max(ADVANCES), False) as stream:
-        stream.long = MOST_MASKED
-        block = stream.block([*prompts], torch.tensor(others, device="cpu"), [REJECTED] * len(rows), COMPARED)
-        logits = stream.logits(block, keep=block.tokens.shape[1])[:, :-REJECTED]
-        for row, (text, length) in enumerate(rows):
-            count = min(length, COMPARED)
-            yield logits[row, -count:], wanted[text, length - count : length]
-            stream.rewind(row, 0)
-        advances = [texts[text][length : length + more] for (text, length), more in zip(rows, ADVANCES, strict=True)]
-        block = stream.block([*advances])
-        logits = stream.logits(block, keep=block.tokens.shape[1])
-        for row, (text, length) in enumerate(rows):
-            count = len(advances[row])
-            yield logits[row, logits.shape[1] - count :], wanted[text, length : length + count]
+    stream = RaggedStream(model, prompts, Workspace(RaggedCache(model.config)))
+    stream.long = MOST_MASKED
+    block = stream.block([*prompts], torch.tensor(others, device="cpu"), [REJECTED] * len(rows), COMPARED)
+    logits = stream.logits(block, keep=block.tokens.shape[1])[:, :-REJECTED]
+    for row, (text, length) in enumerate(rows):
+        count = min(length, COMPARED)
+        yield logits[row, -count:], wanted[text, length - count : length]
+        stream.rewind(row, 0)
+    advances = [texts[text][length : length + more] for (text, length), more in zip(rows, ADVANCES, strict=True)]
+    block = stream.block([*advances])
+    logits = stream.logits(block, keep=block.tokens.shape[1])
+    for row, (text, length) in enumerate(rows):
+        count = len(advances[row])
+        yield logits[row, logits.shape[1] - count :], wanted[text, length : length + count]
 
 
-def _close(logits: torch.Tensor, wanted: torch.Tensor, model: PreTrainedModel) -> bool:
+def close(logits: torch.Tensor, wanted: torch.Tensor, model: PreTrainedModel) -> bool:
     """True if most tokens' logits, [tokens, vocabulary], differ by no more than rounding.
 
     Differences are measured against the spread of a token's logits. Medians, over the vocabulary and over tokens, pass over
@@ -134,7 +136,7 @@ def _tolerance(model: PreTrainedModel) -> float:
     return min(0.25, max(1e-4, 32 * max(torch.finfo(dtype).eps for dtype in dtypes)))
 
 
-def _bare(module: torch.nn.Module, made: dict[int, Any]) -> Any:
+def bare_copy(module: torch.nn.Module, made: dict[int, Any]) -> Any:
     """A copy of a module over the same weights, in evaluation mode, with narrow windows, without hooks and compiled code."""
     if id(module) not in made:
         made[id(module)] = bare = object.__new__(type(module))
@@ -143,7 +145,7 @@ def _bare(module: torch.nn.Module, made: dict[int, Any]) -> Any:
             state.pop("forward", None)
         state |= {"training": False, "_compiled_call_impl": None}
         state |= {"_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict()}
-        state["_modules"] = {name: child and _bare(child, made) for name, child in module._modules.items()}
+        state["_modules"] = {name: child and bare_copy(child, made) for name, child in module._modules.items()}
         vars(bare).update(state)
     return made[id(module)]
 

@@ -16,6 +16,7 @@ from .attention import MASKED, has_twin
 from .cache import LAYER_TYPES
 from .call import Call
 from .checks import context_size, rotary
+from .recurrent_support import is_recurrent, recurrent_self_test
 from .sampling import SAMPLING_WARPERS
 from .self_test import failed_self_test
 
@@ -90,9 +91,12 @@ def unsupported_model(name: str, model: PreTrainedModel) -> str | None:
         return f"the {name} stretches its rotary positions as the text grows"
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return f"the {name} cannot compute logits for the last positions only"
-    if unknown := _layer_types(text) - LAYER_TYPES:
-        return f"the {name} has layers of type {min(unknown)!r}, which can't be rewound row by row"
-    failure = failed_self_test(model)
+    if is_recurrent(model):
+        failure = recurrent_self_test(model).failure
+    elif unknown := _layer_types(text) - LAYER_TYPES:
+        failure = f"has layers of type {min(unknown)!r}, which can't be rewound row by row"
+    else:
+        failure = failed_self_test(model)
     return failure and f"the {name} {failure}"
 
 

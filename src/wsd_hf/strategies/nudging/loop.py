@@ -9,11 +9,13 @@ import torch
 from ...engine.call import Call
 from ...engine.checks import closing_token_id, eos_token_ids, logits_error, not_finite, vocabulary_size
 from ...engine.pilot_side import PilotSide
-from ...engine.ragged_stream import RaggedStream, open_stream, real_tokens
+from ...engine.ragged_stream import real_tokens
 from ...engine.rows import Rows
 from ...engine.sampling import draw, split
 from ...engine.stats import Stats, peak_memory, work
 from ...engine.strategy import StrategyOutput
+from ...engine.stream import Stream
+from ...engine.streams import open_stream
 from ...text.bridge import Bridge
 from ...text.settled_tokens import ContinuationTokenizer
 from .next_word import LONGEST, Word, Words
@@ -33,7 +35,7 @@ class Opinion(NamedTuple):
 class Nudging:
     """One call. B rows, V tokens in the base's vocabulary; tensors on the device have the live rows only."""
 
-    def __init__(self, call: Call, base: RaggedStream, words: Words, threshold: float) -> None:
+    def __init__(self, call: Call, base: Stream, words: Words, threshold: float) -> None:
         self.base, self.words, self.rows = base, words, Rows(call)
         self.proposed = 0
         self._processors, self._warpers = split(call.processors)

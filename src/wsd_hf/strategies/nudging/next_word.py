@@ -10,9 +10,9 @@ import torch
 from ...engine.call import Call
 from ...engine.checks import check_readable, check_shared, eos_token_ids, logits_error, vocabulary_size
 from ...engine.pilot_side import PilotSide
-from ...engine.ragged_stream import RaggedStream
 from ...engine.rows import Rows
 from ...engine.sampling import choice
+from ...engine.stream import Stream
 from ...text.bridge import Bridge
 from ...text.settled_tokens import ContinuationTokenizer
 
@@ -38,9 +38,7 @@ class Words:
     the pilot continues right there: so words in a row are what the pilot would have written alone.
     """
 
-    def __init__(
-        self, call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTokenizer, stream: RaggedStream
-    ) -> None:
+    def __init__(self, call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTokenizer, stream: Stream) -> None:
         self.stream, self._bridge, self._encoder = stream, bridge, encoder
         self._choice = choice(side.warpers)
         self._end_token_ids = side.end_token_ids

@@ -14,6 +14,7 @@ from ...engine.cache import RaggedCache
 from ...engine.checks import context_size, logits_error, not_finite, rotary, vocabulary_size
 from ...engine.cuda_graphs import Workspace
 from ...engine.ragged_stream import RaggedStream
+from ...engine.recurrent_support import is_recurrent
 from ...engine.supported import unsupported_model
 from ...errors import WSDValueError
 from ...text.settled_tokens import common_prefix
@@ -33,7 +34,7 @@ class Reader:
     def __init__(self, name: str, model: PreTrainedModel) -> None:
         self.name, self.model = name, model
         self.forwards = self.tokens = 0
-        self._keeps = unsupported_model(name, model) is None
+        self._keeps = not is_recurrent(model) and unsupported_model(name, model) is None
         self._forget()
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from ...engine.call import Call
 from ...engine.checks import check_kind, closing_token_id, eos_token_ids, vocabulary_size
 from ...engine.numbers import check_positive_integer, check_probability
 from ...engine.pilot_side import bridge_to_base, pilot_side
+from ...engine.recurrent_support import reads_single_tokens
 from ...engine.strategy import StrategyConfig, check_choice, keyword
 from ...engine.supported import stateful_reason, unsupported_reason
 from ...errors import WSDValueError
@@ -135,7 +136,7 @@ class WSDConfig(StrategyConfig):
     def _step_by_step(self, call: Call, setup: DraftSetup) -> bool:
         if self.engine == "step":
             return True
-        reason = unsupported_reason(call, setup.side.model)
+        reason = unsupported_reason(call, setup.side.model) or reads_single_tokens("base", call.base)
         if reason and self.engine == "fast":
             raise WSDValueError(f"wsd_engine='fast' cannot serve this call: {reason}")
         if self.engine == "auto":

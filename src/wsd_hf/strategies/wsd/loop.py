@@ -12,11 +12,13 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from ...engine.acceptance import keep_or_redraw
 from ...engine.call import Call
 from ...engine.checks import logits_error, not_finite, vocabulary_size
-from ...engine.ragged_stream import RaggedStream, open_stream, real_tokens
+from ...engine.ragged_stream import real_tokens
 from ...engine.rows import Rows
 from ...engine.sampling import FREE, SAMPLING_WARPERS, draw, force
 from ...engine.scores import Record
 from ...engine.stats import Stats, peak_memory, work
+from ...engine.stream import Stream
+from ...engine.streams import open_stream
 from ...text.bridge import Offer, OneVocabulary
 from .draft import Draft, DraftSetup
 from .pace import CHUNKS, Pace, Price
@@ -50,7 +52,7 @@ class Decoding:
         proposed, kept: tokens of the pilot, in the base's vocabulary.
     """
 
-    def __init__(self, call: Call, base: RaggedStream, proposer: Proposer, draft: Draft, pace: Pace) -> None:
+    def __init__(self, call: Call, base: Stream, proposer: Proposer, draft: Draft, pace: Pace) -> None:
         settings = call.generation_config
         records = settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
         self.base, self.proposer, self.draft, self.pace = base, proposer, draft, pace
