@@ -408,7 +408,8 @@ class Prompts:
         if self.rows is None:
             mask = kwargs.get("attention_mask")
             mask = torch.ones_like(kwargs["input_ids"]) if mask is None else mask
-            real = mask.bool() if mask.ndim == 2 else ~mask[:, 0, :, 0]
+            first = mask.bool().logical_not() if mask.ndim == 2 else mask[:, 0, : kwargs["input_ids"].shape[1], 0]
+            real = ~first if first.dtype == torch.bool else first < 0  # padding lies in the slot that no token may attend to
             self.rows = [row[kept].tolist() for row, kept in zip(kwargs["input_ids"], real, strict=True)]
 
     def __enter__(self) -> Prompts:
