@@ -99,11 +99,12 @@ RAGGED = sorted(FAMILIES.keys() - {"bloom", "mamba", "qwen3_next", "bamba"})
 
 MORE_RAGGED = """
     afmoe apertus arcee aria_text axk1 beam biogpt bitnet codegen cohere cohere2 cohere2_moe ctrl cwm dbrx deepseek_v2
-    deepseek_v3 diffllama dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma3n_text gemma4_text glm glm4
+    deepseek_v3 diffllama doge dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma3n_text gemma4_text glm glm4
     glm4_moe glm4_moe_lite gpt_bigcode gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa
-    granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe laguna mellum
-    mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 modernbert-decoder mpt nanochat nemotron olmo olmo2 olmo3 olmoe
-    persimmon phi phimoe qwen2_moe qwen3_moe seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm youtu
+    granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe laguna
+    llama4_text mellum mimo_v2_flash minicpm3 minimax_m2 ministral ministral3 modernbert-decoder mpt nanochat nemotron olmo
+    olmo2 olmo3 olmoe persimmon phi phimoe qwen2_moe qwen3_moe seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm
+    youtu
 """.split()  # noqa: SIM905
 """Further families that the fast path serves; not every version of transformers has all of them."""
 
@@ -187,7 +188,8 @@ RECURRENT: dict[str, dict[str, Any]] = {
 SINGLE_TOKENS = {"falcon_mamba", "jamba", "mamba"}
 """Those of them that continue from their state with one token only."""
 
-IMAGE_TEXT = ["gemma3", "gemma4", "glm4v", "idefics3", "internvl", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
+IMAGE_TEXT = ["gemma3", "gemma4", "glm4v", "idefics3", "internvl", "llama4", "llava", "mistral3"]
+IMAGE_TEXT += ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
 """Families with parts for images that the fast path serves for text."""
 
 _TINY: dict[str, Any] = {

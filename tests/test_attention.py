@@ -26,7 +26,8 @@ from wsd_hf.engine.ragged_stream import RaggedStream
 from wsd_hf.engine.supported import unsupported_model
 
 LONG = ["llama", "mistral", "gemma2", "gemma3_text", "gpt2", "opt", "falcon", "phi3", "gpt_oss", "llama4_text", "mimo_v2_flash"]
-"""Full, sliding and chunked attention, bounded scores, sinks, learned positions; Falcon keeps its own attention."""
+LONG += ["gemma3", "llama4", "qwen2_vl"]
+"""Full, sliding and chunked attention, bounded scores, sinks, learned positions; wrappers; Falcon keeps its own attention."""
 
 WIDE = {"max_position_embeddings": 20_000}
 

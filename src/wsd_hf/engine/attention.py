@@ -28,8 +28,8 @@ WITHOUT_FORM = "wsd_hf_sdpa"
 QUERIES = 256
 """Most queries of a long block whose mask, and whose scores if they have a form of their own, are held at a time."""
 
-HARMLESS = {"is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "output_attentions"}
-HARMLESS |= {"output_router_logits"}
+HARMLESS = {"is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "logits_to_keep", "return_dict"}
+HARMLESS |= {"output_attentions", "output_hidden_states", "output_router_logits"}
 """Keywords of attention functions in transformers that change nothing here: the masks hold what they describe."""
 
 
