@@ -10,7 +10,7 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import wsd_hf
-from families import FAMILIES, IMAGE, IMAGE_TEXT, MARK, MORE_RAGGED, PAD, PAGE, RAGGED, table, tiny_model, tiny_pilot
+from families import EOS, FAMILIES, IMAGE, IMAGE_TEXT, MARK, MORE_RAGGED, PAD, PAGE, RAGGED, table, tiny_model, tiny_pilot
 from oracle import compose, left_padded, plain_tokens, random_prompt, response
 from test_fast_path import FiresAt, both, decode
 from wsd_hf.engine.supported import unsupported_model
@@ -109,8 +109,8 @@ def test_the_fast_path_writes_the_pilots_greedy_text_and_then_the_bases(family: 
     prompt = random_prompt(1, 6)
     settings = {"switch_criteria": FiresAt(switch), "max_new_tokens": 20, "eos_token_id": None}
     fast, _ = both(base, pilot, prompt, **settings)
-    draft = plain_tokens(pilot, prompt, switch, eos_token_id=None)
-    rest = plain_tokens(base, torch.cat([prompt, torch.tensor([draft])], dim=1), 20 - switch, eos_token_id=None)
+    draft = [token for token in plain_tokens(pilot, prompt, switch, eos_token_id=EOS) if token != EOS]
+    rest = plain_tokens(base, torch.cat([prompt, torch.tensor([draft]).long()], dim=1), 20 - len(draft), eos_token_id=None)
     assert fast.sequences[0, 6:].tolist() == draft + rest
 
 
