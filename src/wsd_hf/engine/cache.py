@@ -138,8 +138,8 @@ def attention_masks(model: PreTrainedModel, slots: torch.Tensor, width: int, rep
     """Attention masks: a query sees its row's slots from 1 to its own, within the window or the chunk of its layer.
 
     `slots` are those of the queries, LongTensor[batch, q], `width` the number of slots attended to. A mask is
-    [batch, 1, q, width], added to the scores (boolean for transformers' own sdpa on a CPU), and repeated along q for query heads that
-    share keys.
+    [batch, 1, q, width], added to the scores (boolean for transformers' own sdpa on a CPU), and repeated along q for query
+    heads that share keys.
     """
     last, key = slots[:, None, :, None], torch.arange(width, device=slots.device)
 
