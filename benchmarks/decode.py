@@ -139,17 +139,21 @@ def cpu_ways(settings: Settings, turns: int) -> list[Way]:
 
 
 def gpu_ways(settings: Settings, turns: int) -> list[Way]:
-    """Plain in both forms, WSD, and assisted generation for one row; slow ways take fewer turns."""
-    ways = [Way(COMPILED, settings.compiled, turns, warm_up=2, hooked=False), Way(PLAIN, settings.plain, min(turns, 2))]
+    """Plain in both forms, WSD, and assisted generation for one row; slow ways take fewer turns, but all of them warm up."""
+
+    def way(name: str, run: Callable[[], Any], turns: int, agreement: float | None = None, warm_up: int = 1) -> Way:
+        return Way(name, run, turns, warm_up, agreement, hooked=False)
+
+    short = settings.prompt == min(PROMPTS)
+    ways = [way(COMPILED, settings.compiled, turns, warm_up=2), way(PLAIN, settings.plain, 2)]
     for agreement in AGREEMENTS:
-        fast = Way(FAST, settings.wsd, turns, warm_up=3, agreement=agreement, hooked=False)
-        ways.append(fast)
-        if settings.batch == 1:
-            ways.append(Way(ASSISTED, settings.assisted, 1, agreement=agreement))
-        if agreement == 0.8 and settings.prompt == min(PROMPTS):
-            ways.append(Way(STEP, lambda: settings.wsd("step"), 1, agreement=agreement))
+        ways.append(way(FAST, settings.wsd, turns, agreement, warm_up=2))
+        if settings.batch == 1 and (short or agreement == 0.8):
+            ways.append(way(ASSISTED, settings.assisted, 2, agreement))
+        if agreement == 0.8 and short:
+            ways.append(way(STEP, lambda: settings.wsd("step"), 1, agreement))
             if settings.batch == 1 and hasattr(settings.pair.base.generation_config, "assistant_ensemble_weight"):
-                ways.append(Way("assisted, ensemble weight 0.5", settings.ensemble, 1, agreement=agreement))
+                ways.append(way("assisted, ensemble weight 0.5", settings.ensemble, 1, agreement))
     return ways
 
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from wsd_hf.engine import cuda_graphs
 from wsd_hf.engine.ragged_stream import RaggedStream
 
 
@@ -195,33 +196,33 @@ def counter(counts: dict[str, int], name: str) -> Callable[..., None]:
 
 def bare_seconds(run: Callable[[], Any]) -> float | None:
     """Time of the CUDA graphs of one run, replayed back to back, and of its forwards without one; None without any graph."""
-    graphs: list[torch.cuda.CUDAGraph] = []
+    replays: list[Callable[[], None]] = []
     eager: list[Callable[[], float]] = []
-    replay, forward = torch.cuda.CUDAGraph.replay, RaggedStream.run
+    replay, forward = cuda_graphs._Replay.__call__, RaggedStream.run
 
-    def kept(graph: torch.cuda.CUDAGraph) -> None:
-        graphs.append(graph)
-        replay(graph)
+    def kept(captured: Any, *inputs: torch.Tensor) -> Any:
+        replays.append(captured.graph.replay)
+        return replay(captured, *inputs)
 
     def timed(stream: RaggedStream, *args: Any, **kwargs: Any) -> Any:
-        replayed, stop = len(graphs), clock(cuda=True)
+        replayed, stop = len(replays), clock(cuda=True)
         out = forward(stream, *args, **kwargs)
-        if len(graphs) == replayed:
+        if len(replays) == replayed:
             eager.append(stop())
         return out
 
-    torch.cuda.CUDAGraph.replay, RaggedStream.run = kept, timed  # type: ignore[method-assign]
+    cuda_graphs._Replay.__call__, RaggedStream.run = kept, timed  # type: ignore[method-assign]
     try:
         run()
     finally:
-        torch.cuda.CUDAGraph.replay, RaggedStream.run = replay, forward  # type: ignore[method-assign]
+        cuda_graphs._Replay.__call__, RaggedStream.run = replay, forward  # type: ignore[method-assign]
     torch.cuda.synchronize()
     stop = clock(cuda=True)
-    for graph in graphs:
-        replay(graph)
+    for again in replays:
+        again()
     span = stop()
     torch.cuda.synchronize()
-    return span() + sum(seconds() for seconds in eager) if graphs else None
+    return span() + sum(seconds() for seconds in eager) if replays else None
 
 
 def clock(cuda: bool) -> Callable[[], Callable[[], float]]:

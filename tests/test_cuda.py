@@ -31,6 +31,10 @@ DEVICES = ["cuda:0", "cuda:1"]
 TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
 
+UNCAPTURED = {"falcon"}
+"""Families that can't be captured: lists as indices are copied from the host."""
+
+
 def on_cuda(family: str = "llama", noise: float = 0.15, device: str = "cuda") -> tuple[PreTrainedModel, PreTrainedModel]:
     """A pair of its own, in float64."""
     models = [copy.deepcopy(model) for model in pair(family, noise)]
@@ -77,8 +81,9 @@ def test_random_calls_give_what_they_give_step_by_step(family: str, cuda_graphs:
     for index in range(6):
         case = random_case(rng, padded=family not in UNPADDED)
         both(*pairs[index % 2], **there(case), wsd_cuda_graphs=cuda_graphs)
-    assert bool(captured) == cuda_graphs
-    assert not any(model in graphs._REFUSED for models in pairs for model in models)
+    captures = cuda_graphs and family not in UNCAPTURED
+    assert bool(captured) == captures
+    assert captures or not cuda_graphs or all(model in graphs._REFUSED for models in pairs for model in models)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -241,8 +241,10 @@ def _capturable(func: Any, args: Any, out: Any) -> bool:
         return False
     if name in ("_to_copy", "copy_"):
         return len({tensor.device for tensor in (*args, out) if isinstance(tensor, torch.Tensor)}) == 1
-    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):  # masks become indices, whose number is read
-        return not any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        # Masks become indices, whose number is read, and lists become indices on the host.
+        indices = [index for index in args[1] if index is not None]
+        return not any(index.dtype in (torch.bool, torch.uint8) or index.device != args[0].device for index in indices)
     seeded = torch.Tag.nondeterministic_seeded in func.tags and not name.startswith("_scaled_dot_product")
     return not (seeded or {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
 
