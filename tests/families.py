@@ -188,7 +188,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
 SINGLE_TOKENS = {"falcon_mamba", "jamba", "mamba"}
 """Those of them that continue from their state with one token only."""
 
-IMAGE_TEXT = ["gemma3", "gemma4", "glm4v", "idefics3", "internvl", "llama4", "llava", "mistral3"]
+IMAGE_TEXT = ["gemma3", "gemma4", "glm4v", "got_ocr2", "idefics3", "internvl", "llama4", "llava", "llava_onevision", "mistral3"]
 IMAGE_TEXT += ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
 """Families with parts for images that the fast path serves for text."""
 

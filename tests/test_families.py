@@ -81,6 +81,10 @@ def pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     except RuntimeError:
         exact = False
     base, pilot = models if exact else [copy.deepcopy(model) for model in (tiny_model(family), tiny_pilot(family))]
+    with torch.no_grad():
+        beginning, whole = base(ROWS[2]).logits, base(torch.cat([ROWS[2], ROWS[0]], dim=1)).logits
+    if not torch.allclose(beginning, whole[:, : ROWS[2].shape[1]], atol=1e-3):
+        pytest.skip(f"{family} reads ahead in this version of transformers")  # Doge, until prompts without padding got a mask
     return wsd_hf.enable_wsd(base), pilot
 
 
