@@ -22,7 +22,7 @@ bench: .venv/ready
 gpu:
 	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
 	$(PYTHON) -m pytest -q -n 8 tests/test_cuda.py
-	$(PYTHON) benchmarks/decode.py --preset gpu
+	$(PYTHON) benchmarks/decode.py --preset gpu --out benchmarks/results/gpu.json
 
 lint: .venv/ready
 	.venv/bin/ruff check .
