@@ -127,14 +127,14 @@ def cpu_ways(settings: Settings, turns: int) -> list[Way]:
     ways = [Way(PLAIN, settings.plain, turns)]
     for agreement in AGREEMENTS:
         ways.append(Way(FAST, settings.wsd, turns, agreement=agreement, hooked=False))
-        if small == 64 or (agreement == 0.8 and small <= 1024):
+        if agreement == 0.8 and small <= 1024:
             others: dict[str, Callable[[], Any]] = {
                 "official procedure": settings.official,
                 STEP: lambda: settings.wsd("step"),
                 "WSD fast, no speculation": lambda: settings.wsd(wsd_speculate=False),
                 ASSISTED: settings.assisted,
             }
-            ways += [Way(name, run, 1 if small > 64 else 2, agreement=agreement) for name, run in others.items()]
+            ways += [Way(name, run, 1, agreement=agreement) for name, run in others.items()]
     return [*ways, Way("plain, static cache", settings.static, 1)] if small <= 1024 else ways
 
 
