@@ -121,13 +121,13 @@ class Settings:
 
 
 def cpu_ways(settings: Settings, turns: int) -> list[Way]:
-    """Plain and WSD everywhere; all others where that takes seconds."""
-    small = settings.batch * settings.prompt
-    turns = turns if small <= 1024 else min(turns, 2)
+    """Plain and WSD everywhere; all others, and a third turn, where that takes seconds."""
+    small = settings.batch * settings.prompt <= 256
+    turns = turns if small else min(turns, 2)
     ways = [Way(PLAIN, settings.plain, turns)]
     for agreement in AGREEMENTS:
         ways.append(Way(FAST, settings.wsd, turns, agreement=agreement, hooked=False))
-        if agreement == 0.8 and small <= 1024:
+        if agreement == 0.8 and small:
             others: dict[str, Callable[[], Any]] = {
                 "official procedure": settings.official,
                 STEP: lambda: settings.wsd("step"),
@@ -135,7 +135,7 @@ def cpu_ways(settings: Settings, turns: int) -> list[Way]:
                 ASSISTED: settings.assisted,
             }
             ways += [Way(name, run, 1, agreement=agreement) for name, run in others.items()]
-    return [*ways, Way("plain, static cache", settings.static, 1)] if small <= 1024 else ways
+    return [*ways, Way("plain, static cache", settings.static, 1)] if small else ways
 
 
 def gpu_ways(settings: Settings, turns: int) -> list[Way]:
