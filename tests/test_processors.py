@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import itertools
@@ -249,7 +250,7 @@ def synth_id() -> Any:
 
 
 def guidance() -> Any:
-    return UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, tiny_model("llama").double(), random_prompt(5, 3))
+    return UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, copy.deepcopy(tiny_model("llama")).double(), random_prompt(5, 3))
 
 
 def derived() -> Any:
