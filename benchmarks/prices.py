@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from wsd_hf.engine.ragged_stream import open_stream
+from wsd_hf.engine.streams import open_stream
 
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17)
 

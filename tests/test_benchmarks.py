@@ -87,3 +87,10 @@ def test_a_real_pair_is_taken_apart(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert 0 <= wsd["agreement"] <= 1
     assert wsd["base_ms"] > 0 < wsd["pilot_ms"]
     assert "A token of wsd costs" in capsys.readouterr().out
+
+
+def test_prices_of_forwards_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    import prices
+
+    prices.main(preset="gpu-tiny", turns=1, threads=1, batches="1,2", widths="64")
+    assert capsys.readouterr().out.count("(1.00)") >= 2
