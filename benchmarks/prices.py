@@ -1,4 +1,4 @@
-"""Prices of forwards, from which the constants of `wsd_hf.strategies.wsd.pace` are taken.
+"""Prices of forwards, from which the constants of `wsd_hf.speculation.pace` are taken.
 
 python benchmarks/prices.py                              # the pair of decode.py
 python benchmarks/prices.py --base DIR --pilot DIR       # a real one

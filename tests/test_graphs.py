@@ -21,7 +21,7 @@ from test_faults import PilotBroke, failing
 from test_two_vocabularies import GOLDEN, NOISE, a_call, a_world
 from test_two_vocabularies import both as both_of_two
 from wsd_hf.engine import cuda_graphs as graphs
-from wsd_hf.strategies.wsd.pace import CAPTURED, Price
+from wsd_hf.speculation.pace import CAPTURED, Price
 
 
 class Captures:

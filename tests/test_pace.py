@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from families import tiny_model
-from wsd_hf.strategies.wsd.pace import CAPTURED, CHUNKS, CPU, EAGER, Pace, Price, Rates
+from wsd_hf.speculation.pace import CAPTURED, CHUNKS, CPU, EAGER, Pace, Price, Rates
 
 FREE_POSITIONS = Rates(layer=0.0, several=0.0, token=0.0)
 

@@ -11,7 +11,20 @@ import wsd_hf
 
 ROOT = Path(wsd_hf.__file__).parent
 
-FLOORS = ["errors", "_compat", "files", "text", "engine", "strategies", "generation", "trace", "hub", "tiny", "pair"]
+FLOORS = [
+    "errors",
+    "_compat",
+    "files",
+    "text",
+    "engine",
+    "speculation",
+    "strategies",
+    "generation",
+    "trace",
+    "hub",
+    "tiny",
+    "pair",
+]
 FLOORS += ["integrations", "bundle", "comparison", "cli", "__main__"]
 """Modules and folders at the top level, each of which imports only those before it."""
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .engine.strategy import StrategyOutput
 from .errors import WSDValueError
+from .speculation.rule import SwitchReason
 from .strategies.wsd.config import WSDConfig
-from .strategies.wsd.draft import SwitchReason
 from .strategies.wsd.output import WSDOutput
 from .strategies.wsd.switch import confidence
 from .text.visible import html_text, visible

@@ -83,8 +83,9 @@ class StrategyConfig:
 
     @classmethod
     def keywords(cls) -> dict[str, Field[Any]]:
-        """The field of each keyword of `generate` that is a setting."""
-        return {setting.metadata.get("keyword", cls.prefix + setting.name): setting for setting in fields(cls)}
+        """The field of each keyword of `generate` that is a setting; those of the class itself before the inherited ones."""
+        ordered = sorted(fields(cls), key=lambda setting: setting.name not in vars(cls).get("__annotations__", ()))
+        return {setting.metadata.get("keyword", cls.prefix + setting.name): setting for setting in ordered}
 
     def to_dict(self) -> dict[str, Any]:
         """The settings under their keys in a `GenerationConfig`; without objects, which no file can hold."""

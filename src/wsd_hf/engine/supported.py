@@ -166,13 +166,13 @@ def unsupported_reason(call: Call, pilot: PreTrainedModel) -> str | None:
     )
 
 
-def stateful_reason(call: Call) -> str | None:
-    """Names a processor or criterion that may keep state between calls; None if there is none.
+def stateful_reason(call: Call, setting: str) -> str | None:
+    """Names a processor or criterion that may keep state between calls; None if there is none. `setting` vouches for it.
 
     Ragged streams call them with each row's exact prefix, but rows advance unequally, and rejected proposals repeat calls:
     state from step to step, as grammars keep it, would be wrong.
     """
     for item in (*call.processors, *call.criteria):
         if not depends_on_prefix_only(item):
-            return f"{type(item).__name__} may keep a state from step to step (wsd_engine='fast' if it does not)"
+            return f"{type(item).__name__} may keep a state from step to step ({setting}='fast' if it does not)"
     return None

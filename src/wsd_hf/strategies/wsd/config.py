@@ -9,33 +9,26 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.utils import logging
 
 from ...engine.call import Call
 from ...engine.checks import check_kind, closing_token_id, eos_token_ids, vocabulary_size
 from ...engine.numbers import check_positive_integer, check_probability
 from ...engine.pilot_side import bridge_to_base, pilot_side
-from ...engine.recurrent_support import reads_single_tokens
-from ...engine.strategy import StrategyConfig, check_choice, keyword
-from ...engine.supported import stateful_reason, unsupported_reason
+from ...engine.strategy import check_choice, keyword
 from ...errors import WSDValueError
-from . import loop, stepwise
-from .draft import Draft, DraftSetup
+from ...speculation import loop
+from ...speculation.config import SpeculativeConfig
+from ...speculation.setup import Setup
+from . import stepwise
+from .draft import Draft
 from .output import WSDOutput
 from .switch import SwitchCriteria
 
-logger = logging.get_logger(__name__)
-
-MOST_PROPOSALS = 64
-"""Most tokens that a pilot may be set to propose at a time: all of them are held, and forwards run, before any is checked."""
-
-
 DraftEnd = Literal["continue", "stop"]
-Engine = Literal["auto", "fast", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WSDConfig(StrategyConfig):
+class WSDConfig(SpeculativeConfig):
     """Settings of Weak-to-Strong Decoding; the defaults are the paper's (arXiv 2506.07434).
 
     Args:
@@ -45,16 +38,9 @@ class WSDConfig(StrategyConfig):
             and warns.
         draft_end: when the draft ends unconfirmed (by the pilot's EOS or the limit), `"continue"` lets the base write
             on, as the paper does; `"stop"` ends the response there with the base's EOS.
-        engine: `"auto"` takes the fast path wherever it is known to be exact, else the step-by-step path; `"fast"` and
-            `"step"` force one. Greedy responses are the same. Forcing `"fast"` vouches for processors and criteria of your own:
-            they must depend on the prefix that they are shown, and not on earlier calls.
-        speculate: on the fast path, let the pilot go on proposing after the switch; the base keeps what it would have
-            written itself, so responses (when sampling: their distribution) are the same, in fewer forwards.
-        chunk: on the fast path, how many tokens the pilot proposes at a time, 1 to 64; None adapts to how often it is right.
-        assistant_do_sample: whether the pilot samples; None: as the base does.
         switch_criteria: a `StoppingCriteria` in the place of the paper's rule; see `SwitchCriteria`.
-        cuda_graphs: on the fast path, capture forwards as CUDA graphs where models allow it. They and their caches are kept
-            for later calls, in at most an eighth of the device's memory.
+
+    The other settings are those of `SpeculativeConfig`.
 
     Raises:
         WSDValueError: naming the field, the value and the rule.
@@ -70,26 +56,18 @@ class WSDConfig(StrategyConfig):
     window_size: int = 6
     max_draft_tokens: int = 512
     draft_end: DraftEnd = "continue"
-    engine: Engine = "auto"
-    speculate: bool = True
-    chunk: int | None = None
-    cuda_graphs: bool = True
-    assistant_do_sample: bool | None = field(default=None, metadata=keyword("assistant_do_sample"))
     switch_criteria: StoppingCriteria | None = field(default=None, metadata=keyword("switch_criteria", travels=False))
 
     name: ClassVar[str] = "wsd"
     prefix: ClassVar[str] = "wsd_"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "threshold", check_probability("threshold", self.threshold))
         for name in ("window_size", "max_draft_tokens"):
             object.__setattr__(self, name, check_positive_integer(name, getattr(self, name)))
-        switches = {"speculate": (True, False), "cuda_graphs": (True, False), "assistant_do_sample": (True, False, None)}
-        for name, choices in {"draft_end": get_args(DraftEnd), "engine": get_args(Engine), **switches}.items():
-            check_choice(name, getattr(self, name), choices)
+        check_choice("draft_end", self.draft_end, get_args(DraftEnd))
         check_kind("switch_criteria", self.switch_criteria, StoppingCriteria, StoppingCriteriaList)
-        if self.chunk is not None:
-            object.__setattr__(self, "chunk", check_positive_integer("chunk", self.chunk, MOST_PROPOSALS))
         if self.window_size > self.max_draft_tokens:
             warnings.warn(
                 f"window_size={self.window_size} is larger than max_draft_tokens={self.max_draft_tokens}: "
@@ -98,7 +76,7 @@ class WSDConfig(StrategyConfig):
                 stacklevel=3,
             )
 
-    def draft_setup(self, call: Call) -> DraftSetup:
+    def draft_setup(self, call: Call) -> Setup[Draft]:
         """The pilot's side of a call and its draft, checked; runs no forward."""
         side, vocabulary = pilot_side(call, self.assistant_do_sample), vocabulary_size(call.base)
         limits = side.room.clamp(max=min(self.max_draft_tokens, sys.maxsize)).tolist()
@@ -107,16 +85,16 @@ class WSDConfig(StrategyConfig):
             raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id to a token that it has")
         criteria = self.switch_criteria or SwitchCriteria(self.threshold, self.window_size)
         draft = Draft(criteria, len(call.input_ids), vocabulary, closing)
-        return DraftSetup(side, max(limits), draft, bridge_to_base(call, side, limits))
+        return Setup(side, bridge_to_base(call, side, limits), draft, max(limits))
 
     def decode(self, call: Call) -> WSDOutput:
         """Decodes on the fast path or step by step; the sequences are the same."""
         setup = self.draft_setup(call)
-        if self._step_by_step(call, setup):
+        if self.step_by_step(call, setup.side.model):
             output, stats = stepwise.decode(call, setup)
         else:
             output, stats = loop.decode(call, setup, self.chunk, self.speculate, self.cuda_graphs)
-        draft, device = setup.draft, call.input_ids.device
+        draft, device = setup.rule, call.input_ids.device
         width = output.sequences.shape[1] - call.input_ids.shape[1]
         if width < call.budget:
             for row in range(len(draft.drafting)):
@@ -132,15 +110,3 @@ class WSDConfig(StrategyConfig):
             draft_log_probs=draft.all_log_probs.to(device),
             switch_reason=draft.reasons,
         )
-
-    def _step_by_step(self, call: Call, setup: DraftSetup) -> bool:
-        if self.engine == "step":
-            return True
-        reason = unsupported_reason(call, setup.side.model) or reads_single_tokens("base", call.base)
-        if reason and self.engine == "fast":
-            raise WSDValueError(f"wsd_engine='fast' cannot serve this call: {reason}")
-        if self.engine == "auto":
-            reason = reason or stateful_reason(call)
-        if reason:
-            logger.warning_once(f"Weak-to-Strong Decoding goes step by step, since {reason}")
-        return reason is not None

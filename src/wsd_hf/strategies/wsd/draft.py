@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
 
 import torch
 from transformers import StoppingCriteria
 
 from ...engine.checks import check_shared
-from ...engine.pilot_side import PilotSide
 from ...engine.rows import GrowingTensor
-from ...text.bridge import Bridge
+from ...speculation.rule import Drafted, Rule, SwitchReason
 from .switch import SwitchCriteria
 
-SwitchReason = Literal["confident", "draft_ended", "draft_limit", "budget", "stopped"]
 
-
-class Draft:
+class Draft(Rule):
     """The draft of one call of `generate`, one token at a time in each row; on the CPU, and without any model.
 
     `closing_token_id` ends the response where a draft ended unconfirmed; None: the base writes on.
@@ -30,6 +26,7 @@ class Draft:
     """
 
     def __init__(self, switch_criteria: StoppingCriteria, rows: int, vocabulary: int, closing_token_id: int | None) -> None:
+        super().__init__(rows)
         self.reasons: list[SwitchReason] = ["budget"] * rows
         self.token_ids: list[list[int]] = [[] for _ in range(rows)]
         self.log_probs: list[list[float]] = [[] for _ in range(rows)]
@@ -57,16 +54,13 @@ class Draft:
         self.stop(row, "budget" if full else "stopped")
         self._closing.discard(row)
 
-    def take(self, offered: Mapping[int, tuple[int, float]]) -> dict[int, int]:
-        """Appends a token, with the base's log-probability of it, to the drafts of some rows.
-
-        Returns the tokens that rows must take now; the base chooses for all other rows.
-        """
-        forced = self.closing() | {row: token for row, (token, _) in offered.items()}
-        check_shared(max((token for token, _ in offered.values()), default=0), self._vocabulary)
-        for row, (token, log_prob) in offered.items():
-            self.token_ids[row].append(token)
-            self.log_probs[row].append(log_prob)
+    def take(self, offered: Mapping[int, Drafted]) -> dict[int, int]:
+        """As every rule; the base chooses for all rows that are not returned."""
+        forced = self.closing() | {row: drafted.token for row, drafted in offered.items()}
+        check_shared(max((drafted.token for drafted in offered.values()), default=0), self._vocabulary)
+        for row, drafted in offered.items():
+            self.token_ids[row].append(drafted.token)
+            self.log_probs[row].append(drafted.log_prob)
         for row in self._fired(offered):
             self.stop(row, "confident")
         return forced
@@ -94,13 +88,3 @@ class Draft:
             in_all = torch.as_tensor(found, device="cpu").expand(len(lengths)).tolist()
             fired += [row for row in rows if lengths[row] == length and in_all[row]]
         return fired
-
-
-class DraftSetup(NamedTuple):
-    """Everything that one call drafts with."""
-
-    side: PilotSide
-    longest: int
-    """Most tokens that any row may draft."""
-    draft: Draft
-    bridge: Bridge

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ...engine.strategy import StrategyOutput
-from .draft import SwitchReason
+from ...speculation.rule import SwitchReason
 
 
 @dataclass

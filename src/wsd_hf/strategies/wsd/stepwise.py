@@ -14,8 +14,10 @@ from ...engine.hf_loop import WatchedCriteria, base_tokens, run
 from ...engine.lockstep_stream import LockstepStream
 from ...engine.sampling import FREE, choose, force
 from ...engine.stats import Stats, Work, peak_memory, work
+from ...speculation.rule import Drafted
+from ...speculation.setup import Setup
 from ...text.bridge import DraftOver, Offer
-from .draft import DraftSetup
+from .draft import Draft
 
 
 class DraftSteps:
@@ -27,11 +29,11 @@ class DraftSteps:
         proposed: tokens that the pilot has proposed, in the base's vocabulary.
     """
 
-    def __init__(self, setup: DraftSetup) -> None:
-        self.draft = setup.draft
+    def __init__(self, setup: Setup[Draft]) -> None:
+        self.draft = setup.rule
         self.stream = LockstepStream(setup.side.model, *setup.side.prompt, setup.longest)
         self.taken = self.proposed = 0
-        self.by_pilot = torch.tensor(setup.draft.drafting, device="cpu")
+        self.by_pilot = torch.tensor(setup.rule.drafting, device="cpu")
         self._bridge = setup.bridge
         self._warpers = setup.side.warpers
         self._offers = [Offer([], None) for _ in setup.side.prompt.input_ids]
@@ -56,7 +58,7 @@ class DraftSteps:
     def _take(self, tokens: dict[int, int], logits: torch.Tensor) -> dict[int, int]:
         index = torch.tensor([tokens.get(row, 0) for row in range(len(logits))], device=logits.device)[:, None]
         log_probs = logits.log_softmax(dim=-1).gather(1, index.clamp(max=logits.shape[-1] - 1)).squeeze(1).tolist()
-        forced = self.draft.take({row: (token, log_probs[row]) for row, token in tokens.items()})
+        forced = self.draft.take({row: Drafted(token, log_probs[row]) for row, token in tokens.items()})
         if self._bridge.token_by_token:
             self._stop_exhausted("draft_limit")
         return forced
@@ -91,7 +93,7 @@ class DraftSteps:
                 self.draft.stop(row, over)
 
 
-def decode(call: Call, setup: DraftSetup) -> tuple[GenerateDecoderOnlyOutput, Stats]:
+def decode(call: Call, setup: Setup[Draft]) -> tuple[GenerateDecoderOnlyOutput, Stats]:
     """Decodes with any causal base; returns the output of transformers' loop, and the work done."""
     criteria, steps, writers = WatchedCriteria(call.criteria), DraftSteps(setup), deque[torch.Tensor]()
     output = run(call, [_DraftThenShape(call, steps, criteria, writers)], criteria, writers)
@@ -99,7 +101,7 @@ def decode(call: Call, setup: DraftSetup) -> tuple[GenerateDecoderOnlyOutput, St
         Work(steps.taken, base_tokens(call, steps.taken)),
         work(steps.stream),
         proposed=steps.proposed,
-        kept=sum(setup.draft.lengths),
+        kept=sum(setup.rule.lengths),
         peak_memory=peak_memory(call.base, setup.side.model),
     )
 

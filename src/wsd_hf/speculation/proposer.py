@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import torch
 
-from ...engine.checks import logits_error
-from ...engine.rows import Rows
-from ...engine.sampling import FREE, choice
-from ...engine.stream import Stream
-from ...text.bridge import Offer, OneVocabulary
-from .draft import DraftSetup
+from ..engine.checks import logits_error
+from ..engine.rows import Rows
+from ..engine.sampling import FREE, choice
+from ..engine.stream import Stream
+from ..text.bridge import Offer, OneVocabulary
+from .rule import Rule
+from .setup import Setup
 
 
 class Proposals(NamedTuple):
@@ -50,7 +51,7 @@ class Proposals(NamedTuple):
 class Proposer:
     """The pilot, and the bridge that its tokens take to the base; its cache has room for so many tokens of a response."""
 
-    def __init__(self, stream: Stream, setup: DraftSetup, room: int) -> None:
+    def __init__(self, stream: Stream, setup: Setup[Rule], room: int) -> None:
         self.stream, self.bridge = stream, setup.bridge
         self._choice = choice(setup.side.warpers)
         self._room = room

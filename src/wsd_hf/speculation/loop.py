@@ -9,20 +9,21 @@ from typing import Any, NamedTuple
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ...engine.acceptance import keep_or_redraw
-from ...engine.call import Call
-from ...engine.checks import logits_error, not_finite, vocabulary_size
-from ...engine.ragged_stream import real_tokens
-from ...engine.rows import Rows
-from ...engine.sampling import FREE, SAMPLING_WARPERS, draw, force
-from ...engine.scores import Record
-from ...engine.stats import Stats, peak_memory, work
-from ...engine.stream import Stream
-from ...engine.streams import open_stream
-from ...text.bridge import Offer, OneVocabulary
-from .draft import Draft, DraftSetup
+from ..engine.acceptance import keep_or_redraw
+from ..engine.call import Call
+from ..engine.checks import logits_error, not_finite, vocabulary_size
+from ..engine.ragged_stream import real_tokens
+from ..engine.rows import Rows
+from ..engine.sampling import FREE, SAMPLING_WARPERS, draw, force
+from ..engine.scores import Record
+from ..engine.stats import Stats, peak_memory, work
+from ..engine.stream import Stream
+from ..engine.streams import open_stream
+from ..text.bridge import Offer, OneVocabulary
 from .pace import CHUNKS, Pace, Price
 from .proposer import Proposals, Proposer
+from .rule import Drafted, Rule
+from .setup import Setup
 
 
 class Verdict(NamedTuple):
@@ -52,7 +53,7 @@ class Decoding:
         proposed, kept: tokens of the pilot, in the base's vocabulary.
     """
 
-    def __init__(self, call: Call, base: Stream, proposer: Proposer, draft: Draft, pace: Pace) -> None:
+    def __init__(self, call: Call, base: Stream, proposer: Proposer, draft: Rule, pace: Pace) -> None:
         settings = call.generation_config
         records = settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
         self.base, self.proposer, self.draft, self.pace = base, proposer, draft, pace
@@ -127,7 +128,7 @@ class Decoding:
             self._check_finite(verdict, position, following)
             drafting = [row for row in following if draft.drafting[row]]
             offered = {
-                row: (verdict.proposed[row][position], verdict.log_probs[row][position])
+                row: Drafted(verdict.proposed[row][position], verdict.log_probs[row][position])
                 for row in drafting
                 if position < len(offers[row].tokens)
             }
@@ -252,7 +253,7 @@ class Decoding:
 
 
 def decode(
-    call: Call, setup: DraftSetup, chunk: int | None, speculate: bool, cuda_graphs: bool
+    call: Call, setup: Setup[Rule], chunk: int | None, speculate: bool, cuda_graphs: bool
 ) -> tuple[GenerateDecoderOnlyOutput, Stats]:
     """Decodes a call that `unsupported_reason` allows; the settings are those of `WSDConfig`."""
     settings, side = call.generation_config, setup.side
@@ -265,7 +266,7 @@ def decode(
     ):
         prices = [Price.of(stream.model, stream.workspace.captures) for stream in (base, pilot)]
         pace = Pace(prices[0], prices[1], chunk, speculate)
-        decoding = Decoding(call, base, Proposer(pilot, setup, pilot_room), setup.draft, pace)
+        decoding = Decoding(call, base, Proposer(pilot, setup, pilot_room), setup.rule, pace)
         decoding.run()
         stats = Stats(
             work(base),
