@@ -431,7 +431,7 @@ def test_a_misspelt_setting_is_named_with_the_one_that_is_near(key: str, near: s
 
 
 def test_a_setting_like_no_other_is_named_alone() -> None:
-    with pytest.raises(wsd_hf.WSDValueError, match=r"^wsd_zzzzz: unknown key .* known are .*switch_criteria$"):
+    with pytest.raises(wsd_hf.WSDValueError, match=r"^wsd_zzzzz: unknown key .* known are .*assistant_do_sample$"):
         wsd_hf.WSDConfig.resolve({}, None, with_key("wsd_zzzzz"))
 
 
