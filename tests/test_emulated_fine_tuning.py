@@ -34,18 +34,26 @@ def emulate(base: PreTrainedModel, ids: Any, tuned: PreTrainedModel, untuned: Pr
     )
 
 
+def close(scores: torch.Tensor, logits: torch.Tensor) -> None:
+    torch.testing.assert_close(scores, logits, rtol=0, atol=1e-5 * logits.abs().max().item())
+    torch.testing.assert_close(scores.softmax(dim=-1), logits.softmax(dim=-1), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("case", EFT["direct"], ids=lambda case: f"{case['w']} {case['base_r']}")
 def test_official_runs_with_one_prompt(case: dict[str, Any]) -> None:
     models = golden("base"), golden(case["tune_r"]), golden(case["base_r"])
     for run in case["prompts"]:
         call = functools.partial(emulate, models[0], [run["input_ids"]], *models[1:], beta=case["w"], max_new_tokens=16)
-        out = call(do_sample=False, return_dict_in_generate=True, output_scores=True)
         logits = torch.tensor(run["logits"])  # float32: up to 1.9e-5 from what the same models give in float64
-        torch.testing.assert_close(out.scores[0][0], logits, rtol=0, atol=1e-5 * logits.abs().max().item())
-        torch.testing.assert_close(out.scores[0][0].softmax(dim=-1), logits.softmax(dim=-1), rtol=0, atol=1e-5)
-        assert out.sequences[0].tolist() == run["greedy_ids"]
-        torch.manual_seed(7)
-        assert call(do_sample=True, temperature=0.7, top_k=50)[0].tolist() == run["sampled_ids_seed7_t0.7_k50"]
+        for engine in ("fast", "step"):
+            out = call(do_sample=False, eft_engine=engine, return_dict_in_generate=True, output_scores=True)
+            close(out.scores[0][0], logits)
+            assert out.sequences[0].tolist() == run["greedy_ids"]
+            assert call(do_sample=False, eft_engine=engine)[0].tolist() == run["greedy_ids"]
+        torch.manual_seed(7)  # step by step: the fast path draws in another order
+        assert (
+            call(eft_engine="step", do_sample=True, temperature=0.7, top_k=50)[0].tolist() == run["sampled_ids_seed7_t0.7_k50"]
+        )
 
 
 @pytest.mark.parametrize("case", EFT["prefix_wrapped"], ids=lambda case: f"{case['w']} {case['raw_prompt']}")
@@ -54,10 +62,11 @@ def test_official_runs_with_a_prompt_for_each_model(case: dict[str, Any]) -> Non
     prompt, tuned, untuned = (torch.tensor([tokenizer.encode(prefix)]) for prefix in case["prefixes"])
     models = golden("base"), prompt, golden("small_a_tuned"), golden("small_a_untuned")
     call = functools.partial(emulate, *models, assistant_input_ids=tuned, reference_input_ids=untuned, beta=case["w"])
-    out = call(do_sample=False, max_new_tokens=16)
-    assert [1, *out[0, prompt.shape[1] :].tolist()] == case["greedy_ids_with_leading_bos"]
+    for engine in ("fast", "step"):
+        out = call(do_sample=False, eft_engine=engine, max_new_tokens=16)
+        assert [1, *out[0, prompt.shape[1] :].tolist()] == case["greedy_ids_with_leading_bos"]
     torch.manual_seed(3)
-    out = call(do_sample=True, temperature=0.7, top_k=50, max_new_tokens=16)
+    out = call(eft_engine="step", do_sample=True, temperature=0.7, top_k=50, max_new_tokens=16)
     assert [1, *out[0, prompt.shape[1] :].tolist()] == case["sampled_ids_seed3"]
 
 
@@ -107,7 +116,8 @@ def test_equals_the_rule_in_plain_generate(family: str, settings: dict[str, Any]
     small = {"assistant_input_ids": tuned_ids, "assistant_attention_mask": tuned_mask}
     small |= {"reference_input_ids": untuned_ids, "reference_attention_mask": untuned_mask}
     torch.manual_seed(11)
-    got = emulate(base, ids, tuned, untuned, **small, beta=0.7, **common)
+    engine = "step" if settings["do_sample"] else "auto"  # the fast path draws in another order
+    got = emulate(base, ids, tuned, untuned, **small, beta=0.7, eft_engine=engine, **common)
     assert got.tolist() == expected.tolist()
 
 
@@ -138,7 +148,14 @@ def test_each_model_reads_its_prompt_once_and_every_token_once() -> None:
     ]
     try:
         out = emulate(
-            base, random_prompt(2, 7), tuned, untuned, max_new_tokens=5, eos_token_id=63, return_dict_in_generate=True
+            base,
+            random_prompt(2, 7),
+            tuned,
+            untuned,
+            max_new_tokens=5,
+            eos_token_id=63,
+            eft_engine="step",
+            return_dict_in_generate=True,
         )
     finally:
         for hook in hooks:
@@ -236,7 +253,7 @@ def test_logits_that_are_no_numbers_are_blamed_on_their_model() -> None:
     base, tuned, untuned = models("llama")
     broken = copy.deepcopy(untuned)
     broken.lm_head.weight.data[5] = float("nan")
-    with pytest.raises(wsd_hf.WSDLogitsError, match=r"the reference_model returned NaN .* at response token 1 of row 0"):
+    with pytest.raises(wsd_hf.WSDLogitsError, match=r"the reference returned NaN .* at response token 1 of row 0"):
         emulate(base, random_prompt(0, 4), tuned, broken, max_new_tokens=3, pad_token_id=PAD)
 
 
@@ -254,7 +271,7 @@ def test_tokens_that_no_small_model_ever_says_are_the_bases() -> None:
 
 def test_a_sum_that_is_no_number_is_told() -> None:
     base, *small = models("llama")
-    with pytest.raises(wsd_hf.WSDLogitsError, match="the emulated model returned NaN or infinite logits at response token 1"):
+    with pytest.raises(wsd_hf.WSDLogitsError, match="the target returned NaN or infinite logits at response token 1"):
         emulate(base, random_prompt(0, 4), *small, beta=1e40, max_new_tokens=2, pad_token_id=PAD)
 
 

@@ -674,7 +674,7 @@ def test_a_family_that_cannot_rewind_is_refused_by_name_and_goes_step_by_step(
     with pytest.raises(wsd_hf.WSDValueError, match=f"the {role} raises ValueError on a cache with rows"):
         decode(base, pilot)
     step = decode(base, pilot, wsd_engine="step")
-    logger = wsd_hf.strategies.wsd.config.logger
+    logger = wsd_hf.speculation.config.logger
     logger.warning_once.cache_clear()
     monkeypatch.setattr(logger.parent, "propagate", True)
     for _ in range(3):

@@ -14,7 +14,7 @@ FREE_POSITIONS = Rates(layer=0.0, several=0.0, token=0.0)
 
 def pace(pilot: float, rates: Rates = FREE_POSITIONS, fixed: int | None = None, speculate: bool = True) -> Pace:
     """A pace for a pilot whose forward costs so much of the base's."""
-    return Pace(Price(0.0, 1e9, rates), Price(0.0, pilot * 1e9, rates), fixed, speculate)
+    return Pace([Price(0.0, 1e9, rates), Price(0.0, pilot * 1e9, rates)], fixed, speculate)
 
 
 def settle(pace: Pace, agreement: float) -> Pace:

@@ -20,8 +20,11 @@ from .hub.loading import load_pilot
 from .hub.publishing import push_pilot
 from .integrations.pipelines import WSDTextGenerationPipeline
 from .pair import Pair
+from .strategies.blend import BlendConfig
 from .strategies.emulated_fine_tuning import EmulatedFineTuningConfig
+from .strategies.ensemble import EnsembleConfig
 from .strategies.nudging.config import NudgingConfig
+from .strategies.product import ProductConfig
 from .strategies.search.config import SearchConfig
 from .strategies.search.output import SearchOutput
 from .strategies.search.value import ImplicitValue
@@ -43,11 +46,14 @@ __all__ = [
     "URIAL_PROMPT",
     "AnswerStreamer",
     "AutoModelForCausalLM",
+    "BlendConfig",
     "EmulatedFineTuningConfig",
+    "EnsembleConfig",
     "ImplicitValue",
     "NudgingConfig",
     "Packed",
     "Pair",
+    "ProductConfig",
     "SearchConfig",
     "SearchOutput",
     "Stats",

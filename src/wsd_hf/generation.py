@@ -40,8 +40,8 @@ class WSDGenerationMixin(GenerationMixin):
         Args:
             *args: as for transformers' `generate`.
             strategy: None (plain transformers), the name of a strategy, or its settings object: "wsd" (`WSDConfig`), "nudging"
-                (`NudgingConfig`), "emulated_fine_tuning" (`EmulatedFineTuningConfig`), "weak_to_strong_search"
-                (`SearchConfig`).
+                (`NudgingConfig`), "emulated_fine_tuning" (`EmulatedFineTuningConfig`), "product" (`ProductConfig`), "ensemble"
+                (`EnsembleConfig`), "blend" (`BlendConfig`), "weak_to_strong_search" (`SearchConfig`).
             assistant_model: the pilot, a loaded causal model. Of `torch.compile(model)` the model inside is used, as of a base
                 in transformers; `model.compile()` compiles the forwards that are run.
             assistant_input_ids: the pilot's prompt, LongTensor[batch, prompt]; default: the base's, or its text.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from typing import Any
 
 from ..errors import WSDValueError
@@ -40,6 +41,15 @@ def as_number(value: Any) -> int | float | None:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         return None
+
+
+def check_number(name: str, value: Any, least: float = -math.inf) -> float:
+    """`value` as a finite float of at least `least`; raises for anything else."""
+    number = as_number(value)
+    if number is None or not abs(number) <= sys.float_info.max or number < least:
+        limit = "" if least == -math.inf else f" of at least {least:g}"
+        raise WSDValueError(f"{name}={value!r}: must be a finite number{limit}")
+    return float(number)
 
 
 def check_integer(name: str, value: Any) -> int:

@@ -40,15 +40,20 @@ def pilot_side(call: Call, do_sample: bool | None) -> PilotSide:
     one = same_vocabulary(*sizes, call.tokenizer, pilot.tokenizer)
     check_room("base", call.base, call.prompt.attention_mask)
     prompt = pilot.prompt(call.prompt, call.copies, call.tokenizer, one)
-    samples = call.generation_config.do_sample if do_sample is None else do_sample
     return PilotSide(
         pilot.model,
         prompt,
-        LogitsProcessorList(p for p in call.processors if type(p) in SAMPLING_WARPERS) if samples else None,
+        pilot_warpers(call, do_sample),
         check_room("pilot", pilot.model, prompt.attention_mask).cpu(),
         eos_token_ids(pilot.model.generation_config) | eos_token_ids(pilot.tokenizer),
         one,
     )
+
+
+def pilot_warpers(call: Call, do_sample: bool | None) -> LogitsProcessorList | None:
+    """The call's warpers, with which the pilot samples; None if it is greedy. It samples as the base does unless told."""
+    samples = call.generation_config.do_sample if do_sample is None else do_sample
+    return LogitsProcessorList(p for p in call.processors if type(p) in SAMPLING_WARPERS) if samples else None
 
 
 def bridge_to_base(call: Call, side: PilotSide, limits: list[int]) -> Bridge:

@@ -55,6 +55,7 @@ class Rows:
     Args:
         call: whose prompts are answered, and whose criteria and streamer see every token.
         record: holds the scores that criteria are shown; None: they are shown none.
+        one_writer: whether each token is the pilot's or the base's; False where every token is the work of several models.
 
     Attributes:
         responses: token ids of each row's response.
@@ -62,7 +63,7 @@ class Rows:
         finished: for each row, whether its response has ended.
     """
 
-    def __init__(self, call: Call, record: Record | None = None) -> None:
+    def __init__(self, call: Call, record: Record | None = None, one_writer: bool = True) -> None:
         self.device = call.input_ids.device
         self.responses: list[list[int]] = [[] for _ in call.input_ids]
         self.by_pilot: list[list[bool]] = [[] for _ in call.input_ids]
@@ -75,7 +76,7 @@ class Rows:
         self._criteria = StoppingCriteriaList(criterion for criterion, rule in rules if rule is None)
         # transformers' own criteria follow their input to the host, where the decision is made.
         self._criteria_device = torch.device("cpu") if all(map(depends_on_prefix_only, self._criteria)) else self.device
-        self._call, self._record = call, record
+        self._call, self._record, self._one_writer = call, record, one_writer
         self._streamed = 0
 
     @property
@@ -116,8 +117,10 @@ class Rows:
         return values.new_zeros(len(self.responses), *values.shape[1:]).index_copy_(0, index, values)
 
     @property
-    def written_by_pilot(self) -> torch.Tensor:
-        """Response tokens that the pilot wrote, BoolTensor[batch, longest]; False after a response's end."""
+    def written_by_pilot(self) -> torch.Tensor | None:
+        """Response tokens that the pilot wrote, BoolTensor[batch, longest], False after a response's end; None without them."""
+        if not self._one_writer:
+            return None
         start = torch.empty(len(self.responses), 0, dtype=torch.bool, device="cpu")
         return GrowingTensor(start, self.by_pilot, False).first(max(self.lengths)).clone().to(self.device)
 
@@ -147,8 +150,8 @@ class Rows:
         settled = min(growing, default=max(self.lengths))
         for column in range(self._streamed, settled):
             tokens = [row[column] if column < len(row) else self._call.pad_token_id for row in self.responses]
-            by_pilot = [column < len(row) and row[column] for row in self.by_pilot]
-            self._call.stream(torch.tensor(tokens, device="cpu"), torch.tensor(by_pilot, device="cpu"))
+            by_pilot = torch.tensor([column < len(row) and row[column] for row in self.by_pilot], device="cpu")
+            self._call.stream(torch.tensor(tokens, device="cpu"), by_pilot if self._one_writer else None)
         self._streamed = max(self._streamed, settled)
 
 

@@ -84,18 +84,24 @@ def choose(logits: torch.Tensor, warpers: LogitsProcessorList | None, noise: tor
     return drawn.clamp(min=0), not_finite(logits) | (drawn < 0), probabilities
 
 
-def choice(warpers: LogitsProcessorList | None) -> Callable[[Stream, Any], Choice]:
-    """`choose` after a block of a stream, captured together with the forward if CUDA graphs are on."""
-    if warpers is None:
-        return lambda stream, block: stream.run("argmax", lambda logits: choose(logits[:, 0], None), block, 1)
-    if any(isinstance(warper, WAITING) for warper in warpers):
-        return lambda stream, block: choose(stream.logits(block, 1)[:, 0], warpers)
-    name = f"sample {[(type(warper).__name__, vars(warper)) for warper in warpers]}"
+def choice(warpers: LogitsProcessorList | None, with_logits: bool = False) -> Callable[[Stream, Any], Any]:
+    """`choose` after a block of a stream, and the logits if they are to be returned too, else None.
 
-    def sample(stream: Stream, block: Any) -> Choice:
+    It is captured together with the forward if CUDA graphs are on.
+    """
+
+    def chosen(logits: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor | None, ...]:
+        return *choose(logits[:, 0], warpers, noise), logits[:, 0] if with_logits else None
+
+    if warpers is None:
+        return lambda stream, block: stream.run(f"argmax {with_logits}", chosen, block, 1)
+    if any(isinstance(warper, WAITING) for warper in warpers):
+        return lambda stream, block: chosen(stream.logits(block, 1))
+    name = f"sample {with_logits} {[(type(warper).__name__, vars(warper)) for warper in warpers]}"
+
+    def sample(stream: Stream, block: Any) -> Any:
         noise = exponential_noise(len(block.tokens), vocabulary_size(stream.model), device=stream.device)
-        chosen: Choice = stream.run(name, lambda logits, noise: choose(logits[:, 0], warpers, noise), block, 1, noise)
-        return chosen
+        return stream.run(name, chosen, block, 1, noise)
 
     return sample
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -155,11 +155,11 @@ def _rope_types(parameters: Any) -> set[str]:
     return {str(parameters.get("rope_type"))}.union(*map(_rope_types, parameters.values()))
 
 
-def unsupported_reason(call: Call, pilot: PreTrainedModel) -> str | None:
-    """The first reason against serving a call on ragged streams; None if there is none."""
+def unsupported_reason(call: Call, small: Mapping[str, PreTrainedModel]) -> str | None:
+    """The first reason against serving a call on ragged streams, its small models by name; None if there is none."""
+    models = {"base": call.base, **small}
     return (
-        unsupported_model("base", call.base)
-        or unsupported_model("pilot", pilot)
+        next(filter(None, (unsupported_model(name, model) for name, model in models.items())), None)
         or unsupported_options(call.generation_config)
         or unsupported_inputs(call)
         or unsupported_items((*call.processors, *call.criteria))

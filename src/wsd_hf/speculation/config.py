@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -55,11 +56,11 @@ class SpeculativeConfig(StrategyConfig):
         if self.chunk is not None:
             object.__setattr__(self, "chunk", check_positive_integer("chunk", self.chunk, MOST_PROPOSALS))
 
-    def step_by_step(self, call: Call, pilot: PreTrainedModel) -> bool:
-        """True if a call goes step by step; raises if it can't be served by the engine that was forced."""
+    def step_by_step(self, call: Call, small: Mapping[str, PreTrainedModel]) -> bool:
+        """True if a call, its small models by name, goes step by step; raises if the engine that was forced can't serve it."""
         if self.engine == "step":
             return True
-        reason = unsupported_reason(call, pilot) or reads_single_tokens("base", call.base)
+        reason = unsupported_reason(call, small) or reads_single_tokens("base", call.base)
         if reason and self.engine == "fast":
             raise WSDValueError(f"{self.prefix}engine='fast' cannot serve this call: {reason}")
         if self.engine == "auto":

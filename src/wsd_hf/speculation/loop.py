@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
@@ -20,89 +21,146 @@ from ..engine.stats import Stats, peak_memory, work
 from ..engine.stream import Stream
 from ..engine.streams import open_stream
 from ..text.bridge import Offer, OneVocabulary
+from .config import SpeculativeConfig
 from .pace import CHUNKS, Pace, Price
 from .proposer import Proposals, Proposer
-from .rule import Drafted, Rule
+from .rule import Drafted, Logits, Rule, over_vocabulary
 from .setup import Setup
-
-
-class Verdict(NamedTuple):
-    """One step on the host: for each live row, c proposals and the position after them, in lists of c + 1."""
-
-    proposed: dict[int, list[int]]
-    """Token ids; `FREE` at the end."""
-    pilot_not_finite: dict[int, list[int]]
-    base_not_finite: dict[int, list[int]]
-    own: dict[int, list[int]]
-    """Token ids: the base's own, if all positions can be chosen for at once."""
-    afresh: Mapping[int, list[int]] = MappingProxyType({})
-    """Token ids: the base's own, drawn without regard to the proposal; only where some row drafts."""
-    log_probs: Mapping[int, list[float]] = MappingProxyType({})
-    """The base's log-probabilities of the proposals, of float32 precision; only where some row drafts."""
+from .verdict import FAULTS, Own, Scored, Verdict, entropies, log_probs, on_host
 
 
 class Decoding:
     """One call on the fast path.
 
-    B rows, up to c proposals of the pilot for each, V tokens in the base's vocabulary. Rows that have not finished are live:
-    tensors on the device have those only, and the host knows them all.
+    B rows, up to c proposals for each, V tokens in the base's vocabulary. Rows that have not finished are live: tensors on
+    the device have those only, and the host knows them all.
+
+    Args:
+        call: whose prompts are answered.
+        base: its stream.
+        proposer: the pilot's side.
+        rule: of the strategy.
+        pace: chooses c.
+        reference: stream of the reference model, for rules that read it.
+        one_writer: as for `Rows`.
 
     Attributes:
         rows: prompts and responses.
         record: scores and logits of every token, if the call returns them.
-        proposed, kept: tokens of the pilot, in the base's vocabulary.
+        proposed, kept: tokens proposed, in the base's vocabulary.
     """
 
-    def __init__(self, call: Call, base: Stream, proposer: Proposer, draft: Rule, pace: Pace) -> None:
+    def __init__(
+        self,
+        call: Call,
+        base: Stream,
+        proposer: Proposer,
+        rule: Rule,
+        pace: Pace,
+        reference: Stream | None = None,
+        one_writer: bool = True,
+    ) -> None:
         settings = call.generation_config
         records = settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
-        self.base, self.proposer, self.draft, self.pace = base, proposer, draft, pace
+        self.base, self.proposer, self.rule, self.pace, self.reference = base, proposer, rule, pace, reference
         self.record = Record(len(call.input_ids)) if records else None
-        self.rows = Rows(call, self.record if settings.output_scores else None)
+        self.rows = Rows(call, self.record if settings.output_scores else None, one_writer)
         self.proposed = self.kept = 0
-        self._processors, self._do_sample = call.processors, settings.do_sample
+        self._processors, self._settings = call.processors, settings
         self._vocabulary = vocabulary_size(base.model)
         # Warpers look at one position's scores only, so that all positions can be chosen for at once; any other processor
         # is shown the exact prefix of each row.
         self._at_once = self.record is None and all(type(one) in SAMPLING_WARPERS for one in call.processors)
-        self._shrinks = not (base.workspace.captures or proposer.stream.workspace.captures)
+        self._streams = [base, proposer.stream, *([reference] if reference else [])]
+        self._shrinks = not any(stream.workspace.captures for stream in self._streams)
         # The base's logits after the last token that it was fed, [rows, V].
         self._last_logits = torch.empty(0, dtype=torch.float32, device=self.rows.device)
+        # Rows that have begun to draft in this step, after a token that the base has yet to read.
+        self._began: set[int] = set()
 
     def run(self) -> None:
         """Decodes until every row has finished."""
         while self.rows.unfinished:
-            self._shrink()
-            free = [row for row in self.rows.unfinished if not self.draft.drafting[row]]
-            drafting = sum(self.draft.drafting[row] for row in self.rows.unfinished)
-            chunk = self.pace.chunk(drafting, free=len(free))
-            proposals = self.proposer.propose(chunk, self.rows, self.draft.drafting)
-            kept = self._decide(proposals, self._check(proposals))
-            self._rewind()
-            counts = dict(zip(self.base.live, proposals.counts, strict=True))
-            self.proposed += sum(proposals.counts)
-            self.kept += sum(kept.values())
+            self.step()
+
+    def output(self) -> GenerateDecoderOnlyOutput:
+        """Sequences, and the scores and logits that the call returns."""
+        record, settings = self.record, self._settings
+        return GenerateDecoderOnlyOutput(
+            sequences=self.rows.sequences,
+            scores=record.columns("scores") if record and settings.output_scores else None,
+            logits=record.columns("logits") if record and settings.output_logits else None,
+        )
+
+    def stats(self) -> Stats:
+        """Work done so far."""
+        return Stats(
+            work(self.base),
+            work(self.proposer.stream),
+            work(self.reference) if self.reference else None,
+            proposed=self.proposed,
+            kept=self.kept,
+            cache_memory=sum(stream.workspace.cache.memory for stream in self._streams),
+            peak_memory=peak_memory(*(stream.model for stream in self._streams)),
+        )
+
+    def step(self, given: Mapping[int, list[int]] = MappingProxyType({})) -> None:
+        """Drafts, checks, decides and keeps, once for each row that has not finished and does not wait.
+
+        `given` are proposals for some free rows, in tokens of the base, in place of the pilot's.
+        """
+        self._shrink()
+        active = [row for row in self.rows.unfinished if not self.rule.waiting[row]]
+        drafting = sum(self.rule.drafting[row] for row in active)
+        free = [row for row in active if not self.rule.drafting[row] and row not in given]
+        chunk = self.pace.chunk(drafting, free=len(free)) if drafting or free else 0
+        proposals = self.proposer.propose(chunk, self.rows, active, given)
+        kept = self._decide(proposals, self._score(proposals, active), active)
+        self._rewind()
+        counts = dict(zip(self.base.live, proposals.counts, strict=True))
+        self.proposed += sum(proposals.counts)
+        self.kept += sum(kept.values())
+        if free:
             self.pace.judged([(kept[row], counts[row]) for row in free])
 
     def _shrink(self) -> None:
         """Drops finished rows from the streams; where forwards are captured they stay, since shapes must."""
         live = self.rows.unfinished
         if self._shrinks and live != self.base.live:
-            if any(self.draft.drafting):
+            if len(self._last_logits) == len(self.base.live):
                 self._last_logits = self._last_logits[[self.base.live.index(row) for row in live]]
-            self.base.select(live)
-            self.proposer.stream.select(live)
+            for stream in self._streams:
+                stream.select(live)
 
-    def _check(self, proposals: Proposals) -> torch.Tensor:
-        """The base's logits before each proposal and after the last, [rows, c + 1, V]."""
-        responses, finished = self.rows.responses, self.rows.finished
-        missing = [None if finished[row] else self.base.missing(row, responses[row]) for row in self.base.live]
-        if not any(missing) and not any(proposals.counts):  # drafts that wait for the pilot's next word
+    def _score(self, proposals: Proposals, active: list[int]) -> Scored:
+        """The models' logits before each proposal and after the last, and the target's scores."""
+        base = self._check(proposals, active)
+        faults = FAULTS["base"] * not_finite(base) + FAULTS["pilot"] * proposals.not_finite
+        logits = Logits(base)
+        if proposals.logits is not None:
+            logits = logits._replace(pilot=over_vocabulary(proposals.logits, self._vocabulary))
+        if self.reference is not None:
+            reference = self._read(self.reference, proposals, active).to(base.device)
+            faults += FAULTS["reference"] * not_finite(reference)
+            logits = logits._replace(reference=over_vocabulary(reference, self._vocabulary))
+        target = self.rule.target(logits)
+        if target is not base:
+            faults += FAULTS["target"] * not_finite(target)
+        return Scored(logits, target, faults)
+
+    def _read(self, stream: Stream, proposals: Proposals, active: list[int]) -> torch.Tensor:
+        """A model's logits before each proposal and after the last, from one forward, [rows, c + 1, V]."""
+        missing = [stream.missing(row, self.rows.responses[row]) if row in active else None for row in stream.live]
+        return stream.logits(stream.block(missing, proposals.tokens[:, :-1], proposals.counts), keep=proposals.chunk + 1)
+
+    def _check(self, proposals: Proposals, active: list[int]) -> torch.Tensor:
+        """The base's logits."""
+        unread = {row: self.base.missing(row, self.rows.responses[row]) for row in active}
+        if not any(unread.values()) and not any(proposals.counts):  # drafts that wait for the pilot's next word
             return self._last_logits[:, None]
-        block = self.base.block(missing, proposals.tokens[:, :-1], proposals.counts)
-        logits = self.base.logits(block, keep=proposals.chunk + 1).to(self.rows.device)
-        if any(self.draft.drafting):
-            self._keep_last(logits, [new == [] for new in missing], proposals.counts)
+        logits = self._read(self.base, proposals, active).to(self.rows.device)
+        if any(self.rule.drafting):
+            self._keep_last(logits, [unread.get(row) == [] for row in self.base.live], proposals.counts)
         return logits
 
     def _keep_last(self, logits: torch.Tensor, fed: list[bool], counts: list[int]) -> None:
@@ -118,80 +176,81 @@ class Decoding:
             last = torch.tensor(counts, device="cpu").to(logits.device, non_blocking=True)
             self._last_logits = logits.gather(1, last[:, None, None].expand(-1, 1, self._vocabulary)).squeeze(1)
 
-    def _decide(self, proposals: Proposals, logits: torch.Tensor) -> dict[int, int]:
+    def _decide(self, proposals: Proposals, scored: Scored, active: list[int]) -> dict[int, int]:
         """Goes through the positions; a row follows while its tokens are the proposed ones. Returns the kept ones' counts."""
-        verdict, draft, rows = self._judge(proposals, logits), self.draft, self.rows
-        offers = self.proposer.offers(proposals, verdict.proposed, draft.drafting)
-        following = rows.unfinished
+        verdict, rule, rows = self._judge(proposals, scored), self.rule, self.rows
+        offers = self.proposer.offers(proposals, verdict.proposed)
+        following = active
         kept = dict.fromkeys(self.base.live, 0)
         for position in range(proposals.chunk + 1):
             self._check_finite(verdict, position, following)
-            drafting = [row for row in following if draft.drafting[row]]
-            offered = {
-                row: Drafted(verdict.proposed[row][position], verdict.log_probs[row][position])
-                for row in drafting
-                if position < len(offers[row].tokens)
-            }
+            drafting = [row for row in following if rule.drafting[row]]
+            offered = {row: _drafted(verdict, row, position) for row in drafting if position < len(offers[row].tokens)}
             ended = [row for row in drafting if row not in offered]
             self._stop_drafts(offers, ended)
-            following = [row for row in following if row in offered or not draft.drafting[row]]
-            forced = draft.take(offered)
+            following = [row for row in following if row in offered or not rule.drafting[row]]
+            forced = rule.take(offered)
             if self.proposer.bridge.token_by_token:
                 self._stop_drafts(offers, [row for row in offered if position + 1 == len(offers[row].tokens)], at_limit=True)
-            own = self._own(position, verdict, proposals, logits, forced, following, ended)
-            written = {row: forced[row] if row in forced else own[row] for row in following}
+            own = self._own(position, verdict, proposals, scored, forced, following, ended)
+            written = {row: forced[row] if row in forced else own[row].token for row in following}
             rows.append(written, by_pilot=offered)
             following = [row for row in following if written[row] == verdict.proposed[row][position]]
             for row in following:
                 kept[row] += 1
             for row in written:
                 if rows.finished[row]:
-                    draft.drop(row, rows.full(row))
-            following = [row for row in following if not rows.finished[row]]
+                    rule.drop(row, rows.full(row))
+                elif row in own:
+                    rule.written(row, *own[row])
+            stopped = [row for row in own if rule.drafting[row] or rule.waiting[row]]
+            self._began.update(stopped)
+            following = [row for row in following if not rows.finished[row] and row not in stopped]
             if not following:
                 break
         return kept
 
     def _check_finite(self, verdict: Verdict, position: int, following: list[int]) -> None:
         for row in following:
-            if verdict.pilot_not_finite[row][position] and self.draft.drafting[row]:
-                raise logits_error("pilot", len(self.rows.responses[row]), row)
-            if verdict.base_not_finite[row][position]:
-                raise logits_error("base", len(self.rows.responses[row]), row)
+            faults = verdict.faults[row][position]
+            if not (self.rule.drafting[row] or self.rule.reads_pilot):
+                faults &= ~FAULTS["pilot"]  # of a proposal
+            for model in FAULTS:
+                if faults & FAULTS[model]:
+                    raise logits_error(model, len(self.rows.responses[row]), row)
 
     def _stop_drafts(self, offers: dict[int, Offer], ended: list[int], at_limit: bool = False) -> None:
         """Stops drafts without further tokens; a limit shows with the last token, another end only after it."""
         for row in ended:
             reason = offers[row].over
             if reason is not None and (reason == "draft_limit" or not at_limit):
-                self.draft.stop(row, reason)
+                self.rule.stop(row, reason)
 
-    def _judge(self, proposals: Proposals, logits: torch.Tensor) -> Verdict:
+    def _judge(self, proposals: Proposals, scored: Scored) -> Verdict:
         """Everything from the device that the decision needs, in one transfer."""
-        drafting = any(self.draft.drafting)
+        drafting = any(self.rule.drafting)
         own = afresh = proposals.tokens
-        if self._at_once and not self._do_sample and not self._processors:
-            highest, own = logits.max(dim=-1)  # one pass over the vocabulary for both
-            bad, afresh = ~highest.isfinite(), own
-        else:
-            bad = not_finite(logits)
-            if self._at_once:
-                own, afresh = self._choices(proposals, logits, drafting)
-        parts = {"proposed": proposals.tokens, "pilot_not_finite": proposals.not_finite, "base_not_finite": bad, "own": own}
+        if self._at_once:
+            own, afresh = self._choices(proposals, scored.target, drafting)
+        parts = {"proposed": proposals.tokens, "faults": scored.faults, "own": own}
+        pilot = scored.logits.pilot if self._at_once and self.rule.weighs_written else None
+        if pilot is not None:
+            parts["own_by_pilot"] = log_probs(pilot, own)
         if drafting:
-            index = proposals.tokens.clamp(0, self._vocabulary - 1)[..., None]
-            log_probs = logits.log_softmax(dim=-1).gather(2, index).squeeze(2)
-            parts |= {"afresh": afresh, "log_probs": log_probs.view(torch.int32)}  # all travels as one tensor of integers
-        packed = torch.stack([part.long() for part in parts.values()]).cpu()
-        lists: dict[str, Any] = dict(zip(parts, packed.tolist(), strict=True))
-        if drafting:
-            lists["log_probs"] = packed[-1].int().view(torch.float32).tolist()
+            base = scored.logits.base
+            parts |= {"afresh": afresh, "log_probs": log_probs(base, proposals.tokens)}
+            if pilot is not None:
+                parts["afresh_by_pilot"] = log_probs(pilot, afresh)
+            if self.rule.reads_distributions:
+                distributions = base.log_softmax(dim=-1)
+                parts |= {"best_log_probs": distributions.amax(dim=-1), "entropies": entropies(distributions)}
+        lists = on_host(parts)
         return Verdict(**{name: dict(zip(self.base.live, rows, strict=True)) for name, rows in lists.items()})
 
-    def _choices(self, proposals: Proposals, logits: torch.Tensor, drafting: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The base's own tokens at all positions, and those drawn without regard to the proposals, each [rows, c + 1]."""
-        scores = self._processors(None, logits.flatten(0, 1).clone()).view_as(logits) if self._processors else logits
-        if not self._do_sample:
+    def _choices(self, proposals: Proposals, target: torch.Tensor, drafting: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target's own tokens at all positions, and those drawn without regard to the proposals, each [rows, c + 1]."""
+        scores = self._processors(None, target.flatten(0, 1).clone()).view_as(target) if self._processors else target
+        if not self._settings.do_sample:
             own = scores.argmax(dim=-1)
             return own, own
         at = [proposals.drawn_with(position, self._vocabulary) for position in range(proposals.chunk + 1)]
@@ -203,82 +262,100 @@ class Decoding:
         position: int,
         verdict: Verdict,
         proposals: Proposals,
-        logits: torch.Tensor,
+        scored: Scored,
         forced: dict[int, int],
         following: list[int],
         ended: list[int],
-    ) -> dict[int, int]:
-        """The base's own tokens at one position in rows that follow and where nothing is forced.
+    ) -> dict[int, Own]:
+        """The target's own tokens at one position in rows that follow and where nothing is forced.
 
-        Where a proposal has just ended a draft, the base draws without it: the row is here because of that proposal, which
+        Where a proposal has just ended a draft, they are drawn without it: the row is here because of that proposal, which
         therefore no longer is a draw from the pilot's distribution.
         """
         free = [row for row in following if row not in forced]
         if self._at_once:
-            return {row: (verdict.afresh if row in ended else verdict.own)[row][position] for row in free}
+            own, afresh = (verdict.own, verdict.own_by_pilot), (verdict.afresh, verdict.afresh_by_pilot)
+            chosen = {}
+            for row in free:
+                tokens, weights = afresh if row in ended else own
+                chosen[row] = Own(tokens[row][position], weights[row][position] if weights else math.nan)
+            return chosen
         asked = following if self.record else free
-        return self._one_by_one(position, proposals, logits, forced, asked, ended) if asked else {}
+        chosen = self._one_by_one(position, proposals, scored, forced, asked, ended) if asked else {}
+        return {row: chosen[row] for row in free}
 
     def _one_by_one(
         self,
         position: int,
         proposals: Proposals,
-        logits: torch.Tensor,
+        scored: Scored,
         forced: dict[int, int],
         asked: list[int],
         ended: list[int],
-    ) -> dict[int, int]:
+    ) -> dict[int, Own]:
         """As `_own`, of the scores that processors make of each row's exact prefix."""
-        live, every, device = self.base.live, range(len(self.rows.responses)), logits.device
-        raw, tokens = self.rows.whole(live, logits[:, position]), self.rows.whole(live, proposals.tokens[:, position])
-        drawn_with = None
-        if self._do_sample:
+        live, every, device = self.base.live, range(len(self.rows.responses)), self.rows.device
+        at_position = (scored.logits.base[:, position], scored.target[:, position], proposals.tokens[:, position])
+        raw, target, tokens = (self.rows.whole(live, values) for values in at_position)
+        drawn_with = pilot = None
+        if self._settings.do_sample:
             here = torch.tensor([row not in ended for row in every], device="cpu").to(device, non_blocking=True)
             drawn_with = self.rows.whole(live, proposals.drawn_with(position, self._vocabulary)) * here[:, None]
-        chosen: dict[int, int] = {}
+        if self.rule.weighs_written and scored.logits.pilot is not None:
+            pilot = self.rows.whole(live, scored.logits.pilot[:, position])
+        chosen: dict[int, Own] = {}
         for prefix, exact in self.rows.prefixes(asked, device):
-            scores = self._processors(prefix, raw.clone())
+            scores = self._processors(prefix, target.clone())
             if self.record is not None:
                 only = torch.tensor([forced.get(row, FREE) for row in every], device=device)
                 self.record.add(exact, raw, force(scores, only))
             choice = scores.argmax(dim=-1) if drawn_with is None else keep_or_redraw(scores, tokens.clamp(min=0), drawn_with)
+            weights = [math.nan] * len(every) if pilot is None else log_probs(pilot, choice).tolist()
             choices = choice.tolist()
-            chosen |= {row: choices[row] for row in exact}
+            chosen |= {row: Own(choices[row], weights[row]) for row in exact}
         return chosen
 
     def _rewind(self) -> None:
-        """Drops rejected tokens from the base's cache, and of free rows the last token, which is fed again for its logits."""
-        for row, (length, drafting) in enumerate(zip(self.rows.lengths, self.draft.drafting, strict=True)):
-            self.base.rewind(row, length if drafting else length - 1)
+        """Drops rejected tokens from the caches, and of free rows the last token, which is fed again for its logits."""
+        for row, (length, drafting) in enumerate(zip(self.rows.lengths, self.rule.drafting, strict=True)):
+            self.base.rewind(row, length if drafting and row not in self._began else length - 1)
+            if self.reference is not None:
+                self.reference.rewind(row, length - 1)
+        self._began.clear()
+
+
+def _drafted(verdict: Verdict, row: int, position: int) -> Drafted:
+    drafted = Drafted(verdict.proposed[row][position], verdict.log_probs[row][position])
+    if not verdict.entropies:
+        return drafted
+    return drafted._replace(best_log_prob=verdict.best_log_probs[row][position], entropy=verdict.entropies[row][position])
 
 
 def decode(
-    call: Call, setup: Setup[Rule], chunk: int | None, speculate: bool, cuda_graphs: bool
+    call: Call, setup: Setup[Rule], settings: SpeculativeConfig, one_writer: bool = True
 ) -> tuple[GenerateDecoderOnlyOutput, Stats]:
-    """Decodes a call that `unsupported_reason` allows; the settings are those of `WSDConfig`."""
-    settings, side = call.generation_config, setup.side
-    room = call.budget + max(*CHUNKS, chunk or 0)
+    """Decodes a call that the fast path serves."""
+    with open_decoding(call, setup, settings, one_writer) as decoding:
+        decoding.run()
+        return decoding.output(), decoding.stats()
+
+
+@contextmanager
+def open_decoding(call: Call, setup: Setup[Rule], settings: SpeculativeConfig, one_writer: bool = True) -> Iterator[Decoding]:
+    """The decoding of a call that the fast path serves, over streams that are open as long."""
+    room = call.budget + max(*CHUNKS, settings.chunk or 0)
     # The pilot may need more tokens of another vocabulary for the same text: a long draft still fits, if not all proposals.
     pilot_room = room if isinstance(setup.bridge, OneVocabulary) else room + setup.longest
-    with (
-        open_stream(call.base, real_tokens(*call.prompt), room, cuda_graphs) as base,
-        open_stream(side.model, real_tokens(*side.prompt), pilot_room, cuda_graphs) as pilot,
-    ):
-        prices = [Price.of(stream.model, stream.workspace.captures) for stream in (base, pilot)]
-        pace = Pace(prices[0], prices[1], chunk, speculate)
-        decoding = Decoding(call, base, Proposer(pilot, setup, pilot_room), setup.rule, pace)
-        decoding.run()
-        stats = Stats(
-            work(base),
-            work(pilot),
-            proposed=decoding.proposed,
-            kept=decoding.kept,
-            cache_memory=base.workspace.cache.memory + pilot.workspace.cache.memory,
-            peak_memory=peak_memory(call.base, side.model),
-        )
-    record = decoding.record
-    return GenerateDecoderOnlyOutput(
-        sequences=decoding.rows.sequences,
-        scores=record.columns("scores") if record and settings.output_scores else None,
-        logits=record.columns("logits") if record and settings.output_logits else None,
-    ), stats
+    sides = [(call.base, call.prompt, room), (setup.side.model, setup.side.prompt, pilot_room)]
+    if setup.reference:
+        sides.append((*setup.reference, room))
+    with ExitStack() as stack:
+        streams = [
+            stack.enter_context(open_stream(model, real_tokens(*prompt), size, settings.cuda_graphs))
+            for model, prompt, size in sides
+        ]
+        base, pilot, *others = streams
+        prices = [Price.of(stream.model, stream.workspace.captures) for stream in streams]
+        pace = Pace(prices, settings.chunk, settings.speculate, setup.rule.reads_pilot)
+        reference = others[0] if others else None
+        yield Decoding(call, base, Proposer(pilot, setup, pilot_room), setup.rule, pace, reference, one_writer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedModel
@@ -68,11 +69,19 @@ class Pace:
     """The length of the next chunk: most tokens for their price, at the agreement that this call has seen so far.
 
     With agreement a, a free row gains (1 - a^(c+1)) / (1 - a) tokens by c proposals (arXiv 2211.17192, theorem 3.8); a row that
-    drafts keeps each of them until the base takes over. The price is that of c forwards of the pilot and one check.
+    drafts keeps each of them until the base takes over. The price is that of c forwards of the pilot (one more where it is
+    read after the last one too), one check, and one forward of the reference.
+
+    Args:
+        prices: of the base, the pilot, and the reference if there is one.
+        fixed: c, if it is given.
+        speculate: whether free rows get proposals.
+        reads_pilot: whether the pilot reads the last proposal too.
     """
 
-    def __init__(self, base: Price, pilot: Price, fixed: int | None, speculate: bool) -> None:
-        self._base, self._pilot = base, pilot
+    def __init__(self, prices: Sequence[Price], fixed: int | None, speculate: bool, reads_pilot: bool = False) -> None:
+        self._base, self._pilot, *self._references = prices
+        self._reads_pilot = reads_pilot
         self._fixed = fixed
         self._speculate = speculate
         self._kept, self._judged = EXPECTED_KEPT, EXPECTED_JUDGED
@@ -99,7 +108,8 @@ class Pace:
         agreement = min(self._kept / self._judged, 0.99)
         tokens = drafting * _run(DRAFT_GOES_ON, chunk) + free * _run(agreement, chunk + 1)
         rows = drafting + free
-        price = self._base(rows * (chunk + 1)) + chunk * self._pilot(rows)
+        price = self._base(rows * (chunk + 1)) + (chunk + self._reads_pilot) * self._pilot(rows)
+        price += sum(reference(rows * (chunk + 1)) for reference in self._references)
         return tokens / (price * PROPOSING if chunk else price)
 
 

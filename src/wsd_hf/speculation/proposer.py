@@ -1,13 +1,13 @@
-"""The pilot's side of the fast path: its next tokens, in the base's vocabulary."""
+"""Proposals of one step: the pilot's next tokens in the base's vocabulary, beside tokens that come from elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 import torch
 
-from ..engine.checks import logits_error
+from ..engine.checks import logits_error, not_finite
 from ..engine.rows import Rows
 from ..engine.sampling import FREE, choice
 from ..engine.stream import Stream
@@ -23,105 +23,158 @@ class Proposals(NamedTuple):
     """`FREE` after a row's last. LongTensor[rows, c + 1]."""
     not_finite: torch.Tensor
     """Positions of NaN and the like in the pilot's logits, BoolTensor[rows, c + 1]."""
-    probabilities: Sequence[torch.Tensor | None]
-    """Probabilities that each position was drawn from, [rows, V of the pilot]; None if the proposal was deterministic."""
     counts: list[int]
     """Tokens for each row."""
-    offers: dict[int, Offer] | None
+    probabilities: Sequence[torch.Tensor | None] = ()
+    """Probabilities that each position was drawn from, [rows, V of the pilot]; None if the proposals were deterministic."""
+    certain: torch.Tensor | None = None
+    """Rows whose proposals are deterministic at all positions, BoolTensor[rows]; None: no others than `probabilities` shows."""
+    offers: dict[int, Offer] | None = None
     """Next tokens of each drafting row's draft, if they are known before the check."""
+    logits: torch.Tensor | None = None
+    """The pilot's raw logits, float32 [rows, c + 1, V of the pilot], for rules that read them."""
+    read: frozenset[int] = frozenset()
+    """Rows whose proposals the pilot has chosen or read."""
 
     @property
     def chunk(self) -> int:
         """c."""
-        return len(self.probabilities)
+        return self.tokens.shape[1] - 1
 
     def drawn_with(self, position: int, vocabulary: int) -> torch.Tensor:
         """A position's probabilities over the base's vocabulary, 0 where nothing usable was proposed: [rows, vocabulary]."""
-        drawn_with = torch.zeros(len(self.tokens), vocabulary, dtype=torch.float32, device=self.tokens.device)
-        probabilities = self.probabilities[position] if position < self.chunk else None
+        tokens = self.tokens[:, position, None]
+        known = ((tokens >= 0) & (tokens < vocabulary)).float()
+        certain = torch.zeros(len(tokens), vocabulary, dtype=torch.float32, device=tokens.device)
+        certain.scatter_(1, tokens.clamp(0, vocabulary - 1), known)
+        probabilities = self.probabilities[position] if position < len(self.probabilities) else None
         if probabilities is None:
-            tokens = self.tokens[:, position, None]
-            known = ((tokens >= 0) & (tokens < vocabulary)).float()
-            return drawn_with.scatter_(1, tokens.clamp(0, vocabulary - 1), known)
+            return certain
         shared = min(vocabulary, probabilities.shape[-1])
+        drawn_with = torch.zeros_like(certain)
         drawn_with[:, :shared] = probabilities[:, :shared].nan_to_num()
-        return drawn_with
+        return drawn_with if self.certain is None else torch.where(self.certain[:, None], certain, drawn_with)
+
+    def to(self, device: torch.device) -> Proposals:
+        """The same on a device."""
+        return self._replace(
+            tokens=self.tokens.to(device),
+            not_finite=self.not_finite.to(device),
+            probabilities=[None if one is None else one.to(device) for one in self.probabilities],
+            certain=None if self.certain is None else self.certain.to(device),
+            logits=None if self.logits is None else self.logits.to(device),
+        )
 
 
 class Proposer:
     """The pilot, and the bridge that its tokens take to the base; its cache has room for so many tokens of a response."""
 
     def __init__(self, stream: Stream, setup: Setup[Rule], room: int) -> None:
-        self.stream, self.bridge = stream, setup.bridge
-        self._choice = choice(setup.side.warpers)
+        self.stream, self.bridge, self.rule = stream, setup.bridge, setup.rule
+        self._choice = choice(setup.side.warpers, with_logits=setup.rule.reads_pilot)
         self._room = room
         self._written: list[list[int]] = [[] for _ in stream.prompts]  # the pilot's tokens that followed each prompt last
 
-    def propose(self, chunk: int, rows: Rows, drafting: list[bool]) -> Proposals:
-        """The pilot's next `chunk` tokens in every live row; `drafting`: for each row, whether its draft goes on."""
-        live, device = self.stream.live, rows.device
-        missing = [self._missing(row, rows, drafting[row], chunk) if chunk else None for row in live]
-        if all(new is None for new in missing):
-            nothing = torch.full((len(live), 1), FREE, device=device)
-            return Proposals(nothing, nothing > FREE, [], [0] * len(live), None)
-        block = self.stream.block(missing)
-        tokens, bad, probabilities = [], [], []
-        for _ in range(chunk):
-            token, no_number, probability = self._choice(self.stream, block)
-            tokens.append(token)
-            bad.append(no_number)
-            probabilities.append(None if probability is None else probability.to(device))
-            block = block.then(token)
-        end = torch.full_like(token, FREE)
-        proposals = Proposals(
-            torch.stack([*tokens, end], dim=1).to(device),
-            torch.stack([*bad, end > FREE], dim=1).to(device),
-            probabilities,
-            [0 if new is None else chunk for new in missing],
-            None,
-        )
-        return proposals if isinstance(self.bridge, OneVocabulary) else self._cross(proposals, rows, drafting)
+    def propose(self, chunk: int, rows: Rows, active: list[int], given: Mapping[int, list[int]]) -> Proposals:
+        """Proposals for all live rows.
 
-    def offers(self, proposals: Proposals, proposed: Mapping[int, list[int]], drafting: list[bool]) -> dict[int, Offer]:
+        Args:
+            chunk: number of tokens that the pilot proposes.
+            rows: the responses.
+            active: rows that write now.
+            given: for some of these rows, tokens of the base that are proposed in place of the pilot's.
+        """
+        asked = {row for row in active if row not in given} if chunk else set()
+        longest = self.stream.workspace.padded(max(map(len, given.values()), default=0))
+        width = chunk if asked else longest
+        missing = {row: self._missing(row, rows, width) for row in (active if self.rule.reads_pilot else asked)}
+        fed = frozenset(row for row, new in missing.items() if new is not None)
+        width = width if fed & asked else longest
+        counts = [width if row in fed & asked else len(given.get(row, ())[:width]) for row in self.stream.live]
+        tokens = self._given(given, width)
+        proposals = Proposals(tokens, tokens < FREE, counts)
+        if fed & asked:
+            proposals = self._chain(missing, proposals, others={*active} - (fed & asked))
+        elif fed:
+            proposals = self._read(missing, proposals)
+        proposals = proposals._replace(read=fed)
+        if fed and not isinstance(self.bridge, OneVocabulary):
+            proposals = self._cross(proposals, rows, given)
+        return proposals.to(rows.device)
+
+    def offers(self, proposals: Proposals, proposed: Mapping[int, list[int]]) -> dict[int, Offer]:
         """Next tokens of each drafting row's draft; `proposed`: each row's tokens of the proposals on the host."""
         if proposals.offers is not None:
             return proposals.offers
         offers = {}
-        for row in self.stream.live:
-            tokens = proposed[row][: proposals.chunk]
-            self._written[row] += tokens
-            if drafting[row]:
+        for row, count in zip(self.stream.live, proposals.counts, strict=True):
+            tokens = proposed[row][:count]
+            if row in proposals.read:
+                self._written[row] += tokens
+            if self.rule.drafting[row]:
                 offers[row] = self.bridge.offer(row, tokens)
         return offers
 
-    def _missing(self, row: int, rows: Rows, drafting: bool, chunk: int) -> list[int] | None:
-        """Tokens of a row that the pilot has yet to read; None if the row has finished, or the pilot has no room for more."""
-        if rows.finished[row]:
-            return None
-        written = self.bridge.pilot_tokens(row, None if drafting else rows.responses[row])
+    def _given(self, given: Mapping[int, list[int]], chunk: int) -> torch.Tensor:
+        """Given tokens of each live row, `FREE` after its last: LongTensor[rows, chunk + 1]."""
+        if not given:
+            return torch.full((len(self.stream.live), chunk + 1), FREE, device=self.stream.device)
+        tokens = [given.get(row, [])[:chunk] for row in self.stream.live]
+        return self.stream.upload([known + [FREE] * (chunk + 1 - len(known)) for known in tokens])
+
+    def _chain(self, missing: Mapping[int, list[int] | None], given: Proposals, others: Set[int]) -> Proposals:
+        """The pilot's next tokens, one forward each; in some other rows the given ones take their place."""
+        reads, chunk, live = self.rule.reads_pilot, given.chunk, self.stream.live
+        certain = self.stream.upload([[int(row in others) for row in live]])[0].bool() if others else None
+        block = self.stream.block([missing.get(row) for row in live])
+        steps = []
+        for position in range(chunk + reads):
+            token, *rest = self._choice(self.stream, block)
+            token = token if certain is None else torch.where(certain, given.tokens[:, position], token)
+            block = block.then(token)
+            steps.append((token, *rest))
+        tokens, bad, probabilities, logits = zip(*steps, strict=True)
+        end = given.tokens[:, -1]
+        return given._replace(
+            tokens=torch.stack([*tokens[:chunk], end], dim=1),
+            not_finite=torch.stack([*bad, *([] if reads else [end != FREE])], dim=1),
+            probabilities=probabilities[:chunk],
+            certain=certain,
+            logits=torch.stack(logits, dim=1) if reads else None,
+        )
+
+    def _read(self, missing: Mapping[int, list[int] | None], given: Proposals) -> Proposals:
+        """The given tokens, which the pilot reads in one forward."""
+        new = [missing.get(row) for row in self.stream.live]
+        logits = self.stream.logits(self.stream.block(new, given.tokens[:, :-1], given.counts), keep=given.chunk + 1)
+        return given._replace(not_finite=not_finite(logits), logits=logits)
+
+    def _missing(self, row: int, rows: Rows, chunk: int) -> list[int] | None:
+        """Tokens of a row that the pilot has yet to read; None if it has no room for more."""
+        written = self.bridge.pilot_tokens(row, None if self.rule.drafting[row] else rows.responses[row])
         if len(written) + chunk > self._room:
             return None
         missing = self.stream.resume(row, self._written[row], written)
         self._written[row] = written
         return missing
 
-    def _cross(self, proposals: Proposals, rows: Rows, drafting: list[bool]) -> Proposals:
+    def _cross(self, proposals: Proposals, rows: Rows, given: Mapping[int, list[int]]) -> Proposals:
         """The proposals in the base's tokens; they count as deterministic, since their probabilities don't cross.
 
         That is exact too: the rejection rule only requires proposals that are independent of the base's own draw.
         """
-        not_finite = proposals.not_finite.any(dim=1, keepdim=True).long()
-        host, left = torch.cat([not_finite, proposals.tokens[:, :-1]], dim=1).tolist(), rows.left
+        bad_somewhere = proposals.not_finite.any(dim=1, keepdim=True).long()
+        host, left = torch.cat([bad_somewhere, proposals.tokens[:, :-1]], dim=1).tolist(), rows.left
         crossed: list[list[int]] = []
         offers: dict[int, Offer] = {}
         for (bad, *tokens), count, row in zip(host, proposals.counts, self.stream.live, strict=True):
-            if not count:
-                crossed.append([])
+            if row in given or not count:
+                crossed.append(given.get(row, [])[: left[row]])
                 continue
-            if bad and drafting[row]:
+            if bad and self.rule.drafting[row]:
                 raise logits_error("pilot", rows.lengths[row], row)
             self._written[row] = self._written[row] + tokens
-            if drafting[row]:
+            if self.rule.drafting[row]:
                 new, over = self.bridge.offer(row, tokens)
                 offers[row] = Offer(new[: left[row]], over if len(new) <= left[row] else None)
                 crossed.append(offers[row].tokens)
@@ -130,4 +183,4 @@ class Proposer:
         width = self.stream.workspace.padded(max(map(len, crossed)))
         values = [new + [FREE] * (1 + width - len(new)) for new in crossed]
         padded = torch.tensor(values, device="cpu").to(rows.device, non_blocking=True)
-        return Proposals(padded, torch.zeros_like(padded, dtype=torch.bool), [None] * width, [*map(len, crossed)], offers)
+        return Proposals(padded, torch.zeros_like(padded, dtype=torch.bool), [*map(len, crossed)], offers=offers)

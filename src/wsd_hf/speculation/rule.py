@@ -18,10 +18,18 @@ class Logits(NamedTuple):
     """
 
     base: torch.Tensor
-    pilot: torch.Tensor | None = None
+    # Typed for targets, which get those of all their partners.
+    pilot: torch.Tensor = None  # type: ignore[assignment]
     """None unless the rule reads the pilot."""
-    reference: torch.Tensor | None = None
+    reference: torch.Tensor = None  # type: ignore[assignment]
     """None without a reference model."""
+
+
+def over_vocabulary(logits: torch.Tensor, size: int) -> torch.Tensor:
+    """A small model's logits over the base's vocabulary, [..., size]: -inf for tokens that it lacks."""
+    if logits.shape[-1] >= size:
+        return logits[..., :size]
+    return torch.nn.functional.pad(logits, (0, size - logits.shape[-1]), value=-torch.inf)
 
 
 class Drafted(NamedTuple):
@@ -47,7 +55,9 @@ class Rule:
     """
 
     reads_pilot = False
-    """Whether `target` or `written` needs the pilot's logits at every token of free rows."""
+    """Whether the pilot's logits are needed at every token of free rows, for `target` or because of `weighs_written`."""
+    weighs_written = False
+    """Whether `written` needs the pilot's log-probability of the token."""
     reads_distributions = False
     """Whether `take` needs the base's best log-probability and entropy."""
 
@@ -73,5 +83,5 @@ class Rule:
         """Notes a token that a free row has written.
 
         A rule may let the row draft or wait from here on. `pilot_log_prob` is the pilot's log-probability of the token; NaN
-        unless the rule reads the pilot.
+        unless the rule weighs what is written.
         """

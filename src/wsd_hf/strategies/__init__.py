@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from ..engine.strategy import StrategyConfig
+from .blend import BlendConfig
 from .emulated_fine_tuning import EmulatedFineTuningConfig
+from .ensemble import EnsembleConfig
 from .nudging.config import NudgingConfig
+from .product import ProductConfig
 from .search.config import SearchConfig
 from .wsd.config import WSDConfig
 
 STRATEGIES: dict[str, type[StrategyConfig]] = {
-    strategy.name: strategy for strategy in (WSDConfig, NudgingConfig, SearchConfig, EmulatedFineTuningConfig)
+    strategy.name: strategy
+    for strategy in (
+        WSDConfig,
+        NudgingConfig,
+        SearchConfig,
+        EmulatedFineTuningConfig,
+        ProductConfig,
+        EnsembleConfig,
+        BlendConfig,
+    )
 }
 """The settings of every strategy that `generate(..., strategy=name)` knows."""

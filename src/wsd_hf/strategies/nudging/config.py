@@ -63,7 +63,7 @@ class NudgingConfig(StrategyConfig):
             raise WSDValueError("strategy='nudging' finds the ends of words in text: pass the base's tokenizer as tokenizer=")
         side = pilot_side(call, self.assistant_do_sample)
         bridge = bridge_to_base(call, side, side.room.tolist())
-        reason = unsupported_reason(call, side.model)
+        reason = unsupported_reason(call, {"pilot": side.model})
         for name in ("output_scores", "output_logits"):
             if getattr(call.generation_config, name):
                 reason = f"{name}=True was given, and the base does not score every token of the pilot"

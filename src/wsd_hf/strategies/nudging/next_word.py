@@ -93,7 +93,7 @@ class Words:
         missing = [stream.resume(row, self._fed[row], self._text[row]) if row in unread else None for row in stream.live]
         for tokens_of_row in missing:
             check_readable("pilot", tokens_of_row or (), stream.model)
-        tokens, not_finite, _ = self._choice(stream, stream.block(missing))
+        tokens, not_finite, *_ = self._choice(stream, stream.block(missing))
         packed = dict(zip(stream.live, torch.stack([tokens, not_finite.long()], dim=1).tolist(), strict=True))
         for row in unread:
             token, bad = packed[row]

@@ -90,10 +90,10 @@ class WSDConfig(SpeculativeConfig):
     def decode(self, call: Call) -> WSDOutput:
         """Decodes on the fast path or step by step; the sequences are the same."""
         setup = self.draft_setup(call)
-        if self.step_by_step(call, setup.side.model):
+        if self.step_by_step(call, {"pilot": setup.side.model}):
             output, stats = stepwise.decode(call, setup)
         else:
-            output, stats = loop.decode(call, setup, self.chunk, self.speculate, self.cuda_graphs)
+            output, stats = loop.decode(call, setup, self)
         draft, device = setup.rule, call.input_ids.device
         width = output.sequences.shape[1] - call.input_ids.shape[1]
         if width < call.budget:
