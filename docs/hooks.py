@@ -90,10 +90,13 @@ def _all_settings() -> str:
 
 
 def _arguments(strategy: Any) -> dict[str, str]:
-    """Documentation of each field, from the class's docstring, each on one line."""
-    sections = Docstring(inspect.getdoc(strategy) or "").parse("google", warnings=False)
-    [arguments] = [section.value for section in sections if section.kind is DocstringSectionKind.parameters]
-    lines = {argument.name: " ".join(argument.description.split()).replace("|", r"\|") for argument in arguments}
+    """Documentation of each field, from the docstrings of the class and those it inherits from, each on one line."""
+    lines: dict[str, str] = {}
+    for owner in reversed(strategy.__mro__):
+        for section in Docstring(inspect.cleandoc(owner.__doc__ or "")).parse("google", warnings=False):
+            if section.kind is DocstringSectionKind.parameters:
+                arguments = {argument.name: " ".join(argument.description.split()) for argument in section.value}
+                lines |= {name: line.replace("|", r"\|") for name, line in arguments.items()}
     return {name: line[0].upper() + line[1:] for name, line in lines.items()}
 
 

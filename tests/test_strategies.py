@@ -16,7 +16,10 @@ from wsd_hf.strategies import STRATEGIES
 OBJECTS: dict[str, wsd_hf.StrategyConfig] = {
     "wsd": wsd_hf.WSDConfig(threshold=0.3, window_size=3, chunk=2, assistant_do_sample=False),
     "nudging": wsd_hf.NudgingConfig(threshold=0.7, assistant_do_sample=True),
-    "emulated_fine_tuning": wsd_hf.EmulatedFineTuningConfig(beta=-0.5),
+    "emulated_fine_tuning": wsd_hf.EmulatedFineTuningConfig(beta=-0.5, chunk=3),
+    "product": wsd_hf.ProductConfig(alpha=1.5, engine="step"),
+    "ensemble": wsd_hf.EnsembleConfig(weight=0.2, chunk=3),
+    "blend": wsd_hf.BlendConfig(threshold=0.9, cuda_graphs=False),
     "weak_to_strong_search": wsd_hf.SearchConfig(beam_width=3, successors=1, chunk_length=None, official_ties=True),
 }
 """Settings of each strategy that differ from its defaults."""
@@ -24,7 +27,10 @@ OBJECTS: dict[str, wsd_hf.StrategyConfig] = {
 KEYWORDS: dict[str, dict[str, Any]] = {
     "wsd": {"wsd_threshold": 0.3, "wsd_window_size": 3, "wsd_chunk": 2, "assistant_do_sample": False},
     "nudging": {"nudging_threshold": 0.7, "assistant_do_sample": True},
-    "emulated_fine_tuning": {"beta": -0.5},
+    "emulated_fine_tuning": {"beta": -0.5, "eft_chunk": 3},
+    "product": {"product_alpha": 1.5, "product_engine": "step"},
+    "ensemble": {"ensemble_weight": 0.2, "ensemble_chunk": 3},
+    "blend": {"blend_threshold": 0.9, "blend_cuda_graphs": False},
     "weak_to_strong_search": {"beam_width": 3, "successors": 1, "chunk_length": None, "official_ties": True},
 }
 """The same settings as keywords of `generate`."""
@@ -99,14 +105,14 @@ def test_settings_are_frozen_and_given_by_name(name: str) -> None:
 @every_case
 def test_the_settings_of_another_strategy_are_refused(case: Case) -> None:
     for other, settings in KEYWORDS.items():
-        for key in settings.keys() - KEYWORDS[name_of(case)].keys():
+        for key in settings.keys() - STRATEGIES[name_of(case)].keywords().keys():
             with pytest.raises(wsd_hf.WSDValueError, match=f"^{key} belongs to .*'{other}'"):
                 call(case, OBJECTS[name_of(case)], **{key: 1})
 
 
 @pytest.mark.parametrize("strategy", ["wds", 3, wsd_hf.WSDConfig, {"threshold": 0.5}])
 def test_what_is_no_strategy_is_refused(strategy: Any) -> None:
-    known = "'wsd', 'nudging', 'weak_to_strong_search', 'emulated_fine_tuning'"
+    known = ", ".join(map(repr, STRATEGIES))
     with pytest.raises(wsd_hf.WSDValueError, match=f"unknown; known are {known}, and settings objects"):
         call(CASES[0], strategy)
 
