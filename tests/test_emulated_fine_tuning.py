@@ -287,3 +287,17 @@ def test_rows_end_on_their_own() -> None:
     for row, expected in zip(out[:, 9:].tolist(), alone, strict=True):
         assert row[: len(expected)] == expected
         assert set(row[len(expected) :]) <= {PAD}
+
+
+@pytest.mark.parametrize("engine", ["fast", "step"])
+def test_the_pilots_eos_ends_a_response_unless_the_call_has_its_own(engine: str) -> None:
+    base, tuned, untuned = models("llama")
+    ids = random_prompt(8, 6)
+    settings = {"do_sample": False, "max_new_tokens": 12, "eft_engine": engine, "pad_token_id": PAD}
+    free = emulate(base, ids, tuned, untuned, **settings, eos_token_id=63)[0, 6:].tolist()
+    ending = copy.deepcopy(tuned)
+    ending.generation_config.eos_token_id = free[4]
+    end = free.index(free[4]) + 1
+    assert emulate(base, ids, ending, untuned, **settings)[0, 6:].tolist() == free[:end]
+    assert emulate(base, ids, ending, untuned, **settings, eos_token_id=63)[0, 6:].tolist() == free
+    assert free[4] not in emulate(base, ids, ending, untuned, **settings, min_new_tokens=12)[0, 6:].tolist()

@@ -69,6 +69,8 @@ def decode_within(
         # transformers drops the tokenizer on the way to a callable custom_generate, so its own criterion can't be built.
         stopping_criteria.append(StopStrings(tokenizer, stop_strings))
         kwargs["stop_strings"] = None
+    if strategy.ends_with_pilot and kwargs.get("eos_token_id") is None:
+        kwargs["eos_token_id"] = _ends_of_both(generation_setting("eos_token_id", {}, *configs), partners["assistant"], base)
     kwargs |= _integers(kwargs, *configs)
     fills_cache = kwargs.get("past_key_values") is not None
 
@@ -151,6 +153,14 @@ def _integers(keywords: dict[str, Any], *configs: GenerationConfig | None) -> di
         if value is not given or any(type(number) is not int for number in several):
             found[name] = numbers if name in ENDS else numbers[0]
     return found
+
+
+def _ends_of_both(given: Any, pilot: SmallModel, base: PreTrainedModel) -> list[Any] | None:
+    """The call's EOS ids, and after them the pilot's that the base has; None if there are none."""
+    given = given.tolist() if hasattr(given, "tolist") else given
+    own = [] if given is None else [*given] if isinstance(given, list | tuple) else [given]
+    others = eos_token_ids(pilot.model.generation_config) | eos_token_ids(pilot.tokenizer)
+    return [*own, *sorted(token for token in others.difference(own) if 0 <= token < vocabulary_size(base))] or None
 
 
 def _with_known_pad_token(model: PreTrainedModel, generation_config: GenerationConfig) -> GenerationConfig:

@@ -61,12 +61,14 @@ class StrategyConfig:
         prefix: of its keywords.
         partners: small models that it needs: "assistant" (the pilot), "reference" (the pilot before its tuning).
         always_samples: whether it draws tokens without `do_sample=True`, and refuses `do_sample=False`.
+        ends_with_pilot: whether the pilot's EOS ends a response too, unless the call has an `eos_token_id` of its own.
     """
 
     name: ClassVar[str]
     prefix: ClassVar[str] = ""
     partners: ClassVar[tuple[str, ...]] = ("assistant",)
     always_samples: ClassVar[bool] = False
+    ends_with_pilot: ClassVar[bool] = False
 
     def decode(self, call: Call) -> StrategyOutput:
         """The output of a prepared call; its `prompt_length` and `strategy` are set by the caller.

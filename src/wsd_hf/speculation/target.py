@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, UnbatchedClassifierFreeGuidanceLogitsProcessor
@@ -41,8 +42,12 @@ class TargetConfig(SpeculativeConfig):
     and a cache of its own.
 
     All models need one vocabulary: given both tokenizers, vocabularies are compared by what they do; without, equal widths of
-    the logits count as one vocabulary. `output_logits` gives the base's own, `output_scores` those that were chosen from.
+    the logits count as one vocabulary. The pilot's EOS ends a response too, unless the call has an `eos_token_id` of its own:
+    the end of a turn of a chat model is no EOS of most bases. `output_logits` gives the base's own, `output_scores` those that
+    were chosen from.
     """
+
+    ends_with_pilot: ClassVar[bool] = True
 
     def target(self, logits: Logits) -> torch.Tensor:
         """Scores of the next token at every position, float32 [rows, positions, V]; -inf for impossible tokens.
