@@ -14,6 +14,7 @@ import torch
 
 import recorded
 import wsd_hf
+from every_strategy import world
 from families import PAD, tiny_model
 from oracle import left_padded, random_prompt
 from test_fast_path import EXACT, PROMPT, Ends, FiresAt, both, decode, pair, random_case
@@ -22,6 +23,7 @@ from test_two_vocabularies import GOLDEN, NOISE, a_call, a_world
 from test_two_vocabularies import both as both_of_two
 from wsd_hf.engine import cuda_graphs as graphs
 from wsd_hf.speculation.pace import CAPTURED, Price
+from wsd_hf.strategies import STRATEGIES
 
 
 class Captures:
@@ -70,6 +72,25 @@ def test_random_calls_with_two_vocabularies_too(name: tuple[str, str], captures:
         case = a_call(rng, world)
         for _ in range(2):
             both_of_two(world, **case)
+    assert captures.replays > 10
+
+
+@pytest.mark.parametrize("strategy", ["emulated_fine_tuning", "product", "ensemble", "blend"])
+def test_targets_too(strategy: str, captures: Captures) -> None:
+    models, prefix = world("one"), STRATEGIES[strategy].prefix
+    partners = {"assistant_model": models.pilot, "reference_model": models.reference}
+    if "reference" not in STRATEGIES[strategy].partners:
+        partners.pop("reference_model")
+    for seed in range(4):
+        rng = random.Random(seed)
+        ids, mask = left_padded([random_prompt(seed, 9), random_prompt(seed + 9, rng.randint(1, 9))], PAD)
+        settings = {"attention_mask": mask, "max_new_tokens": rng.randint(8, 24), "pad_token_id": PAD, **partners}
+        if seed % 2:
+            settings |= {"repetition_penalty": 1.3}
+        step = models.base.generate(ids, strategy=strategy, **settings, **{f"{prefix}engine": "step"})
+        for chunk in (None, 3):
+            fast = {f"{prefix}engine": "fast", f"{prefix}chunk": chunk}
+            assert torch.equal(models.base.generate(ids, strategy=strategy, **settings, **fast), step)
     assert captures.replays > 10
 
 

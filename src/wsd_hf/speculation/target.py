@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -97,7 +98,7 @@ class TargetConfig(SpeculativeConfig):
 
     def _setup(self, call: Call, prompts: Mapping[str, Prompt]) -> Setup[Rule]:
         pilot, rows = call.pilot.model, len(call.input_ids)
-        room = torch.full((rows,), call.budget, device="cpu")
+        room = torch.full((rows,), min(call.budget, sys.maxsize), device="cpu")
         warpers = pilot_warpers(call, self.assistant_do_sample)
         reference = ReferenceSide(call.reference.model, prompts["reference"]) if "reference" in prompts else None
         return Setup(
