@@ -31,7 +31,14 @@ from .strategies.search.value import ImplicitValue
 from .strategies.wsd.config import WSDConfig
 from .strategies.wsd.logits_process import WSDLogitsProcessor
 from .strategies.wsd.output import WSDOutput
-from .strategies.wsd.switch import SwitchCriteria, confidence, switch_index
+from .strategies.wsd.switch import confidence, switch_index
+from .strategies.wsd.switch_rules import (
+    AgreementCriteria,
+    EntropyCriteria,
+    RelativeConfidenceCriteria,
+    SwitchCriteria,
+    SwitchRule,
+)
 from .text.chat import BASE_CHAT_TEMPLATE, build_inputs
 from .text.next_turn import BASE_STOP_STRINGS
 from .text.streaming import AnswerStreamer, WriterStreamer
@@ -44,16 +51,19 @@ __all__ = [
     "BASE_CHAT_TEMPLATE",
     "BASE_STOP_STRINGS",
     "URIAL_PROMPT",
+    "AgreementCriteria",
     "AnswerStreamer",
     "AutoModelForCausalLM",
     "BlendConfig",
     "EmulatedFineTuningConfig",
     "EnsembleConfig",
+    "EntropyCriteria",
     "ImplicitValue",
     "NudgingConfig",
     "Packed",
     "Pair",
     "ProductConfig",
+    "RelativeConfidenceCriteria",
     "SearchConfig",
     "SearchOutput",
     "Stats",
@@ -61,6 +71,7 @@ __all__ = [
     "StrategyOutput",
     "Switch",
     "SwitchCriteria",
+    "SwitchRule",
     "Trace",
     "TracedToken",
     "WSDConfig",

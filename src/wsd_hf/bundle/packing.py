@@ -59,10 +59,12 @@ def pack(
         copy: if True, weights are copied; by default they are symbolic links to files that must stay in their place.
 
     Raises:
-        WSDValueError: `folder` is not empty, or links cannot be made there.
+        WSDValueError: `folder` is not empty, links cannot be made there, or a setting is an object.
         WSDHubError: base or pilot cannot be fetched (see `load_pilot`), or names Python code of its own, which
             trust_remote_code=True would run. Nothing is written then.
     """
+    config = wsd_config or WSDConfig()
+    config.check_travels()
     out = Path(folder).expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise WSDValueError(f"folder={os.fspath(folder)!r}: must be missing or an empty folder; give another, or empty it")
@@ -78,7 +80,7 @@ def pack(
         _write_model(new / PILOT, fetched_pilot, copy)
         if not own_template:
             (new / "chat_template.jinja").write_text(TRANSCRIPT, encoding="utf-8")
-        _write_generation_config(new, wsd_config or WSDConfig())
+        _write_generation_config(new, config)
         _write_code(new / "custom_generate")
         on_hub = [name for name in map(str, (base, pilot)) if not Path(name).expanduser().is_dir()]
         model_card(CARD, on_hub or None, ["custom_generate", "wsd", "weak-to-strong-decoding"]).save(new / "README.md")

@@ -91,8 +91,17 @@ class StrategyConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings under their keys in a `GenerationConfig`; without objects, which no file can hold."""
-        travelling = {name: known for name, known in self.keywords().items() if known.metadata.get("travels", True)}
-        return {name: getattr(self, known.name) for name, known in travelling.items()}
+        values = {
+            name: getattr(self, known.name) for name, known in self.keywords().items() if known.metadata.get("travels", True)
+        }
+        return {name: value for name, value in values.items() if value is None or isinstance(value, str | int | float)}
+
+    def check_travels(self) -> None:
+        """Raises if a setting is an object, which no file can hold."""
+        travelling = self.to_dict()
+        for name, known in self.keywords().items():
+            if name not in travelling and getattr(self, known.name) is not None:
+                raise WSDValueError(f"{name}: an object can't be saved in a generation config; pass it to generate()")
 
     def to_generation_config(self, generation_config: GenerationConfig) -> GenerationConfig:
         """A copy of `generation_config` that carries these settings, also through `save_pretrained`.
@@ -100,9 +109,7 @@ class StrategyConfig:
         Raises:
             WSDValueError: a setting is an object, which no file can hold.
         """
-        for name, known in self.keywords().items():
-            if not known.metadata.get("travels", True) and getattr(self, known.name) is not None:
-                raise WSDValueError(f"{name}: an object can't be saved in a generation config; pass it to generate()")
+        self.check_travels()
         return _compat.with_custom_entries(generation_config, self.to_dict())
 
     @classmethod
@@ -129,13 +136,21 @@ class StrategyConfig:
         values = {} if given is None else {setting.name: getattr(given, setting.name) for setting in known.values()}
         for source in reversed(sources):
             cls._check_prefixed(source, "keyword" if source is keywords else "key of a generation config")
-            for name in known.keys() & source.keys():
-                if source[name] is not None or known[name].metadata.get("takes_none"):
-                    values[known[name].name] = source[name]
+            found = {
+                known[name].name: source[name]
+                for name in known.keys() & source.keys()
+                if source[name] is not None or known[name].metadata.get("takes_none")
+            }
+            values = cls.override(values, found)
         for name, setting in known.items():
             if setting.default is MISSING and setting.name not in values:
                 raise WSDValueError(f"strategy={cls.name!r} needs {name}: pass {name}=")
         return cls(**values)
+
+    @classmethod
+    def override(cls, values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """Values of fields after those of a source that beats them; a strategy may drop some that depend on others."""
+        return values | given
 
     @classmethod
     def _check_prefixed(cls, source: Mapping[str, Any], kind: str) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ...engine.call import Call
 from ...engine.checks import check_kind, closing_token_id, eos_token_ids, vocabulary_size
-from ...engine.numbers import check_positive_integer, check_probability
+from ...engine.numbers import check_positive_integer
 from ...engine.pilot_side import bridge_to_base, pilot_side
+from ...engine.ragged_stream import real_tokens
 from ...engine.strategy import check_choice, keyword
 from ...errors import WSDValueError
 from ...speculation import loop
@@ -22,7 +23,7 @@ from ...speculation.setup import Setup
 from . import stepwise
 from .draft import Draft
 from .output import WSDOutput
-from .switch import SwitchCriteria
+from .switch_rules import SWITCH_RULES, SwitchCriteria, SwitchRule, SwitchRuleName
 
 DraftEnd = Literal["continue", "stop"]
 
@@ -32,13 +33,19 @@ class WSDConfig(SpeculativeConfig):
     """Settings of Weak-to-Strong Decoding; the defaults are the paper's (arXiv 2506.07434).
 
     Args:
-        threshold: γ in (0, 1]. The base takes over at the first drafted token where its confidence reaches γ.
-        window_size: w >= 1. Confidence is the geometric mean of the base's probabilities of the last w drafted tokens.
+        threshold: γ in (0, 1]. The base takes over at the first drafted token where its confidence reaches γ. None: the
+            switch rule's own; for the paper's, 0.8.
+        window_size: w >= 1. Confidence is the geometric mean of the base's probabilities of the last w drafted tokens. None:
+            the switch rule's own; for the paper's, 6.
         max_draft_tokens: most tokens the pilot may write, >= 1. A limit below the window is legal, can never switch,
             and warns.
         draft_end: when the draft ends unconfirmed (by the pilot's EOS or the limit), `"continue"` lets the base write
             on, as the paper does; `"stop"` ends the response there with the base's EOS.
-        switch_criteria: a `StoppingCriteria` in the place of the paper's rule; see `SwitchCriteria`.
+        switch_criteria: name of the switch rule: `"confidence"`, the paper's; `"relative_confidence"`, `"entropy"`,
+            `"agreement"`: see `RelativeConfidenceCriteria`, `EntropyCriteria`, `AgreementCriteria`. Or a `StoppingCriteria` in
+            the place of a rule; see `SwitchRule`.
+        ignore_repeats: let tokens that complete a 4-gram which the base's prompt or the draft holds already not count towards
+            the window.
 
     The other settings are those of `SpeculativeConfig`.
 
@@ -52,22 +59,27 @@ class WSDConfig(SpeculativeConfig):
     wsd_hf.errors.WSDValueError: window_size=0: must be an integer of at least 1
     """
 
-    threshold: float = 0.8
-    window_size: int = 6
+    threshold: float = None  # type: ignore[assignment]  # never None once the rule's own has been filled in
+    window_size: int = None  # type: ignore[assignment]
     max_draft_tokens: int = 512
     draft_end: DraftEnd = "continue"
-    switch_criteria: StoppingCriteria | None = field(default=None, metadata=keyword("switch_criteria", travels=False))
+    switch_criteria: SwitchRuleName | StoppingCriteria | StoppingCriteriaList = field(
+        default="confidence", metadata=keyword("switch_criteria")
+    )
+    ignore_repeats: bool = False
 
     name: ClassVar[str] = "wsd"
     prefix: ClassVar[str] = "wsd_"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "threshold", check_probability("threshold", self.threshold))
-        for name in ("window_size", "max_draft_tokens"):
-            object.__setattr__(self, name, check_positive_integer(name, getattr(self, name)))
+        if self.switch_criteria is None:
+            object.__setattr__(self, "switch_criteria", "confidence")
+        rule = self._rule()
+        object.__setattr__(self, "threshold", rule.threshold)
+        object.__setattr__(self, "window_size", rule.window_size)
+        object.__setattr__(self, "max_draft_tokens", check_positive_integer("max_draft_tokens", self.max_draft_tokens))
         check_choice("draft_end", self.draft_end, get_args(DraftEnd))
-        check_kind("switch_criteria", self.switch_criteria, StoppingCriteria, StoppingCriteriaList)
         if self.window_size > self.max_draft_tokens:
             warnings.warn(
                 f"window_size={self.window_size} is larger than max_draft_tokens={self.max_draft_tokens}: "
@@ -76,6 +88,27 @@ class WSDConfig(SpeculativeConfig):
                 stacklevel=3,
             )
 
+    @classmethod
+    def override(cls, values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """As of every strategy; but threshold and window belong to the rule that they were given with, and leave with it."""
+        name = given.get("switch_criteria")
+        if isinstance(name, str) and name != values.get("switch_criteria", cls.switch_criteria):
+            values = {field: value for field, value in values.items() if field not in ("threshold", "window_size")}
+        return super().override(values, given)
+
+    def _rule(self) -> SwitchRule:
+        """The rule that has the settings' name, threshold and window, checked; the paper's beside an object."""
+        if isinstance(self.switch_criteria, str):
+            check_choice("switch_criteria", self.switch_criteria, get_args(SwitchRuleName))
+            kind = SWITCH_RULES[self.switch_criteria]
+        else:
+            check_kind("switch_criteria", self.switch_criteria, StoppingCriteria, StoppingCriteriaList)
+            kind = SwitchCriteria
+            if self.ignore_repeats:
+                raise WSDValueError("ignore_repeats=True has no effect on an object as switch_criteria: leave it out")
+        own = {name: getattr(self, name) for name in ("threshold", "window_size") if getattr(self, name) is not None}
+        return kind(**own, ignore_repeats=self.ignore_repeats)
+
     def draft_setup(self, call: Call) -> Setup[Draft]:
         """The pilot's side of a call and its draft, checked; runs no forward."""
         side, vocabulary = pilot_side(call, self.assistant_do_sample), vocabulary_size(call.base)
@@ -83,8 +116,8 @@ class WSDConfig(SpeculativeConfig):
         closing = closing_token_id(eos_token_ids(call.generation_config), vocabulary) if self.draft_end == "stop" else None
         if self.draft_end == "stop" and closing is None:
             raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id to a token that it has")
-        criteria = self.switch_criteria or SwitchCriteria(self.threshold, self.window_size)
-        draft = Draft(criteria, len(call.input_ids), vocabulary, closing)
+        named = isinstance(self.switch_criteria, str) or not self.switch_criteria
+        draft = Draft(self._rule() if named else self.switch_criteria, real_tokens(*call.prompt), vocabulary, closing)
         return Setup(side, bridge_to_base(call, side, limits), draft, max(limits))
 
     def decode(self, call: Call) -> WSDOutput:

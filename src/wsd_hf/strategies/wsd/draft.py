@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from transformers import StoppingCriteria
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ...engine.checks import check_shared
 from ...engine.rows import GrowingTensor
 from ...speculation.rule import Drafted, Rule, SwitchReason
-from .switch import SwitchCriteria
+from .criteria import Criteria
 
 
 class Draft(Rule):
     """The draft of one call of `generate`, one token at a time in each row; on the CPU, and without any model.
 
-    `closing_token_id` ends the response where a draft ended unconfirmed; None: the base writes on.
+    Args:
+        switch_criteria: end drafts.
+        prompts: token ids of the base's prompts, without padding.
+        vocabulary: size of the base's.
+        closing_token_id: ends the response where a draft ended unconfirmed; None: the base writes on.
 
     Attributes:
         token_ids: drafted tokens of each row.
@@ -25,17 +29,21 @@ class Draft(Rule):
         reasons: why each row's draft is over.
     """
 
-    def __init__(self, switch_criteria: StoppingCriteria, rows: int, vocabulary: int, closing_token_id: int | None) -> None:
-        super().__init__(rows)
-        self.reasons: list[SwitchReason] = ["budget"] * rows
-        self.token_ids: list[list[int]] = [[] for _ in range(rows)]
-        self.log_probs: list[list[float]] = [[] for _ in range(rows)]
-        self.drafting = [True] * rows
-        nothing = torch.empty(rows, 0, dtype=torch.float32, device="cpu")
-        self._all_token_ids = GrowingTensor(nothing.long(), self.token_ids, 0)
-        self._all_log_probs = GrowingTensor(nothing, self.log_probs, torch.nan)
+    def __init__(
+        self,
+        switch_criteria: StoppingCriteria | StoppingCriteriaList,
+        prompts: Sequence[Sequence[int]],
+        vocabulary: int,
+        closing_token_id: int | None,
+    ) -> None:
+        super().__init__(len(prompts))
+        self.reasons: list[SwitchReason] = ["budget"] * len(prompts)
+        self.token_ids: list[list[int]] = [[] for _ in prompts]
+        self.log_probs: list[list[float]] = [[] for _ in prompts]
+        self.drafting = [True] * len(prompts)
         self._closing: set[int] = set()
-        self._switch_criteria = switch_criteria
+        self._criteria = Criteria(switch_criteria, prompts)
+        self.reads_distributions = self._criteria.reads_distributions
         self._vocabulary = vocabulary
         self._closing_token_id = closing_token_id
 
@@ -47,7 +55,8 @@ class Draft(Rule):
     @property
     def all_log_probs(self) -> torch.Tensor:
         """`log_probs` as float32, [batch, longest draft]; NaN after a row's draft."""
-        return self._all_log_probs.first(max(self.lengths)).clone()
+        nothing = torch.empty(len(self.log_probs), 0, dtype=torch.float32, device="cpu")
+        return GrowingTensor(nothing, self.log_probs, torch.nan).first(max(self.lengths))
 
     def drop(self, row: int, full: bool = False) -> None:
         """Stops the draft of a row that a criterion has ended; if the row is full, the budget has."""
@@ -61,7 +70,7 @@ class Draft(Rule):
         for row, drafted in offered.items():
             self.token_ids[row].append(drafted.token)
             self.log_probs[row].append(drafted.log_prob)
-        for row in self._fired(offered):
+        for row in self._criteria.fired(offered):
             self.stop(row, "confident")
         return forced
 
@@ -76,15 +85,3 @@ class Draft(Rule):
         self.drafting[row], self.reasons[row] = False, reason
         if reason in ("draft_ended", "draft_limit"):
             self._closing.add(row)
-
-    def _fired(self, rows: Iterable[int]) -> list[int]:
-        """Those rows where the criteria fire at the newest token; the caller's get drafts of one length at a time."""
-        criteria, lengths = self._switch_criteria, self.lengths
-        if type(criteria) is SwitchCriteria:
-            return [row for row in rows if criteria.fires(self.log_probs[row])]
-        fired: list[int] = []
-        for length in sorted({lengths[row] for row in rows}):
-            found = criteria(self._all_token_ids.first(length), self._all_log_probs.first(length))
-            in_all = torch.as_tensor(found, device="cpu").expand(len(lengths)).tolist()
-            fired += [row for row in rows if lengths[row] == length and in_all[row]]
-        return fired

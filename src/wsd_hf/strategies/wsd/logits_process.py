@@ -15,6 +15,7 @@ from ...engine.small_model import SmallModel
 from ...errors import WSDValueError
 from .config import WSDConfig
 from .stepwise import DraftSteps
+from .switch_rules import SwitchRuleName
 
 
 class WSDLogitsProcessor(LogitsProcessor):
@@ -28,7 +29,7 @@ class WSDLogitsProcessor(LogitsProcessor):
     Args:
         pilot: the small aligned model.
         wsd_config: threshold, window, draft limit; default: the generation config's `wsd_*` keys, then the paper's.
-        switch_criteria: takes the place of the paper's rule; see `SwitchCriteria`.
+        switch_criteria: as in `WSDConfig`.
         assistant_input_ids: the pilot's prompt, [batch, prompt]; default: the base's, or its text.
         assistant_attention_mask: its mask, [batch, prompt]; padding on the left. Default: nothing is padded.
         assistant_do_sample: whether the pilot samples; default: as the base does. It samples with the call's warpers
@@ -46,7 +47,7 @@ class WSDLogitsProcessor(LogitsProcessor):
         pilot: PreTrainedModel,
         wsd_config: WSDConfig | None = None,
         *,
-        switch_criteria: StoppingCriteria | None = None,
+        switch_criteria: SwitchRuleName | StoppingCriteria | None = None,
         assistant_input_ids: torch.Tensor | None = None,
         assistant_attention_mask: torch.Tensor | None = None,
         assistant_do_sample: bool | None = None,

@@ -57,8 +57,11 @@ class DraftSteps:
 
     def _take(self, tokens: dict[int, int], logits: torch.Tensor) -> dict[int, int]:
         index = torch.tensor([tokens.get(row, 0) for row in range(len(logits))], device=logits.device)[:, None]
-        log_probs = logits.log_softmax(dim=-1).gather(1, index.clamp(max=logits.shape[-1] - 1)).squeeze(1).tolist()
-        forced = self.draft.take({row: Drafted(token, log_probs[row]) for row, token in tokens.items()})
+        log_probs = logits.log_softmax(dim=-1)
+        columns = [log_probs.gather(1, index.clamp(max=logits.shape[-1] - 1)).squeeze(1).tolist()]
+        if self.draft.reads_distributions:
+            columns += [log_probs.amax(dim=-1).tolist(), torch.special.entr(log_probs.exp()).sum(dim=-1).tolist()]
+        forced = self.draft.take({row: Drafted(token, *(column[row] for column in columns)) for row, token in tokens.items()})
         if self._bridge.token_by_token:
             self._stop_exhausted("draft_limit")
         return forced

@@ -1,4 +1,4 @@
-"""The rule that hands the response from the pilot to the base (paper, auto-switch; arXiv 2506.07434).
+"""The paper's rule that hands the response from the pilot to the base (auto-switch; arXiv 2506.07434), as functions.
 
 Everything is computed in float64 from logarithms, so that a window of tiny probabilities does not underflow into another
 answer, and with exact sums, so that lists and tensors on any device give the same one.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from transformers import StoppingCriteria
 
 from ...engine.numbers import check_positive_integer, check_probability
 from ...errors import WSDValueError
@@ -70,38 +68,6 @@ def switch_index(log_probs: Sequence[float] | torch.Tensor, threshold: float = 0
     return next((place + 1 for place, mean in enumerate(means) if mean >= math.log(threshold)), None)
 
 
-class SwitchCriteria(StoppingCriteria):
-    """The paper's switch as a `StoppingCriteria`: fires for the rows where the base has become confident.
-
-    Stateless. Any other `StoppingCriteria` may take its place in `generate(..., switch_criteria=...)`; it is called after
-    every drafted token.
-
-    >>> SwitchCriteria(threshold=0.5, window_size=1)(torch.tensor([[7], [8]]), torch.tensor([[-0.1], [-3.0]])).tolist()
-    [True, False]
-    """
-
-    def __init__(self, threshold: float = 0.8, window_size: int = 6) -> None:
-        self.threshold = check_probability("threshold", threshold)
-        self.window_size = check_positive_integer("window_size", window_size)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Rows whose newest drafted token is the last of its draft.
-
-        Args:
-            input_ids: drafted tokens so far, newest last, [batch, drafted].
-            scores: the base's log-probabilities of them, [batch, drafted]; NaN where a row drafted nothing.
-
-        Returns:
-            BoolTensor[batch].
-        """
-        fired = [self.fires(row) for row in scores[:, -self.window_size :].tolist()]
-        return torch.tensor(fired, dtype=torch.bool, device=scores.device)
-
-    def fires(self, log_probs: list[float]) -> bool:
-        """True if the newest drafted token is the last of its draft; `log_probs` are the base's of one row's draft."""
-        return len(log_probs) >= self.window_size and _mean(log_probs[-self.window_size :]) >= math.log(self.threshold)
-
-
 def _as_tensor(log_probs: Sequence[float] | torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(log_probs, dtype=torch.float64, device=getattr(log_probs, "device", "cpu"))
 
@@ -114,9 +80,9 @@ def _refuse(bad: torch.Tensor) -> None:
 def _window_means(log_probs: list[float], window_size: int) -> list[float]:
     """Mean over the window that ends at each position; NaN before the first full one."""
     ends = range(1, 1 + len(log_probs))
-    return [_mean(log_probs[end - window_size : end]) if end >= window_size else math.nan for end in ends]
+    return [window_mean(log_probs[end - window_size : end]) if end >= window_size else math.nan for end in ends]
 
 
-def _mean(window: list[float]) -> float:
+def window_mean(window: Sequence[float]) -> float:
     """The mean that the switch compares, not its exponential, so that equality crosses where the window is one token."""
     return math.fsum(window) / len(window)
