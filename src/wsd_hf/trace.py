@@ -18,6 +18,7 @@ from .speculation.rule import SwitchReason
 from .strategies.wsd.config import WSDConfig
 from .strategies.wsd.output import WSDOutput
 from .strategies.wsd.switch import confidence
+from .strategies.wsd.switch_rules import SWITCH_RULES
 from .text.visible import html_text, visible
 
 PILOT_COLOURS = ("#f4a582", "#f7b799", "#fac8af", "#fcd9c7", "#feeae0")
@@ -36,7 +37,8 @@ class TracedToken:
         writer: "pilot" or "base".
         probability: the base's probability of it; None where it was not recorded (after the switch it is, if the call had
             `output_logits=True`).
-        confidence: geometric mean over the window that ends here, drafted tokens only; None before the first full window.
+        confidence: geometric mean over the window that ends here, drafted tokens only; None before the first full window, and
+            where the draft was ended by another rule than the paper's.
     """
 
     id: int
@@ -53,14 +55,18 @@ class Switch:
     Attributes:
         index: the paper's k, or -1 where the base never became confident.
         reason: as in `WSDOutput.switch_reason`.
-        threshold: of confidence.
-        window_size: tokens that confidence is measured over.
+        threshold: of the switch rule.
+        window_size: drafted tokens that it is measured over.
+        rule: name of the switch rule; None for a criterion of the caller's.
+        ignore_repeats: whether repetitions were left out of the window.
     """
 
     index: int
     reason: SwitchReason
     threshold: float
     window_size: int
+    rule: str | None = None
+    ignore_repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,19 +107,13 @@ class Trace:
         if self.switch is None:
             return part
         reasons = {
-            "confident": f"there {self._trigger(self.switch, by_pilot)}",
+            "confident": f"there {_trigger(self.switch)}",
             "draft_ended": "there the pilot was done, before the base became confident",
             "draft_limit": "there the draft limit was reached, before the base became confident",
             "budget": "that is the whole response: the base never became confident",
             "stopped": "there a stop criterion ended the response",
         }
         return f"{part}; {reasons[self.switch.reason]}"
-
-    def _trigger(self, switch: Switch, drafted: int) -> str:
-        reached = self.tokens[drafted - 1].confidence if drafted else None
-        if reached is None or reached < switch.threshold * (1 - 1e-9):
-            return "the caller's switch criteria fired"
-        return f"the base's confidence reached {switch.threshold:g} over {switch.window_size} tokens"
 
     def print(self, console: Console | None = None) -> None:
         """Prints the trace; in colour where the console (default: standard output) can."""
@@ -145,7 +145,7 @@ class Trace:
 def explain(
     output: StrategyOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0, stop_strings: Sequence[str] = ()
 ) -> Trace:
-    """The writer of each token of a response, and the base's confidence while the pilot drafted.
+    """The writer of each token of a response, and under the paper's switch rule the base's confidence while the pilot drafted.
 
     Args:
         output: of `generate(..., strategy=..., return_dict_in_generate=True)`, for a strategy whose tokens have one writer
@@ -176,6 +176,8 @@ def _with_draft(tokens: tuple[TracedToken, ...], output: WSDOutput, row: int) ->
     """The trace of a draft, which a stop string may have cut."""
     settings, index, reason = cast("WSDConfig", output.strategy), int(output.switch_index[row]), output.switch_reason[row]
     drafted, window = int(output.draft_length[row]), settings.window_size
+    rule = settings.switch_criteria if isinstance(settings.switch_criteria, str) else None
+    by_confidence = rule == "confidence" and not settings.ignore_repeats
     if drafted > len(tokens):
         index, reason = -1, "stopped"
     log_probs = output.draft_log_probs[row, :drafted].tolist()
@@ -186,11 +188,19 @@ def _with_draft(tokens: tuple[TracedToken, ...], output: WSDOutput, row: int) ->
         replace(
             token,
             probability=math.exp(log_probs[position]) if position < len(log_probs) else None,
-            confidence=confidences[position] if window <= position + 1 <= drafted else None,
+            confidence=confidences[position] if by_confidence and window <= position + 1 <= drafted else None,
         )
         for position, token in enumerate(tokens)
     )
-    return Trace(traced, Switch(index, reason, settings.threshold, window))
+    return Trace(traced, Switch(index, reason, settings.threshold, window, rule, settings.ignore_repeats))
+
+
+def _trigger(switch: Switch) -> str:
+    """Clause about a rule that has fired."""
+    if switch.rule is None:
+        return "the caller's switch criteria fired"
+    reached = f"the base's {SWITCH_RULES[switch.rule].reached} {switch.threshold:g} over {switch.window_size} tokens"
+    return f"{reached} that repeat nothing" if switch.ignore_repeats else reached
 
 
 def _before(stop_strings: Sequence[str], tokens: tuple[TracedToken, ...]) -> tuple[TracedToken, ...]:

@@ -19,7 +19,6 @@ from ..comparison.replies import Bench
 from ..engine.strategy import StrategyOutput
 from ..errors import WSDValueError
 from ..pair import Pair
-from ..strategies.wsd.config import WSDConfig
 from ..text.chat import Messages, check_messages, check_text
 from ..text.json_data import parse_json
 from ..text.visible import visible
@@ -35,12 +34,14 @@ from .options import (
     Base,
     Device,
     DTypeOption,
+    IgnoreRepeats,
     LoadIn4bit,
     MaxNewTokens,
     Pilot,
     Reference,
     Seed,
     Strategy,
+    SwitchCriteria,
     System,
     Temperature,
     Threshold,
@@ -48,6 +49,7 @@ from .options import (
     WindowSize,
     decoding,
     one_line_errors,
+    wsd_config,
 )
 from .runs import exit_on_sigterm
 from .terminal import Commands, say, say_json
@@ -113,6 +115,8 @@ def generate(
     strategy: Strategy = "wsd",
     threshold: AnyThreshold = None,
     window_size: AnyWindowSize = None,
+    switch_criteria: SwitchCriteria = None,
+    ignore_repeats: IgnoreRepeats = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
@@ -126,7 +130,8 @@ def generate(
     Control characters in an answer are printed as pictures, ␛ for example, into a pipe too; --json has the text itself.
     """
     with one_line_errors():
-        settings = decoding(strategy, reference, temperature, top_p, threshold=threshold, window_size=window_size)
+        rule = {"switch_criteria": switch_criteria, "ignore_repeats": ignore_repeats}
+        settings = decoding(strategy, reference, temperature, top_p, threshold=threshold, window_size=window_size, **rule)
         chat = _messages(question, messages, system)
         check_messages(chat)
         status = Console(stderr=True)
@@ -147,6 +152,8 @@ def chat(
     strategy: Strategy = "wsd",
     threshold: AnyThreshold = None,
     window_size: AnyWindowSize = None,
+    switch_criteria: SwitchCriteria = None,
+    ignore_repeats: IgnoreRepeats = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
@@ -160,7 +167,8 @@ def chat(
     Ctrl-C stops an answer, /reset starts anew, /exit or Ctrl-D leaves. The shipped pair knows single questions only.
     """
     with one_line_errors():
-        settings = decoding(strategy, reference, temperature, top_p, threshold=threshold, window_size=window_size)
+        rule = {"switch_criteria": switch_criteria, "ignore_repeats": ignore_repeats}
+        settings = decoding(strategy, reference, temperature, top_p, threshold=threshold, window_size=window_size, **rule)
         check_text("--system", system or "")
         with Console(stderr=True).status("loading the models"):
             pair = load_models(base, pilot, reference, device, dtype, load_in_4bit)
@@ -174,12 +182,16 @@ def pack(
     base: Annotated[str, typer.Option(help="Base model, a path or Hub id.")],
     pilot: Annotated[str, typer.Option(help="Pilot, a path or Hub id.")],
     copy: Annotated[bool, typer.Option("--copy", help="Copy the weights instead of linking to them.")] = False,
-    threshold: Threshold = WSDConfig.threshold,
-    window_size: WindowSize = WSDConfig.window_size,
+    threshold: Threshold = None,
+    window_size: WindowSize = None,
+    switch_criteria: SwitchCriteria = None,
+    ignore_repeats: IgnoreRepeats = None,
 ) -> None:
     """Writes a model directory whose `generate` decodes with base and pilot, whoever calls it (trust_remote_code=True)."""
     with one_line_errors():
-        config = WSDConfig(threshold=threshold, window_size=window_size)
+        config = wsd_config(
+            threshold=threshold, window_size=window_size, switch_criteria=switch_criteria, ignore_repeats=ignore_repeats
+        )
         packed = write_bundle(base, pilot, folder, wsd_config=config, copy=copy)
         for name, source in packed.weights.items():
             say(f"{folder / name}: {'copied from' if copy else 'a link to'} {source}")

@@ -9,10 +9,21 @@ import typer
 from rich.console import Console
 
 from ..integrations.export import KINDS, AnswerFile
-from ..strategies.wsd.config import WSDConfig
 from ..text.chat import Messages
 from .models import DType, load_models
-from .options import Base, Device, DTypeOption, MaxNewTokens, Pilot, Threshold, WindowSize, one_line_errors
+from .options import (
+    Base,
+    Device,
+    DTypeOption,
+    IgnoreRepeats,
+    MaxNewTokens,
+    Pilot,
+    SwitchCriteria,
+    Threshold,
+    WindowSize,
+    one_line_errors,
+    wsd_config,
+)
 from .runs import progress, resumable
 
 
@@ -23,15 +34,19 @@ def answers(
     name: Annotated[str | None, typer.Option(help="The model's name in the answer file. Default: the file's.")] = None,
     base: Base = None,
     pilot: Pilot = None,
-    threshold: Threshold = WSDConfig.threshold,
-    window_size: WindowSize = WSDConfig.window_size,
+    threshold: Threshold = None,
+    window_size: WindowSize = None,
+    switch_criteria: SwitchCriteria = None,
+    ignore_repeats: IgnoreRepeats = None,
     max_new_tokens: MaxNewTokens = 1024,
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
 ) -> None:
     """Answers a judge's questions, greedily, in a file that the judge reads."""
     with one_line_errors():
-        config = WSDConfig(threshold=threshold, window_size=window_size)
+        config = wsd_config(
+            threshold=threshold, window_size=window_size, switch_criteria=switch_criteria, ignore_repeats=ignore_repeats
+        )
         with AnswerFile(kind, questions, out, name) as file:
             if not file.missing:
                 Console(stderr=True).print("every question has its answer already")

@@ -25,11 +25,23 @@ from ..errors import WSDValueError
 from ..files import write_whole
 from ..strategies import STRATEGIES
 from ..strategies.nudging.config import NudgingConfig
-from ..strategies.wsd.config import WSDConfig
 from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
 from .models import DType, load_models
-from .options import Base, Device, DTypeOption, MaxNewTokens, Pilot, Reference, Threshold, WindowSize, one_line_errors
+from .options import (
+    Base,
+    Device,
+    DTypeOption,
+    IgnoreRepeats,
+    MaxNewTokens,
+    Pilot,
+    Reference,
+    SwitchCriteria,
+    Threshold,
+    WindowSize,
+    one_line_errors,
+    wsd_config,
+)
 from .runs import progress, resumable
 from .terminal import say
 
@@ -47,8 +59,10 @@ def compare(
         str | None,
         typer.Option(help=f"{', '.join(JUDGES)}, or package.module:function, from a line's object and a response to a number."),
     ] = None,
-    threshold: Threshold = WSDConfig.threshold,
-    window_size: WindowSize = WSDConfig.window_size,
+    threshold: Threshold = None,
+    window_size: WindowSize = None,
+    switch_criteria: SwitchCriteria = None,
+    ignore_repeats: IgnoreRepeats = None,
     nudging_threshold: Annotated[
         float, typer.Option(help="Certainty below which the pilot writes the next word, in (0, 1].")
     ] = NudgingConfig.threshold,
@@ -59,7 +73,9 @@ def compare(
 ) -> None:
     """Answers the same prompts in several ways: a table of costs and scores, and the answers side by side."""
     with one_line_errors():
-        config = WSDConfig(threshold=threshold, window_size=window_size)
+        config = wsd_config(
+            threshold=threshold, window_size=window_size, switch_criteria=switch_criteria, ignore_repeats=ignore_repeats
+        )
         nudging = NudgingConfig(threshold=check_probability("nudging_threshold", nudging_threshold))
         names = _names(strategies, reference)
         scorer = find_judge(judge) if judge else None
@@ -72,8 +88,10 @@ def compare(
             "--prompts": f"{len(records)} prompts, SHA-256 {digest[:16]}",
             "--strategies": ",".join(names),
             "--judge": judge,
-            "--threshold": threshold,
-            "--window-size": window_size,
+            "--threshold": config.threshold,
+            "--window-size": config.window_size,
+            "--switch-criteria": switch_criteria,
+            "--ignore-repeats": ignore_repeats,
             "--nudging-threshold": nudging_threshold,
             "--max-new-tokens": max_new_tokens,
             "--device": device,

@@ -10,9 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import WSDValueError
-from ..strategies.wsd.config import WSDConfig
 from .models import DType, known_device
-from .options import Device, DTypeOption, Threshold, WindowSize, one_line_errors
+from .options import (
+    Device,
+    DTypeOption,
+    IgnoreRepeats,
+    SwitchCriteria,
+    Threshold,
+    WindowSize,
+    one_line_errors,
+    wsd_config,
+)
 from .terminal import say
 
 
@@ -77,19 +85,31 @@ def evaluate(
     ] = False,
     num_fewshot: Annotated[int | None, typer.Option(help="Examples before a question. Default: the task's.", min=0)] = None,
     gen_kwargs: Annotated[str, typer.Option(help="Settings of generate over those of the tasks: NAME=VALUE,...")] = "",
-    threshold: Threshold = WSDConfig.threshold,
-    window_size: WindowSize = WSDConfig.window_size,
+    threshold: Threshold = None,
+    window_size: WindowSize = None,
+    switch_criteria: SwitchCriteria = None,
+    ignore_repeats: IgnoreRepeats = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens in an answer. Default: the task's.", min=1)] = None,
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
 ) -> None:
     """Runs tasks of an evaluation harness on base and pilot together. Answer files for judges: wsd-hf answers."""
     with one_line_errors():
-        WSDConfig(threshold=threshold, window_size=window_size)
+        config = wsd_config(
+            threshold=threshold, window_size=window_size, switch_criteria=switch_criteria, ignore_repeats=ignore_repeats
+        )
         _check(out, include_path, gen_kwargs)
         results = run_lm_eval(
             [task.strip() for task in tasks.split(",")],
-            {"pretrained": base, "pilot": pilot, "dtype": dtype.value, "threshold": threshold, "window_size": window_size},
+            {
+                "pretrained": base,
+                "pilot": pilot,
+                "dtype": dtype.value,
+                "threshold": config.threshold,
+                "window_size": config.window_size,
+                "switch_criteria": config.switch_criteria,
+                "ignore_repeats": config.ignore_repeats,
+            },
             include_path,
             gen_kwargs,
             limit=limit,

@@ -14,6 +14,8 @@ from ..comparison.methods import ALIASES
 from ..engine.numbers import check_probability
 from ..errors import WSDError, WSDValueError
 from ..strategies import STRATEGIES
+from ..strategies.wsd.config import WSDConfig
+from ..strategies.wsd.switch_rules import SWITCH_RULES
 from ..text.visible import visible
 from .models import DType
 from .terminal import say
@@ -22,17 +24,33 @@ Base = Annotated[str | None, typer.Option(help="Base model, a path or Hub id. De
 Pilot = Annotated[str | None, typer.Option(help="Pilot, a path or Hub id.")]
 Reference = Annotated[str | None, typer.Option(help="The pilot before its alignment, for strategies that need it.")]
 Strategy = Annotated[str, typer.Option(help=f"{', '.join(STRATEGIES)}.")]
-Threshold = Annotated[float, typer.Option(help="Confidence at which the base takes over, in (0, 1].")]
-WindowSize = Annotated[int, typer.Option(help="Drafted tokens that confidence is measured over.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Threshold of the switch rule: confidence at which the base takes over. Default: the rule's own."),
+]
+WindowSize = Annotated[
+    int | None, typer.Option(help="Drafted tokens that the switch rule is measured over. Default: the rule's own.")
+]
+SwitchCriteria = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Switch rule, by which the base takes over: {', '.join(SWITCH_RULES)}. Default: the first, the paper's."
+    ),
+]
+IgnoreRepeats = Annotated[
+    bool | None,
+    typer.Option("--ignore-repeats", help="Leave out of the window what repeats the prompt or the draft.", show_default=False),
+]
 AnyThreshold = Annotated[
     float | None,
     typer.Option(
         "--threshold",
-        help="In (0, 1]. wsd: confidence at which the base takes over. nudging: certainty below which the pilot writes a word.",
+        help="wsd: threshold of the switch rule, confidence at which the base takes over. nudging: certainty below which the "
+        "pilot writes a word, in (0, 1].",
     ),
 ]
 AnyWindowSize = Annotated[
-    int | None, typer.Option("--window-size", help="wsd: drafted tokens that confidence is measured over.")
+    int | None, typer.Option("--window-size", help="wsd: drafted tokens that the switch rule is measured over.")
 ]
 Temperature = Annotated[float | None, typer.Option(help="Sample at this temperature; 0 is greedy. Default: as the base does.")]
 TopP = Annotated[float | None, typer.Option(help="Sample from the likeliest tokens that have this probability together.")]
@@ -69,10 +87,19 @@ def decoding(
         raise WSDValueError(f"--reference has no effect with --strategy {strategy}: leave it out")
     if kind.always_samples and temperature == 0:
         raise WSDValueError(f"--temperature 0: --strategy {strategy} chooses among samples; leave it out")
-    given = {setting: value for setting, value in settings.items() if value is not None}
+    given = _given(settings)
     for setting in given.keys() - {known.name for known in fields(kind)}:
         raise WSDValueError(f"--{setting.replace('_', '-')} has no effect with --strategy {strategy}: leave it out")
     return {"strategy": kind(**given), **_sampling(temperature, top_p)}
+
+
+def wsd_config(**settings: Any) -> WSDConfig:
+    """Settings of Weak-to-Strong Decoding; None counts as not given."""
+    return WSDConfig(**_given(settings))
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {setting: value for setting, value in settings.items() if value is not None}
 
 
 def _sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
@@ -85,7 +112,7 @@ def _sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
         if top_p is not None:
             raise WSDValueError("--top-p has no effect with --temperature 0, which is greedy: leave one out")
         return {"do_sample": False}
-    given = {name: value for name, value in {"temperature": temperature, "top_p": top_p}.items() if value is not None}
+    given = _given({"temperature": temperature, "top_p": top_p})
     return {"do_sample": True, **given} if given else {}
 
 

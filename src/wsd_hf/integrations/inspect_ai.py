@@ -28,6 +28,7 @@ from ..errors import WSDValueError
 from ..pair import Pair
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.output import WSDOutput
+from ..strategies.wsd.switch_rules import SwitchRuleName
 from ..text.bridge import before_end
 from ..text.chat import Messages
 from ..text.next_turn import before_next_turn
@@ -78,8 +79,7 @@ class WSDModelAPI(ModelAPI):
     Args:
         model_name: the base, a path or Hub id; the model argument is "wsd/" and that.
         pilot: the pilot, a path or Hub id. This and the following are given as `-M name=value`, or as `model_args`.
-        threshold: confidence at which the base takes over.
-        window_size: drafted tokens that confidence is measured over.
+        threshold, window_size, switch_criteria, ignore_repeats: as in `WSDConfig`.
         device: where both models go, as transformers' `device_map`, which needs accelerate; default: the CPU.
         dtype: of both models' weights; default: as they are stored.
 
@@ -95,15 +95,18 @@ class WSDModelAPI(ModelAPI):
         api_key: str | None,
         config: GenerateConfig,
         pilot: str | None = None,
-        threshold: float = WSDConfig.threshold,
-        window_size: int = WSDConfig.window_size,
+        threshold: float | None = None,
+        window_size: int | None = None,
+        switch_criteria: SwitchRuleName = "confidence",
+        ignore_repeats: bool = False,
         device: str | int | None = None,
         dtype: str = "auto",
     ) -> None:
         super().__init__(model_name, base_url, api_key, config=config)
         if pilot is None:
             raise WSDValueError(f"the model wsd/{model_name} lacks its pilot: add -M pilot=PATH_OR_ID, or model_args")
-        self._config = WSDConfig(threshold=threshold, window_size=window_size)
+        rule = {"switch_criteria": switch_criteria, "wsd_ignore_repeats": ignore_repeats}
+        self._config = WSDConfig.resolve({"wsd_threshold": threshold, "wsd_window_size": window_size, **rule}, None)
         self._pair = Pair.from_pretrained(model_name, pilot, dtype=dtype, device_map=device)
         for tokenizer in (self._pair.tokenizer, self._pair.pilot_tokenizer):
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -19,6 +19,7 @@ from ..generation import enable_wsd
 from ..hub.loading import load_pilot
 from ..pair import Pair
 from ..strategies.wsd.config import WSDConfig
+from ..strategies.wsd.switch_rules import SwitchRuleName
 from ..text.chat import check_text
 from ..text.next_turn import before_next_turn
 
@@ -41,8 +42,7 @@ class WSDHFLM(HFLM):
     Args:
         pretrained: the base, a path, a Hub id, or a loaded model (which `wsd_hf.enable_wsd` is then applied to).
         pilot: path or Hub id of the pilot.
-        threshold: confidence at which the base takes over, in (0, 1].
-        window_size: drafted tokens that confidence is measured over.
+        threshold, window_size, switch_criteria, ignore_repeats: as in `WSDConfig`.
         **kwargs: as `HFLM` takes them.
 
     Raises:
@@ -55,14 +55,17 @@ class WSDHFLM(HFLM):
         self,
         pretrained: Any,
         pilot: str,
-        threshold: float = WSDConfig.threshold,
-        window_size: int = WSDConfig.window_size,
+        threshold: float | None = None,
+        window_size: int | None = None,
+        switch_criteria: SwitchRuleName = "confidence",
+        ignore_repeats: bool = False,
         **kwargs: Any,
     ) -> None:
         for name in WITHOUT_EFFECT:
             if kwargs.get(name):
                 raise WSDValueError(f"{name}={kwargs[name]!r}: would have no effect on wsd-hf; leave it out")
-        self._settings = WSDConfig(threshold=threshold, window_size=window_size)
+        rule = {"switch_criteria": switch_criteria, "wsd_ignore_repeats": ignore_repeats}
+        self._settings = WSDConfig.resolve({"wsd_threshold": threshold, "wsd_window_size": window_size, **rule}, None)
         assistant, tokenizer = load_pilot(pilot, dtype=kwargs.get("dtype", "auto"))  # the smaller one first: faults show sooner
         super().__init__(pretrained, **kwargs)
         enable_wsd(self.model)

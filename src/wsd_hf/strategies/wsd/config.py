@@ -105,7 +105,9 @@ class WSDConfig(SpeculativeConfig):
             check_kind("switch_criteria", self.switch_criteria, StoppingCriteria, StoppingCriteriaList)
             kind = SwitchCriteria
             if self.ignore_repeats:
-                raise WSDValueError("ignore_repeats=True has no effect on an object as switch_criteria: leave it out")
+                raise WSDValueError(
+                    "ignore_repeats=True belongs to a switch rule by name, and switch_criteria is an object: leave it out"
+                )
         own = {name: getattr(self, name) for name in ("threshold", "window_size") if getattr(self, name) is not None}
         return kind(**own, ignore_repeats=self.ignore_repeats)
 
