@@ -24,14 +24,6 @@ def check_probability(name: str, value: Any) -> float:
     return number
 
 
-def check_positive_number(name: str, value: Any) -> float:
-    """`value` as a float above 0; raises for anything else, infinity included."""
-    number = as_number(value)
-    if number is None or not 0 < number <= sys.float_info.max:
-        raise WSDValueError(f"{name}={value!r}: must be a finite number above 0")
-    return float(number)
-
-
 def as_number(value: Any) -> int | float | None:
     """A number as one of Python's, an int if it has no fraction; None for anything else, bool included.
 

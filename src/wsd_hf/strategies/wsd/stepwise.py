@@ -16,6 +16,7 @@ from ...engine.sampling import FREE, choose, force
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...speculation.rule import Drafted
 from ...speculation.setup import Setup
+from ...speculation.verdict import entropies
 from ...text.bridge import DraftOver, Offer
 from .draft import Draft
 
@@ -60,7 +61,7 @@ class DraftSteps:
         log_probs = logits.log_softmax(dim=-1)
         columns = [log_probs.gather(1, index.clamp(max=logits.shape[-1] - 1)).squeeze(1).tolist()]
         if self.draft.reads_distributions:
-            columns += [log_probs.amax(dim=-1).tolist(), torch.special.entr(log_probs.exp()).sum(dim=-1).tolist()]
+            columns += [log_probs.amax(dim=-1).tolist(), entropies(log_probs).tolist()]
         forced = self.draft.take({row: Drafted(token, *(column[row] for column in columns)) for row, token in tokens.items()})
         if self._bridge.token_by_token:
             self._stop_exhausted("draft_limit")

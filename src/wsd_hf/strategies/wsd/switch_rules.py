@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from transformers import StoppingCriteria
 
-from ...engine.numbers import check_positive_integer, check_positive_number, check_probability
+from ...engine.numbers import check_number, check_positive_integer, check_probability
 from ...engine.strategy import check_choice
 from ...errors import WSDValueError
 from ...speculation.rule import Drafted
@@ -166,7 +166,7 @@ class EntropyCriteria(SwitchRule):
     The mean of the base's entropies at the last drafted tokens is at most the threshold.
 
     Args:
-        threshold: in nats, above 0; equality crosses.
+        threshold: in nats, at least 0; equality crosses.
         window_size: as for `SwitchRule`.
         ignore_repeats: as for `SwitchRule`.
 
@@ -179,7 +179,7 @@ class EntropyCriteria(SwitchRule):
     reached = "entropy fell to"
 
     def __init__(self, threshold: float = 0.5, window_size: int = 8, *, ignore_repeats: bool = False) -> None:
-        threshold = check_positive_number("threshold", threshold)
+        threshold = check_number("threshold", threshold, least=0)
         super().__init__(threshold, -threshold, window_size, ignore_repeats)
 
     def measure(self, drafted: Drafted) -> float:
