@@ -69,7 +69,7 @@ def decode_within(
         # transformers drops the tokenizer on the way to a callable custom_generate, so its own criterion can't be built.
         stopping_criteria.append(StopStrings(tokenizer, stop_strings))
         kwargs["stop_strings"] = None
-    if strategy.ends_with_pilot and kwargs.get("eos_token_id") is None:
+    if strategy.ends_with_pilot and "eos_token_id" not in kwargs:
         kwargs["eos_token_id"] = _ends_of_both(generation_setting("eos_token_id", {}, *configs), partners["assistant"], base)
     kwargs |= _integers(kwargs, *configs)
     fills_cache = kwargs.get("past_key_values") is not None
