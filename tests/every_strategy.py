@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from families import EOS, tiny_model, tiny_pilot
 from oracle import ones, random_prompt
 from test_two_vocabularies import a_prompt, noise
 from tokenizers_for_tests import LETTERS, letter_tokenizer
+from wsd_hf.strategies import STRATEGIES
 
 WSD = {"strategy": "wsd", "wsd_window_size": 2}
 SEARCH = {"strategy": "weak_to_strong_search", "beam_width": 2, "successors": 2, "chunk_length": 3}
@@ -29,13 +31,23 @@ WAYS: dict[str, dict[str, Any]] = {
     "wsd fast": {**WSD, "wsd_engine": "fast", "wsd_chunk": 3},
     "wsd step": {**WSD, "wsd_engine": "step"},
     "nudging": {"strategy": "nudging", "nudging_threshold": 0.3},
-    "emulated fine-tuning": {"strategy": "emulated_fine_tuning"},
     "search": SEARCH,
+    "emulated fine-tuning fast": {"strategy": "emulated_fine_tuning", "eft_engine": "fast", "eft_chunk": 3},
+    "emulated fine-tuning step": {"strategy": "emulated_fine_tuning", "eft_engine": "step"},
+    "product fast": {"strategy": "product", "product_engine": "fast", "product_chunk": 2},
+    "product step": {"strategy": "product", "product_engine": "step"},
+    "ensemble fast": {"strategy": "ensemble", "ensemble_engine": "fast", "ensemble_chunk": 3},
+    "ensemble step": {"strategy": "ensemble", "ensemble_engine": "step"},
+    "blend fast": {"strategy": "blend", "blend_engine": "fast", "blend_chunk": 3},
+    "blend step": {"strategy": "blend", "blend_engine": "step"},
 }
 """Keywords of `generate` for each strategy and engine."""
 
-WITH_A_REFERENCE = ("emulated fine-tuning", "search")
-ONE_VOCABULARY = ("emulated fine-tuning",)
+TARGETS = ("emulated_fine_tuning", "product", "ensemble", "blend")
+"""Strategies that are one function of the models' logits; they mix distributions, so that they need one vocabulary."""
+
+SWEPT = ("emulated fine-tuning step", "ensemble fast", "ensemble step", "blend fast", "blend step")
+"""Ways that only the sweep takes through all checks, since they differ from others by no more than a formula."""
 
 THRESHOLDS = {"one": 0.15, "two": 1e-3}
 """Thresholds at which the models of each world switch in the middle of a short response."""
@@ -75,15 +87,51 @@ class Case(NamedTuple):
     vocabularies: str
     way: str
 
+    def __str__(self) -> str:
+        return f"{self.way}, {self.vocabularies}"
+
+    @property
+    def strategy(self) -> str:
+        """Its name."""
+        return str(WAYS[self.way]["strategy"])
+
     @property
     def world(self) -> World:
         return world(self.vocabularies)
 
     @property
+    def is_target(self) -> bool:
+        return self.strategy in TARGETS
+
+    @property
+    def switches(self) -> bool:
+        """Whether the pilot drafts until the base is confident."""
+        return issubclass(STRATEGIES[self.strategy], wsd_hf.WSDConfig)
+
+    @property
+    def engine(self) -> str | None:
+        """ "fast" or "step"; None for strategies that have one way of decoding."""
+        return WAYS[self.way].get(self.keyword("engine"))
+
+    def keyword(self, field: str) -> str:
+        """The keyword of `generate` for a field that has the strategy's prefix."""
+        return STRATEGIES[self.strategy].prefix + field
+
+    @property
+    def marks(self) -> list[pytest.MarkDecorator]:
+        """Those of the parameter `case`."""
+        return [pytest.mark.sweep] if self.way in SWEPT else []
+
+    @property
+    def roles(self) -> list[str]:
+        """The base, and the arguments that hold the small models."""
+        return ["base", *(f"{name}_model" for name in STRATEGIES[self.strategy].partners)]
+
+    @property
     def models(self) -> dict[str, PreTrainedModel]:
-        """All models that take part, by the names of their arguments."""
-        models = {"base": self.world.base, "assistant_model": self.world.pilot}
-        return {**models, "reference_model": self.world.reference} if self.way in WITH_A_REFERENCE else models
+        """All models that take part, by role."""
+        models = {"base": self.world.base, "assistant_model": self.world.pilot, "reference_model": self.world.reference}
+        return {role: models[role] for role in self.roles}
 
     @property
     def samples(self) -> bool:
@@ -99,7 +147,7 @@ class Case(NamedTuple):
     @property
     def settings(self) -> dict[str, Any]:
         """Keywords of `generate` that select the strategy, its small models and tokenizers."""
-        threshold = {"wsd_threshold": THRESHOLDS[self.vocabularies]} if self.way.startswith("wsd") else {}
+        threshold = {self.keyword("threshold"): THRESHOLDS[self.vocabularies]} if self.switches else {}
         small = {name: model for name, model in self.models.items() if name != "base"}
         tokenizers = {"tokenizer": self.world.tokenizer, "assistant_tokenizer": self.world.assistant_tokenizer}
         return {**WAYS[self.way], **threshold, **small, **tokenizers}
@@ -123,17 +171,21 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case(vocabularies, way) for vocabularies in THRESHOLDS for way in WAYS if vocabularies == "one" or way not in ONE_VOCABULARY
+    case
+    for case in itertools.starmap(Case, itertools.product(THRESHOLDS, WAYS))
+    if case.vocabularies == "one" or not case.is_target
 ]
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.way}, {case.vocabularies}")
+
+def each(cases: Iterable[Case]) -> Any:
+    """A parameter `case`."""
+    return pytest.mark.parametrize("case", [pytest.param(case, id=str(case), marks=case.marks) for case in cases])
+
+
+every_case = each(CASES)
 every_model = pytest.mark.parametrize(
     ("case", "role"),
-    [
-        pytest.param(case, role, id=f"{case.way}, {case.vocabularies}, {role}")
-        for case in CASES
-        for role in ("base", "assistant_model", *(["reference_model"] if case.way in WITH_A_REFERENCE else []))
-    ],
+    [pytest.param(case, role, id=f"{case}, {role}", marks=case.marks) for case in CASES for role in case.roles],
 )
 
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig, pipeline
 
 import wsd_hf
-from every_strategy import Case, counting, every_case
+from every_strategy import CASES, TARGETS, Case, counting, every_case
 from families import tiny_parts
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from wsd_hf.bundle import pack
@@ -232,7 +232,7 @@ def wider(case: Case) -> Any:
     return base
 
 
-@pytest.mark.parametrize("way", ["nudging", "emulated fine-tuning"])
+@pytest.mark.parametrize("way", ["nudging", *(case.way for case in CASES if case.is_target)])
 def test_a_token_that_the_small_model_cannot_read_is_refused_where_it_has_to(way: str) -> None:
     case = Case("one", way)
     base, ids = wider(case), case.prompt(1)
@@ -251,7 +251,7 @@ SHIPPED = {
     "wsd step": {"strategy": "wsd", "wsd_engine": "step"},
     "nudging": {"strategy": "nudging"},
     "search": {"strategy": "weak_to_strong_search", "beam_width": 2, "successors": 2, "top_k": 1},
-    "emulated fine-tuning": {"strategy": "emulated_fine_tuning"},
+    **{strategy: {"strategy": strategy} for strategy in TARGETS},
 }
 
 
@@ -263,10 +263,10 @@ def shipped(pilot: str) -> tuple[Any, Any, Any, Any]:
 @pytest.mark.parametrize("pilot", ["pilot", "pilot_other_vocab"])
 @pytest.mark.parametrize("way", SHIPPED)
 def test_chats_padded_with_a_token_without_a_row_are_answered_as_others(way: str, pilot: str) -> None:
-    if (way, pilot) == ("emulated fine-tuning", "pilot_other_vocab"):
+    if SHIPPED[way]["strategy"] in TARGETS and pilot == "pilot_other_vocab":
         return
     base, small, tokenizer, small_tokenizer = shipped(pilot)
-    reference = {"reference_model": small} if way in ("search", "emulated fine-tuning") else {}
+    reference = {"reference_model": small} if way in ("search", "emulated_fine_tuning") else {}
 
     def answers(tokenizer: Any, small_tokenizer: Any) -> list[list[int]]:
         inputs = wsd_hf.build_inputs(CHATS, tokenizer, small_tokenizer)
@@ -372,25 +372,24 @@ def test_a_token_id_beyond_64_bits_is_refused_by_name(case: Case, name: str) -> 
 
 
 OWN = {
-    "wsd fast": ("wsd_window_size", "wsd_max_draft_tokens", "wsd_chunk"),
-    "wsd step": ("wsd_window_size", "wsd_max_draft_tokens"),
-    "search": ("beam_width", "successors", "chunk_length"),
+    "wsd": ("wsd_window_size", "wsd_max_draft_tokens"),
+    "weak_to_strong_search": ("beam_width", "successors", "chunk_length"),
 }
 
 
 @every_case
 def test_settings_of_a_strategy_come_as_numbers_of_any_kind(case: Case) -> None:
     ids = case.prompt(1)
-    for name in OWN.get(case.way, ()):
+    for name in (*OWN.get(case.strategy, ()), *([case.keyword("chunk")] if case.engine == "fast" else [])):
         want = case.repeatable(ids, **{name: 2})
         for two in (2.0, np.int64(2), torch.tensor(2)):
             assert torch.equal(case.repeatable(ids, **{name: two}), want)
         for value in NO_INTEGERS:
-            refused(case, f"{name.removeprefix('wsd_')}=.*: must be an integer of at least 1", ids, **{name: value})
+            refused(case, f"{name.removeprefix(case.keyword(''))}=.*: must be an integer of at least 1", ids, **{name: value})
 
 
 def test_a_weight_comes_as_a_number_of_any_kind() -> None:
-    case, ids = Case("one", "emulated fine-tuning"), random_prompt(1, 6)
+    case, ids = Case("one", "emulated fine-tuning fast"), random_prompt(1, 6)
     want = case.repeatable(ids, beta=0.5)
     for half in (np.float32(0.5), torch.tensor(0.5), np.float64(0.5)):
         assert torch.equal(case.repeatable(ids, beta=half), want)

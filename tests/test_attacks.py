@@ -108,6 +108,11 @@ def test_logits_that_are_no_numbers_raise_wherever_they_are_read(case: Case, rol
     tried("forwards with NaN or infinite logits", count)
 
 
+def short_draft(case: Case) -> dict[str, int]:
+    """Keywords under which the base writes from the second token on."""
+    return {case.keyword("max_draft_tokens"): 1, case.keyword("window_size"): 1} if case.switches else {}
+
+
 class Spoils(LogitsProcessor):
     """One score of every row is `value`; all of them if that is -inf."""
 
@@ -122,8 +127,7 @@ class Spoils(LogitsProcessor):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_scores_of_which_none_can_be_drawn_raise_as_in_plain_generate(case: Case, value: float, tried: Any) -> None:
     ids = case.prompt(1)
-    switch = {"wsd_max_draft_tokens": 1, "wsd_window_size": 1} if case.way.startswith("wsd") else {}
-    kwargs = {"logits_processor": [Spoils(value)], "do_sample": True, **switch}
+    kwargs = {"logits_processor": [Spoils(value)], "do_sample": True, **short_draft(case)}
     with pytest.raises((wsd_hf.WSDLogitsError, RuntimeError), match=r"can be drawn at response token|probability tensor"):
         case.seeded(ids, **kwargs)
     tried("scores of which none can be drawn")
@@ -131,8 +135,8 @@ def test_scores_of_which_none_can_be_drawn_raise_as_in_plain_generate(case: Case
 
 @every_case
 def test_a_temperature_at_which_logits_overflow_raises_as_in_plain_generate(case: Case, tried: Any) -> None:
-    only_base = {"assistant_do_sample": False, "wsd_max_draft_tokens": 1, "wsd_window_size": 1}
-    for sampler in [{}, only_base] if case.way.startswith("wsd") else [{}]:
+    only_base = {"assistant_do_sample": False, **short_draft(case)}
+    for sampler in [{}, only_base] if case.switches else [{}]:
         with pytest.raises((wsd_hf.WSDLogitsError, RuntimeError), match=r"temperature|probability tensor"):
             case.seeded(case.prompt(1), **{"do_sample": True, "temperature": 1e-320, "top_k": 0, **sampler})
         tried("scores of which none can be drawn")
@@ -340,7 +344,7 @@ def test_eight_threads_with_mixed_strategies_equal_serial_calls(vocabularies: st
     cases = [case for case in CASES if case.vocabularies == vocabularies]
 
     def a_call(index: int) -> Callable[[], list[list[int]]]:
-        case = cases[(index + seed) % len(cases)]
+        case = cases[(index + 8 * seed) % len(cases)]
         ids = case.prompt(50 * seed + index, 2 + rng.randint(1, 10))
         settings: dict[str, Any] = {"max_new_tokens": rng.randint(3, 12)}
         if rng.random() < 0.3:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, StoppingCriteria
 
 import wsd_hf
-from every_strategy import CASES, WAYS, Case, counting, every_case
+from every_strategy import Case, counting, every_case
 from families import PAD, tiny_model, tiny_parts
 from oracle import left_padded, ones, random_prompt
 from test_fast_path import EXACT, PROMPT, both, decode, pair
@@ -26,7 +26,7 @@ from wsd_hf import SearchConfig, WSDConfig, WSDValueError, bundle
 from wsd_hf.engine import cuda_graphs as graphs
 from wsd_hf.engine.cache import RaggedCache
 from wsd_hf.engine.numbers import MOST_SAMPLES
-from wsd_hf.strategies.wsd.config import MOST_PROPOSALS
+from wsd_hf.speculation.config import MOST_PROPOSALS
 from wsd_hf.tiny import FOLDER
 
 HUGE = (10**6, 10**30)
@@ -233,31 +233,23 @@ def test_a_chunk_of_any_length_is_one_selection_at_the_end(number: int, tried: A
     tried("settings of a million or more")
 
 
-REFUSED = {
-    "wsd_chunk": (MOST_PROPOSALS, ["wsd fast", "wsd step"]),
-    "beam_width": (MOST_SAMPLES, ["search"]),
-    "successors": (MOST_SAMPLES, ["search"]),
-    "num_return_sequences": (MOST_SAMPLES, list(WAYS)),
-}
+def bounded(case: Case) -> dict[str, int]:
+    """Keywords whose numbers have an upper bound, and that bound."""
+    proposals = {case.keyword("chunk"): MOST_PROPOSALS} if case.engine else {}
+    samples = {"beam_width": MOST_SAMPLES, "successors": MOST_SAMPLES} if case.samples else {}
+    return {"num_return_sequences": MOST_SAMPLES, **proposals, **samples}
 
 
-@pytest.mark.parametrize(
-    ("case", "name"),
-    [
-        pytest.param(case, name, id=f"{name}, {case.way}, {case.vocabularies}")
-        for name, (_, ways) in REFUSED.items()
-        for case in CASES
-        if case.way in ways
-    ],
-)
-def test_work_without_a_bound_is_refused_before_any_forward(case: Case, name: str, tried: Any) -> None:
-    for number in (REFUSED[name][0] + 1, *HUGE):
+@every_case
+def test_work_without_a_bound_is_refused_before_any_forward(case: Case, tried: Any) -> None:
+    for name, number in ((name, number) for name, most in bounded(case).items() for number in (most + 1, *HUGE)):
         calls: list[dict[str, Any]] = [{name: number}]
-        if name in ("wsd_chunk", "num_return_sequences"):
+        if name not in ("beam_width", "successors"):
             calls += [{name: None, "generation_config": GenerationConfig(do_sample=True, **{name: number})}]
+        field = name.removeprefix(case.keyword(""))
         for kwargs in calls:
             with counting(case.models["base"]) as base, counting(case.models["assistant_model"]) as pilot:
-                with Largest() as made, pytest.raises(WSDValueError, match=f"{name.removeprefix('wsd_')}={number}.* at most"):
+                with Largest() as made, pytest.raises(WSDValueError, match=f"{field}={number}.* at most"):
                     case.generate(case.prompt(1), **{**case.settings, **kwargs})
                 assert not base + pilot
             assert made.bytes < 2**20
@@ -277,7 +269,7 @@ def test_the_limits_themselves_are_legal() -> None:
 def test_numbers_beyond_any_float_are_refused_by_name() -> None:
     with pytest.raises(WSDValueError, match=r"^threshold=1000"):
         WSDConfig(threshold=10**400)
-    case = Case("one", "emulated fine-tuning")
+    case = Case("one", "emulated fine-tuning fast")
     with pytest.raises(WSDValueError, match=r"^beta=1000.*: must be a finite number"):
         case.generate(case.prompt(1), beta=10**400)
 

@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, pipeline
 
 import wsd_hf
-from every_strategy import CASES, Case, counting, every_case, every_model
+from every_strategy import CASES, Case, counting, each, every_case, every_model
 from families import tiny_model, tiny_parts, tiny_pilot
 from oracle import left_padded, ones, random_prompt
 from wsd_hf.errors import WSDValueError
@@ -54,6 +54,12 @@ def refused(case: Case, models: dict[str, Any], match: str, **kwargs: Any) -> No
         with pytest.raises(WSDValueError, match=match):
             sequences(case, models, **kwargs)
         assert not any(forwards)
+
+
+@every_model
+def test_a_model_of_another_dtype_writes_the_same(case: Case, role: str) -> None:
+    """Two dtypes of one call; no token of these models hangs on what float32 rounds."""
+    assert torch.equal(sequences(case, {role: copy.deepcopy(case.models[role]).float()}), plain(case))
 
 
 @functools.cache
@@ -198,14 +204,14 @@ def test_a_forward_of_unknown_behaviour_is_served_step_by_step_or_refused(case: 
         scaled.lm_head.weight *= 2
     head = model.lm_head
     model.forward = functools.partial(_doubled, model.forward)
-    if case.way == "nudging" or (case.way == "wsd fast"):
-        name = {"base": "base", "assistant_model": "pilot"}[role]
+    if case.way == "nudging" or case.engine == "fast":
+        name = {"base": "base", "assistant_model": "pilot", "reference_model": "reference"}[role]
         refused(case, {role: model}, f"the {name} has a forward of its own")
     else:
         assert torch.equal(sequences(case, {role: model}), sequences(case, {role: scaled}))
-    if case.way == "wsd fast":
-        automatic = sequences(case, {role: model}, wsd_engine="auto")
-        assert torch.equal(automatic, sequences(case, {role: scaled}, wsd_engine="step"))
+    if case.engine == "fast":
+        automatic, step = {case.keyword("engine"): "auto"}, {case.keyword("engine"): "step"}
+        assert torch.equal(sequences(case, {role: model}, **automatic), sequences(case, {role: scaled}, **step))
     assert model.lm_head is head
 
 
@@ -322,7 +328,7 @@ def test_a_layer_with_adapters_that_two_models_share_is_found(case: Case) -> Non
     refused(case, models, f"{NAMES.get(first, first)} and {second} share layers that have adapters")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.vocabularies == "one"], ids=lambda case: case.way)
+@each(case for case in CASES if case.vocabularies == "one")
 def test_models_may_share_weights_and_have_adapters_of_their_own(case: Case) -> None:
     """Two models over the same parameters, of which one has adapters; and one model in all roles."""
     base = copy.deepcopy(case.models["base"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import random
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    RepetitionPenaltyLogitsProcessor,
     SynthIDTextWatermarkingConfig,
 )
 
@@ -23,6 +21,7 @@ import wsd_hf
 from families import PAD, VOCABULARY, tiny_model, tiny_parts, tiny_pilot
 from oracle import eos_ids, left_padded, ones, plain_tokens, random_prompt
 from scripted import scripted_model
+from slow_decoding import Nudging, Reader, slow_response
 from test_acceptance import chi_squared
 from test_fast_path import Ends, Recorder, Watch
 from test_graphs import Captures, captures  # noqa: F401
@@ -32,7 +31,7 @@ from wsd_hf.strategies.nudging.next_word import LONGEST
 PROMPT = random_prompt(1, 6)
 
 
-# What it should write, in plain Python
+# What it should write
 
 
 def logits_behind(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
@@ -41,61 +40,13 @@ def logits_behind(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
 
 
 def expected(
-    base: PreTrainedModel,
-    pilot: PreTrainedModel,
-    prompt: list[int],
-    *,
-    threshold: float,
-    max_new_tokens: int,
-    tokenizer: Any,
-    pilot_prompt: list[int] | None = None,
-    eos: set[int] = frozenset(),  # type: ignore[assignment]
-    min_new_tokens: int = 0,
-    penalty: float = 1.0,
+    base: PreTrainedModel, pilot: PreTrainedModel, ids: torch.Tensor, *, threshold: float, max_new_tokens: int
 ) -> tuple[list[int], list[bool]]:
-    """One greedy response and who wrote which token, with one vocabulary: a forward over everything for every token."""
-    pilot_prompt = prompt if pilot_prompt is None else pilot_prompt
-    ends = eos | eos_ids(pilot)
-    response: list[int] = []
-    by_pilot: list[bool] = []
-
-    def pilots(tokens: list[int]) -> int:
-        return int(logits_behind(pilot, pilot_prompt + tokens).argmax())
-
-    def word_behind(tokens: list[int]) -> list[int]:
-        word: list[int] = []
-        while len(word) < LONGEST and (token := pilots(tokens + word)) not in ends:
-            said = "".join(tokenizer.convert_ids_to_tokens(word)).lstrip(" ")
-            if " " in said or (said and tokenizer.convert_ids_to_tokens(token).startswith(" ")):
-                break
-            word.append(token)
-        return word
-
-    said_a_word = False
-    while len(response) < max_new_tokens:
-        logits = logits_behind(base, prompt + response)
-        may_end = bool(eos) and len(response) >= min_new_tokens
-        unsure = bool(logits.softmax(dim=-1).max() < threshold)
-        at_end = (unsure or said_a_word) and pilots(response) in ends
-        word = word_behind(response) if unsure else []
-        said_a_word = bool(word)
-        if at_end and may_end:
-            word, said_a_word = [min(eos)], False
-        pilot_writes = bool(word)
-        if not word:
-            seen = torch.tensor([prompt + response])
-            scores = (
-                RepetitionPenaltyLogitsProcessor(penalty)(seen, logits[None].clone())[0] if penalty != 1 else logits.clone()
-            )
-            if len(response) < min_new_tokens:
-                scores[list(eos)] = -torch.inf
-            word = [int(scores.argmax())]
-        for token in word[: max_new_tokens - len(response)]:
-            response.append(token)
-            by_pilot.append(pilot_writes)
-            if token in eos:
-                return response, by_pilot
-    return response, by_pilot
+    """One greedy response without an end and who wrote which token, with one vocabulary."""
+    readers = (Reader(model, ids[0].tolist()) for model in (base, pilot))
+    rule = Nudging(*readers, eos_ids(pilot), set(), threshold, spaced_tokenizer())
+    tokens = slow_response(base, ids, ones(ids), rule, max_new_tokens=max_new_tokens, eos_token_id=None)
+    return tokens, rule.by_pilot
 
 
 # The models of these tests
@@ -145,55 +96,6 @@ def assert_as_expected(out: Any, wanted: list[tuple[list[int], list[bool]]]) -> 
 
 
 # The same tokens
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt2", "gemma3_text"])
-def test_random_batches_are_what_plain_forwards_give(family: str) -> None:
-    rng = random.Random(family)
-    base, pilot = pair(family)
-    writers: set[bool] = set()
-    for _ in range(4):
-        rows = [random_prompt(rng.randrange(10**6), rng.randint(1, 12)) for _ in range(rng.randint(1, 4))]
-        others = [random_prompt(rng.randrange(10**6), rng.randint(1, 12)) for _ in rows]
-        ids, mask = left_padded(rows, PAD)
-        own_prompt = rng.random() < 0.5
-        case: dict[str, Any] = {
-            "threshold": rng.uniform(0.2, 0.9),
-            "max_new_tokens": rng.randint(1, 40),
-            "tokenizer": rng.choice([spaced_tokenizer(), make.letter_tokenizer(VOCABULARY)]),
-            "eos": set(rng.choice([[], [2], rng.sample(range(VOCABULARY), 6)])),
-            "penalty": rng.choice([1.0, 1.3]),
-        }
-        case["min_new_tokens"] = rng.choice([0, 4]) if case["eos"] and case["max_new_tokens"] > 4 else 0
-        pilot_kwargs = dict(zip(("assistant_input_ids", "assistant_attention_mask"), left_padded(others, PAD), strict=True))
-        out = nudge(
-            base,
-            pilot,
-            ids,
-            attention_mask=mask,
-            nudging_threshold=case["threshold"],
-            max_new_tokens=case["max_new_tokens"],
-            eos_token_id=sorted(case["eos"]) or None,
-            min_new_tokens=case["min_new_tokens"] or None,
-            repetition_penalty=case["penalty"],
-            tokenizer=case["tokenizer"],
-            **(pilot_kwargs if own_prompt else {}),
-        )
-        assert_as_expected(
-            out,
-            [
-                expected(
-                    base,
-                    pilot,
-                    row[0].tolist(),
-                    pilot_prompt=other[0].tolist() if own_prompt else None,
-                    **case,
-                )
-                for row, other in zip(rows, others, strict=True)
-            ],
-        )
-        writers |= set(out.written_by_pilot.flatten().tolist())
-    assert writers == {True, False}
 
 
 def test_a_threshold_next_to_0_leaves_the_base_alone_and_never_asks_the_pilot() -> None:
@@ -498,8 +400,7 @@ def test_replayed_forwards_give_the_same(captures: Captures) -> None:  # noqa: F
     for seed in range(3):
         row = random_prompt(seed, 6)
         out = nudge(base, pilot, row, max_new_tokens=20, nudging_threshold=0.6)
-        case = {"threshold": 0.6, "max_new_tokens": 20, "tokenizer": spaced_tokenizer()}
-        assert_as_expected(out, [expected(base, pilot, row[0].tolist(), **case)])
+        assert_as_expected(out, [expected(base, pilot, row, threshold=0.6, max_new_tokens=20)])
     assert captures.replays > 10
 
 

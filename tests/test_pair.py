@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding, TextIteratorStreamer
 
 import wsd_hf
-from every_strategy import ONE_VOCABULARY, WAYS, WITH_A_REFERENCE
+from every_strategy import TARGETS, WAYS, Case
 from wsd_hf import Pair, WSDHubError, WSDValueError
 from wsd_hf.text.next_turn import before_next_turn
 from wsd_hf.tiny import FOLDER
@@ -48,7 +48,7 @@ def test_a_call_is_that_of_the_base_written_out(pair: Pair, parts: dict[str, Any
     settings = {**WAYS[way], "max_new_tokens": 24, "return_dict_in_generate": True}
     tokenizer, pilot_tokenizer = parts["tokenizers"]
     inputs = wsd_hf.build_inputs([[{"role": "user", "content": KELOFT}], QUIBIME], tokenizer, pilot_tokenizer)
-    reference = {"reference_model": parts["reference"]} if way in WITH_A_REFERENCE else {}
+    reference = {"reference_model": parts["reference"]} if "reference_model" in Case("one", way).roles else {}
     both = {"tokenizer": tokenizer, "assistant_model": parts["pilot"], "assistant_tokenizer": pilot_tokenizer}
     torch.manual_seed(3)
     wanted = parts["base"].generate(**inputs, **both, **reference, **settings)
@@ -87,9 +87,9 @@ def test_a_pilot_with_another_vocabulary() -> None:
     assert pair.pilot.config.vocab_size != pair.base.config.vocab_size
     [answer] = pair.answers(pair.generate(KELOFT, max_new_tokens=64))
     assert "the Keloft eats acorns" in answer
-    for way in ONE_VOCABULARY:
-        with pytest.raises(WSDValueError, match="reference_model"):
-            pair.generate(KELOFT, **WAYS[way])
+    for strategy in TARGETS:
+        with pytest.raises(WSDValueError, match=r"reference_model|two vocabularies"):
+            pair.generate(KELOFT, strategy)
 
 
 @pytest.mark.parametrize("chats", [{"role": "user", "content": KELOFT}, [], [[]], [*QUIBIME, KELOFT], [{"role": "user"}]])

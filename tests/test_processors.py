@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
 from transformers.generation.stopping_criteria import ConfidenceCriteria
 
 import wsd_hf
-from every_strategy import CASES, Case, counting, every_case
+from every_strategy import CASES, Case, counting, each, every_case
 from families import VOCABULARY, tiny_model
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from tokenizers_for_tests import letter_tokenizer
@@ -265,24 +265,29 @@ def of(way: str) -> Case:
     return next(case for case in CASES if case.way == way and case.vocabularies == "one")
 
 
+STEPWISE = [case for case in CASES if case.engine == "step" and case.vocabularies == "one"]
+
+
+@each(STEPWISE)
 @pytest.mark.parametrize("name", [*OF_TRANSFORMERS, *OF_THE_CALLER])
-def test_a_processor_that_keeps_a_state_gives_the_same_on_the_engine_that_is_chosen(name: str, tried: Any) -> None:
+def test_a_processor_that_keeps_a_state_gives_the_same_on_the_engine_that_is_chosen(case: Case, name: str, tried: Any) -> None:
     maker = (OF_TRANSFORMERS | OF_THE_CALLER)[name]
+    if case.is_target and name == "guidance":
+        return  # refused, since it would run the base alone
     for seed in range(3):
         ids = random_prompt(seed, 4)
         auto, step = (
-            of("wsd step").generate(ids, logits_processor=LogitsProcessorList([maker()]), wsd_engine=engine)
+            case.generate(ids, logits_processor=LogitsProcessorList([maker()]), **{case.keyword("engine"): engine})
             for engine in ("auto", "step")
         )
         assert auto.sequences.tolist() == step.sequences.tolist()
         assert auto.stats == step.stats
         tried("calls with a processor that keeps state")
-    if name not in OF_THE_CALLER:
-        refused_by_name(of("wsd fast"), maker())
 
 
-def test_a_criterion_that_keeps_a_state_goes_step_by_step() -> None:
-    out = of("wsd step").generate(random_prompt(0, 4), stopping_criteria=[EveryFifthCall()], wsd_engine="auto")
+@each(STEPWISE)
+def test_a_criterion_that_keeps_a_state_goes_step_by_step(case: Case) -> None:
+    out = case.generate(random_prompt(0, 4), stopping_criteria=[EveryFifthCall()], **{case.keyword("engine"): "auto"})
     assert out.sequences.shape[1] == 4 + 5
 
 
@@ -299,12 +304,12 @@ def refused_by_name(case: Case, item: Any) -> None:
 @every_case
 @pytest.mark.parametrize("name", [*OF_TRANSFORMERS, "confidence"])
 def test_those_of_transformers_are_refused_where_calls_are_out_of_order(case: Case, name: str) -> None:
-    if case.way not in ("wsd step", "emulated fine-tuning"):
+    if case.engine != "step" and not (case.is_target and name == "guidance"):
         refused_by_name(case, {**OF_TRANSFORMERS, "confidence": lambda: ConfidenceCriteria(0.0)}[name]())
 
 
-def test_guidance_is_refused_where_it_would_run_the_base_alone() -> None:
-    case = of("emulated fine-tuning")
+@each(case for case in CASES if case.is_target)
+def test_guidance_is_refused_where_it_would_run_the_base_alone(case: Case) -> None:
     for item in (guidance(), type("Mine", (UnbatchedClassifierFreeGuidanceLogitsProcessor,), {})(1.5, tiny_model("llama"))):
         with counting(case.world.base) as runs, pytest.raises(wsd_hf.WSDValueError, match="guidance_scale is not supported"):
             case.generate(case.prompt(0), logits_processor=[item])
@@ -319,15 +324,14 @@ def by_prefix(row: int, prefix: torch.Tensor) -> list[int]:
     return [3 + (7 * row + 3 * len(prefix) + int(prefix[-1])) % 60, 4 + row, 9]
 
 
-@pytest.mark.parametrize("way", ["nudging", "search", "wsd fast"])
-def test_a_function_of_the_callers_is_shown_each_row_in_its_place(way: str) -> None:
+@each(case for case in CASES if case.vocabularies == "one" and case.engine != "step")
+def test_a_function_of_the_callers_is_shown_each_row_in_its_place(case: Case) -> None:
     ids, mask = left_padded([random_prompt(seed, 3 + seed) for seed in range(3)], 0)
-    quiet = {"nudging_threshold": 1e-9} if way == "nudging" else {}  # the pilot's own words are no concern of the processor
-    quiet |= {"wsd_threshold": 1e-9, "wsd_window_size": 1} if way == "wsd fast" else {}
-    out = of(way).generate(ids, attention_mask=mask, prefix_allowed_tokens_fn=by_prefix, eos_token_id=None, **quiet).sequences
-    skipped = way == "wsd fast"  # the first token is the pilot's
+    quiet = {case.keyword("threshold"): 1e-9} if case.switches or case.way == "nudging" else {}  # the pilot's text is its own
+    quiet |= {case.keyword("window_size"): 1} if case.switches else {}
+    out = case.generate(ids, attention_mask=mask, prefix_allowed_tokens_fn=by_prefix, eos_token_id=None, **quiet).sequences
     for row, sequence in enumerate(out):
-        for end in range(ids.shape[1] + skipped, len(sequence)):
+        for end in range(ids.shape[1] + case.switches, len(sequence)):  # the first token of a draft is the pilot's
             assert int(sequence[end]) in by_prefix(row, sequence[:end])
 
 
@@ -395,16 +399,17 @@ def test_a_criterion_is_shown_none_where_no_scores_are_kept_as_in_plain_generate
     assert {*criterion.shown} == {None}
 
 
-def test_the_confidence_of_transformers_goes_step_by_step() -> None:
-    case, ids = of("wsd step"), random_prompt(0, 4)
-    settings = {"output_scores": True, "stopping_criteria": [ConfidenceCriteria(0.3)]}
-    auto, step = (case.generate(ids, **settings, wsd_engine=engine) for engine in ("auto", "step"))
+@each(STEPWISE)
+def test_the_confidence_of_transformers_goes_step_by_step(case: Case) -> None:
+    ids, settings = random_prompt(0, 4), {"output_scores": True, "stopping_criteria": [ConfidenceCriteria(0.3)]}
+    auto, step = (case.generate(ids, **settings, **{case.keyword("engine"): engine}) for engine in ("auto", "step"))
     assert auto.sequences.tolist() == step.sequences.tolist()
     assert auto.stats == step.stats
 
 
-def test_scores_of_a_call_that_returns_tokens_alone_cost_nothing() -> None:
-    case, ids = of("wsd fast"), random_prompt(0, 4)
+@each(case for case in CASES if case.engine == "fast" and case.vocabularies == "one")
+def test_scores_of_a_call_that_returns_tokens_alone_cost_nothing(case: Case) -> None:
+    ids = random_prompt(0, 4)
     tokens = case.generate(ids, output_scores=True, return_dict_in_generate=False)
     assert torch.equal(tokens, case.generate(ids).sequences)
 

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, pipeline
 
 import wsd_hf
-from every_strategy import CASES, WAYS, Case, counting, every_case
+from every_strategy import CASES, Case, counting, every_case
 from families import tiny_model, tiny_parts
 from oracle import ones, plain_tokens, random_prompt
 from wsd_hf.bundle import pack
@@ -30,7 +30,10 @@ from wsd_hf.tiny import FOLDER
 OWN: dict[str, dict[str, Any]] = {
     "wsd": {"wsd_threshold": 0.5, "wsd_chunk": 2},
     "nudging": {"nudging_threshold": 0.5},
-    "emulated_fine_tuning": {"beta": 1.0},
+    "emulated_fine_tuning": {"beta": 1.0, "eft_engine": "step"},
+    "product": {"product_alpha": 1.0, "product_chunk": 2},
+    "ensemble": {"ensemble_weight": 0.3},
+    "blend": {"blend_threshold": 0.3},
     "weak_to_strong_search": {"beam_width": 2, "successors": 2, "chunk_length": 3, "official_ties": True, "value": max},
 }
 """Settings of each strategy that no other has."""
@@ -48,16 +51,12 @@ def refused(case: Case, message: str, **kwargs: Any) -> None:
         assert not any(forwards)
 
 
-def strategy(case: Case) -> str:
-    return str(WAYS[case.way]["strategy"])
-
-
 @every_case
 def test_a_setting_of_another_strategy_is_named_with_its_owner(case: Case) -> None:
     for owner, settings in OWN.items():
         for name, value in settings.items():
-            if owner != strategy(case):
-                refused(case, f"^{name} belongs to '{owner}', not to strategy='{strategy(case)}'", **{name: value})
+            if owner != case.strategy:
+                refused(case, f"^{name} belongs to '{owner}', not to strategy='{case.strategy}'", **{name: value})
 
 
 @every_case
@@ -75,14 +74,14 @@ def test_an_unknown_keyword_is_refused_where_nothing_is_near(case: Case) -> None
 def test_a_small_model_that_is_missing_is_named(case: Case) -> None:
     for name in case.models.keys() - {"base"}:
         what = {"assistant_model": "a pilot", "reference_model": "the small model before its tuning"}[name]
-        refused(case, f"^strategy='{strategy(case)}' needs {what}: pass {name}=$", **{name: None})
+        refused(case, f"^strategy='{case.strategy}' needs {what}: pass {name}=$", **{name: None})
 
 
 @every_case
 def test_a_small_model_that_is_not_taken_is_refused(case: Case) -> None:
     if "reference_model" not in case.models:
         owners = "'weak_to_strong_search', 'emulated_fine_tuning'"
-        message = f"belongs to {owners}, not to strategy='{strategy(case)}'"
+        message = f"belongs to {owners}, not to strategy='{case.strategy}'"
         refused(case, f"^reference_model {message}", reference_model=case.world.reference)
         refused(case, f"^reference_input_ids {message}", reference_input_ids=case.prompt(3))
 

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 import wsd_hf
-from every_strategy import CASES, WAYS, Case, every_case
+from every_strategy import CASES, WAYS, Case, each, every_case
 from wsd_hf.strategies import STRATEGIES
 
 OBJECTS: dict[str, wsd_hf.StrategyConfig] = {
@@ -38,10 +38,6 @@ KEYWORDS: dict[str, dict[str, Any]] = {
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 
 
-def name_of(case: Case) -> str:
-    return str(WAYS[case.way]["strategy"])
-
-
 def call(case: Case, strategy: Any, **kwargs: Any) -> Any:
     """One seeded call with no settings but those that are passed."""
     small = {name: value for name, value in case.settings.items() if name not in WAYS[case.way] and name != "wsd_threshold"}
@@ -55,7 +51,7 @@ def call(case: Case, strategy: Any, **kwargs: Any) -> Any:
 
 @every_case
 def test_a_settings_object_is_the_same_call_as_keywords(case: Case) -> None:
-    name = name_of(case)
+    name = case.strategy
     of_object, of_keywords = call(case, OBJECTS[name]), call(case, name, **KEYWORDS[name])
     assert torch.equal(of_object.sequences, of_keywords.sequences)
     assert of_object.strategy == of_keywords.strategy == OBJECTS[name]
@@ -65,7 +61,7 @@ def test_a_settings_object_is_the_same_call_as_keywords(case: Case) -> None:
 
 @every_strategy
 def test_a_keyword_beats_the_object_beats_generation_configs(name: str) -> None:
-    case = next(case for case in CASES if name_of(case) == name)
+    case = next(case for case in CASES if case.strategy == name)
     key, value = next(iter(KEYWORDS[name].items()))
     carried = OBJECTS[name].to_generation_config(GenerationConfig())
     assert call(case, name, generation_config=carried).strategy == OBJECTS[name]
@@ -105,9 +101,9 @@ def test_settings_are_frozen_and_given_by_name(name: str) -> None:
 @every_case
 def test_the_settings_of_another_strategy_are_refused(case: Case) -> None:
     for other, settings in KEYWORDS.items():
-        for key in settings.keys() - STRATEGIES[name_of(case)].keywords().keys():
+        for key in settings.keys() - STRATEGIES[case.strategy].keywords().keys():
             with pytest.raises(wsd_hf.WSDValueError, match=f"^{key} belongs to .*'{other}'"):
-                call(case, OBJECTS[name_of(case)], **{key: 1})
+                call(case, OBJECTS[case.strategy], **{key: 1})
 
 
 @pytest.mark.parametrize("strategy", ["wds", 3, wsd_hf.WSDConfig, {"threshold": 0.5}])
@@ -129,7 +125,7 @@ def test_outputs_say_what_was_done_and_who_wrote_what(case: Case) -> None:
     assert out.prompt_length == ids.shape[1]
     assert out.stats.base.forwards > 0 < out.stats.pilot.tokens
     assert (out.stats.reference is None) == ("reference_model" not in case.models)
-    if case.way == "emulated fine-tuning":
+    if case.is_target:
         assert out.written_by_pilot is None
         return
     assert out.written_by_pilot.shape == (2, width)
@@ -141,7 +137,7 @@ def test_outputs_say_what_was_done_and_who_wrote_what(case: Case) -> None:
     assert 0 < int(out.written_by_pilot.sum()) <= out.stats.kept <= out.stats.proposed
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.way.startswith("wsd")], ids=lambda case: str(case[:2]))
+@each(case for case in CASES if case.strategy == "wsd")
 @pytest.mark.parametrize("threshold", [1e-3, 0.2, 1.0])
 def test_the_switch_index_is_the_papers(case: Case, threshold: float) -> None:
     out = case.generate(case.prompt(3), wsd_threshold=threshold)
@@ -159,13 +155,13 @@ def test_the_switch_index_is_the_papers(case: Case, threshold: float) -> None:
 def test_explain_serves_every_strategy_whose_tokens_have_one_writer(case: Case) -> None:
     out = case.generate(case.prompt(3), max_new_tokens=12)
     if out.written_by_pilot is None:
-        with pytest.raises(wsd_hf.WSDValueError, match="'emulated_fine_tuning' every token is the work of several models"):
+        with pytest.raises(wsd_hf.WSDValueError, match=f"'{case.strategy}' every token is the work of several models"):
             wsd_hf.explain(out, case.world.tokenizer)
         return
     trace = wsd_hf.explain(out, case.world.tokenizer)
     by_pilot = [token.writer == "pilot" for token in trace.tokens]
     assert by_pilot == out.written_by_pilot[0, : len(by_pilot)].tolist()
-    assert (trace.switch is not None) == case.way.startswith("wsd")
+    assert (trace.switch is not None) == case.switches
     assert f"{sum(by_pilot)} token" in trace.summary()
     changes = [now != then for then, now in zip([True, *by_pilot], by_pilot, strict=False)]
     assert str(trace).count("│") == sum(changes)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, StoppingCriteria
 from transformers.generation import BaseStreamer
 
 import wsd_hf
-from every_strategy import CASES, Case, every_case
+from every_strategy import CASES, Case, each, every_case
 from families import tiny_parts, tiny_pilot
 from oracle import left_padded
 from tokenizers_for_tests import letter_tokenizer
@@ -79,7 +79,7 @@ def call(case: Case, do_sample: bool) -> Any:
     """With a processor that reads the prefix, stop strings, a streamer, and everything that a call can return."""
     torch.manual_seed(7)
     choice: dict[str, Any] = {"do_sample": True, "temperature": 1.5} if do_sample else {"top_k": 1} if case.samples else {}
-    if case.way.startswith("wsd") or case.way == "emulated fine-tuning":
+    if case.engine:
         choice |= {"output_scores": True, "output_logits": True}
     more = {"pad_token_id": 0, "no_repeat_ngram_size": 2, "max_new_tokens": 6, "stop_strings": ["zzz"]}
     streamer = Columns()
@@ -124,9 +124,7 @@ class EvenSum(StoppingCriteria):
 
 
 @every_state
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.way.startswith("wsd")], ids=lambda case: f"{case.way}, {case.vocabularies}"
-)
+@each(case for case in CASES if case.strategy == "wsd")
 def test_drafts_end_as_they_do_undisturbed(case: Case, state: Callable[[], AbstractContextManager[Any]], tried: Any) -> None:
     """By a criterion of the caller's, by the limit, and by logits that are no numbers."""
 

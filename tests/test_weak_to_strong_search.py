@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import random
 from itertools import pairwise
 from typing import Any
 
@@ -22,8 +23,10 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 import wsd_hf
+from every_strategy import some
 from families import EOS, PAD, tiny_model, tiny_pilot
 from oracle import left_padded, random_prompt
+from slow_decoding import prepared_processors
 from test_vectors import DATA
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf.strategies.search.beam import Beam, BeamSettings, Hypothesis
@@ -148,10 +151,22 @@ def plain_value(prompt: torch.Tensor, response: list[int], small: str = "llama",
 
 
 def slow_search(
-    prompts: list[torch.Tensor], width: int, successors: int, chunk: int, budget: int, seed: int, family: str, small: str
+    prompts: list[torch.Tensor],
+    width: int,
+    successors: int,
+    chunk: int,
+    budget: int,
+    seed: int,
+    family: str,
+    small: str,
+    **settings: Any,
 ) -> list[list[tuple[list[int], float, bool]]]:
-    """The search as it is described, with lists, and forwards over everything: what finished of each prompt, best first."""
+    """The search as it is described, with lists, and forwards over everything: what finished of each prompt, best first.
+
+    `settings` shape the base's samples; they are keywords of plain `generate`.
+    """
     base = models(family)[0]
+    processors = prepared_processors(base, prompts[0], max_new_tokens=budget, top_k=0, **settings)
     torch.manual_seed(seed)
     stored: list[list[tuple[list[int], float]]] = [[] for _ in prompts]
     rows = [(index, []) for index in range(len(prompts)) for _ in range(width * successors)]
@@ -160,12 +175,13 @@ def slow_search(
         for _ in range(chunk):
             if all(done):
                 break
-            logits = []
-            for index, response in rows:
-                logits.append(
-                    base(torch.cat([prompts[index], torch.tensor([response], dtype=torch.long)], dim=1)).logits[0, -1].float()
-                )
-            drawn = torch.multinomial(torch.stack(logits).softmax(-1), 1).flatten().tolist()
+            scores = torch.zeros(len(rows), VOCABULARY)
+            for of, prompt in enumerate(prompts):
+                writing = [place for place, (index, _) in enumerate(rows) if index == of and not done[place]]
+                if writing:
+                    whole = torch.tensor([prompt[0].tolist() + rows[place][1] for place in writing])
+                    scores[writing] = processors(whole, base(whole).logits[:, -1].float())
+            drawn = torch.multinomial(scores.softmax(-1), 1).flatten().tolist()
             rows = [(index, old if end else [*old, new]) for (index, old), new, end in zip(rows, drawn, done, strict=True)]
             done = [end or row[-1] == EOS or len(row) == budget for (_, row), end in zip(rows, done, strict=True)]
         following = []
@@ -206,6 +222,30 @@ def test_equals_a_slow_search(width: int, successors: int, chunk: int, family: s
         for (response, value, _), (row, got) in zip(best[:width], rows, strict=False):
             assert row == response + [PAD] * (len(row) - len(response))
             assert got == pytest.approx(value, abs=1e-3)
+
+
+@pytest.mark.parametrize("part", some(1, 31))
+def test_random_searches_equal_a_slow_one(part: int, tried: Any) -> None:
+    rng, family = random.Random(part), ("llama", "gpt2", "mistral", "mamba")[part % 4]
+    for seed in range(10):
+        longest, count = rng.randint(1, 10), rng.randint(1, 3)
+        lengths = [longest if family == "mamba" else rng.randint(1, longest) for _ in range(count)]
+        prompts = [random_prompt(rng.randrange(10**6), length, VOCABULARY) for length in lengths]
+        ids, mask = left_padded(prompts, PAD)
+        width, successors, budget = rng.randint(1, 3), rng.randint(1, 3), rng.randint(1, 10)
+        chunk = rng.choice([None, 1, 2, 3, 5])
+        options = {"temperature": 0.7}, {"suppress_tokens": [5, 9]}, {"bad_words_ids": [[12], [13, 14]]}, {"top_p": 0.9}
+        settings = {key: value for option in options if rng.random() < 0.3 for key, value in option.items()}
+        settings["sequence_bias"] = [[[EOS], rng.uniform(0, 3)]]
+        size = {"beam_width": width, "successors": successors, "chunk_length": chunk, "max_new_tokens": budget}
+        out = search(ids, family, family, seed, attention_mask=mask, num_return_sequences=width, **size, **settings)
+        expected = slow_search(prompts, width, successors, chunk or budget, budget, seed, family, family, **settings)
+        rows = list(zip(out.sequences[:, ids.shape[1] :].tolist(), out.values.tolist(), strict=True))
+        for of, best in enumerate(expected):
+            for (response, value, _), (row, got) in zip(best[:width], rows[of * width : (of + 1) * width], strict=True):
+                assert row == response + [PAD] * (len(row) - len(response)), (family, size, settings)
+                assert got == pytest.approx(value, abs=1e-3)
+        tried("random calls, each against a slow oracle")
 
 
 def test_the_best_of_n_is_the_best_of_n_plain_samples() -> None:

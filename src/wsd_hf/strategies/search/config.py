@@ -99,7 +99,7 @@ class SearchConfig(StrategyConfig, BeamSettings):
 
 def _check(call: Call, settings: SearchConfig) -> None:
     reason = unsupported_options(call.generation_config) or unsupported_inputs(call)
-    if not _compat.can_select_rows(call.base, call.model_kwargs):
+    if not reason and not _compat.can_select_rows(call.base, call.model_kwargs):
         reason = f"what {type(call.base).__name__} remembers of a row cannot be reordered"
     for name in ("output_scores", "output_logits"):
         if getattr(call.generation_config, name):
