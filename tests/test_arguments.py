@@ -232,7 +232,20 @@ def wider(case: Case) -> Any:
     return base
 
 
-@pytest.mark.parametrize("way", ["nudging", *(case.way for case in CASES if case.is_target)])
+@pytest.mark.parametrize("case", [case for case in CASES if case.way.startswith("product")], ids=lambda case: case.way)
+def test_a_token_that_the_pilot_lacks_is_impossible_in_a_product(case: Case) -> None:
+    base, ids = wider(case), case.prompt(1)
+    settings = {"attention_mask": ones(ids), "max_new_tokens": 6, **case.settings}
+    out = base.generate(ids, **settings)
+    assert int(out.max()) < 64
+    assert torch.equal(out, base.generate(ids, **settings, suppress_tokens=[*range(64, 72)]))
+
+
+READING = [case.way for case in CASES if case.is_target and not case.way.startswith("product")]
+"""Ways that may write what a small model lacks, and has to read then."""
+
+
+@pytest.mark.parametrize("way", ["nudging", *READING])
 def test_a_token_that_the_small_model_cannot_read_is_refused_where_it_has_to(way: str) -> None:
     case = Case("one", way)
     base, ids = wider(case), case.prompt(1)
