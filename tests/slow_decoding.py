@@ -23,8 +23,8 @@ Shape = Callable[[torch.Tensor], torch.Tensor]
 Formula = Callable[..., torch.Tensor]
 """Scores [V] from the raw logits of base, pilot and reference, each [V]."""
 
-Switch = Callable[[list[float]], bool]
-"""Whether the newest token of a draft is its last, from the base's log-probabilities of its tokens."""
+Switch = Callable[[list[int], torch.Tensor], bool]
+"""Whether the newest token of a draft is its last, from its token ids and the base's log-probabilities [draft, V]."""
 
 
 class Reader:
@@ -193,18 +193,18 @@ class Drafting(Rule):
     ) -> None:
         self.base, self.pilot = base, pilot
         self.ends, self.switch, self.limit, self.closing = ends, switch, limit, closing
-        self.drafting = True
+        self.drafting, self.begin = True, 0
         self.by_pilot: list[bool] = []
-        self.log_probs: list[float] = []
 
     def scores(self, response: list[int], process: Shape, pilots: Shape) -> torch.Tensor:
         base, unconfirmed = self.base(response), False
-        if self.drafting and response:
-            self.log_probs.append(float(self.base(response[:-1]).log_softmax(-1)[response[-1]]))
-            self.drafting = not self.switch(self.log_probs)
+        draft = response[self.begin :]
+        if self.drafting and draft:
+            before = [self.base(response[:end]).log_softmax(-1) for end in range(self.begin, len(response))]
+            self.drafting = not self.switch(draft, torch.stack(before))
         if self.drafting:
             pilot = pilots(self.pilot(response))
-            unconfirmed = len(response) == self.limit or int(pilot.argmax()) in self.ends
+            unconfirmed = len(draft) == self.limit or int(pilot.argmax()) in self.ends
             self.drafting = not unconfirmed
         self.by_pilot.append(self.drafting)
         if self.drafting:
@@ -212,9 +212,36 @@ class Drafting(Rule):
         return forced(self.closing, base) if unconfirmed and self.closing is not None else process(base)
 
 
-def confident(threshold: float, window: int) -> Switch:
-    """The paper's switch: the geometric mean of the last probabilities reaches a threshold."""
-    return lambda log_probs: len(log_probs) >= window and math.fsum(log_probs[-window:]) / window >= math.log(threshold)
+MEASURES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "confidence": lambda chosen, all_of_them: chosen,
+    "relative_confidence": lambda chosen, all_of_them: chosen - all_of_them.amax(-1),
+    "entropy": lambda chosen, all_of_them: (all_of_them.exp() * all_of_them).sum(-1),
+    "agreement": lambda chosen, all_of_them: (chosen == all_of_them.amax(-1)).double(),
+}
+"""Opinions of drafted tokens, [draft], by rule: from log-probabilities of these tokens and of all tokens."""
+
+BOUNDS: dict[str, Callable[[float], float]] = {
+    "confidence": math.log,
+    "relative_confidence": math.log,
+    "entropy": lambda threshold: -threshold,
+    "agreement": float,
+}
+"""Least mean of the measure within a window, from a threshold."""
+
+
+def switch_rule(name: str, threshold: float, window: int, prompt: list[int] | None) -> Switch:
+    """A switch rule by name; with a prompt, tokens that complete a 4-gram of the text so far don't count."""
+
+    def ends(draft: list[int], log_probs: torch.Tensor) -> bool:
+        counts = [prompt is None or not _repeats([*prompt, *draft[: place + 1]]) for place in range(len(draft))]
+        measures = MEASURES[name](log_probs[range(len(draft)), draft], log_probs)[torch.tensor(counts)]
+        return counts[-1] and len(measures) >= window and float(measures[-window:].mean()) >= BOUNDS[name](threshold)
+
+    return ends
+
+
+def _repeats(text: list[int]) -> bool:
+    return any(text[start : start + 4] == text[-4:] for start in range(len(text) - 4))
 
 
 # Nudging

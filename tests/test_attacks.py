@@ -240,9 +240,32 @@ def test_a_reader_is_released_when_a_call_is_refused(case: Case, name: str, trie
 @every_case
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_an_error_of_a_streamer_comes_through(case: Case, at: int, tried: Any) -> None:
+    streamer = Concatenates(fails_at=at)
     with pytest.raises(Broke, match="put"):
-        case.seeded(case.prompt(1), streamer=Concatenates(fails_at=at))
+        case.seeded(case.prompt(1), streamer=streamer)
+    assert streamer.ends == 1
     tried("streamers that raise")
+
+
+@every_model
+def test_what_is_streamed_before_a_failure_is_never_taken_back(case: Case, role: str, tried: Any) -> None:
+    ids = case.prompt(1)
+    want, count = case.seeded(ids, streamer=Concatenates())[0].tolist(), forwards(case, role, ids)
+    for at in range(1, count + 1):
+        streamer = Concatenates()
+        with failing(case.models[role], at, Broke()), pytest.raises(Broke):
+            case.seeded(ids, streamer=streamer)
+        assert streamer.tokens == want[: len(streamer.tokens)]
+        assert streamer.ends == 1
+    tried("streamed calls that fail", count)
+
+
+@every_case
+def test_a_batch_is_refused_by_a_streamer_of_text_and_its_reader_is_released(case: Case) -> None:
+    streamer = TextIteratorStreamer(case.world.tokenizer, timeout=HANG)
+    with pytest.raises(ValueError, match="batch size 1"):
+        case.generate(case.prompt(1).repeat(2, 1), streamer=streamer)
+    assert list(streamer) in ([], [""])
 
 
 # Rows, budgets, seeds
@@ -356,6 +379,26 @@ def test_eight_threads_with_mixed_strategies_equal_serial_calls(vocabularies: st
     calls = [a_call(index) for index in range(8)]
     assert together(calls) == [call() for call in calls]
     tried("calls in threads at the same time", 8)
+
+
+@every_case
+def test_calls_that_fail_or_are_refused_disturb_no_other(case: Case, tried: Any) -> None:
+    ids = case.prompt(4)
+
+    def good() -> list[list[int]]:
+        return case.repeatable(ids, max_new_tokens=8).tolist()
+
+    def refused() -> None:
+        with pytest.raises(wsd_hf.WSDValueError, match="num_beams=2"):
+            case.repeatable(ids, num_beams=2)
+
+    def broken() -> None:
+        with pytest.raises(Broke, match="put"):
+            case.repeatable(ids, streamer=Concatenates(fails_at=2))
+
+    want = good()
+    assert together([good, refused, broken, good, refused, broken]) == [want, None, None, want, None, None]
+    tried("calls in threads at the same time", 6)
 
 
 @every_case

@@ -6,6 +6,8 @@ mix distributions take no second vocabulary, and those that can't return scores 
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 import math
 import warnings
@@ -16,10 +18,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 import wsd_hf
-from every_strategy import CASES, Case, counting, each, every_case
+from every_strategy import CASES, Case, counting, each, every_case, every_model
 from oracle import left_padded, ones, plain_tokens
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf.strategies import STRATEGIES
@@ -117,6 +119,25 @@ def test_a_plain_call_returns_the_sequences_alone(case: Case) -> None:
     assert torch.equal(case.generate(ids, return_dict_in_generate=False), case.seeded(ids, return_dict_in_generate=True))
 
 
+@each(case for case in GREEDY if case.engine == "fast" and case.vocabularies == "one")
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_models_that_agree_take_one_forward_of_the_base_for_all_that_is_proposed(case: Case, chunk: int) -> None:
+    """A step in which the pilot drafts writes c tokens, one in which it proposes to the base c + 1."""
+    base, agreeing = case.world.base, copy.deepcopy(case.world.base)
+    settings = {case.keyword("chunk"): chunk, "eos_token_id": None, "max_new_tokens": 40}
+    for ids in (case.prompt(1), case.prompt(2).repeat(3, 1)):
+        with counting(base) as forwards:
+            case.repeatable(ids, **{role: agreeing for role in case.roles if role != "base"}, **settings)
+        assert len(forwards) <= 2 + 40 / (chunk if case.switches else chunk + 1)
+
+
+@every_case
+def test_an_eos_of_none_ends_no_response_as_in_plain_generate(case: Case) -> None:
+    for seed in range(12 if case.vocabularies == "one" else 3):
+        ids = case.prompt(seed)
+        assert case.repeatable(ids, eos_token_id=None, max_new_tokens=24).shape[1] == ids.shape[1] + 24
+
+
 @each(GREEDY)
 @pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.sweep)])
 def test_a_greedy_call_is_repeated_to_the_bit_and_draws_nothing(case: Case, count: int, tried: Any) -> None:
@@ -125,6 +146,56 @@ def test_a_greedy_call_is_repeated_to_the_bit_and_draws_nothing(case: Case, coun
     assert all(torch.equal(case.repeatable(ids), first) for _ in range(count))
     assert torch.equal(torch.random.get_rng_state(), before)
     tried("repeated calls", count)
+
+
+# What is the caller's
+
+
+@every_model
+def test_a_model_in_training_mode_stays_in_it_and_writes_the_same(case: Case, role: str) -> None:
+    model = case.models[role]
+    want = case.repeatable(case.prompt(2))
+    model.train()
+    try:
+        assert torch.equal(case.repeatable(case.prompt(2)), want)
+        assert all(module.training for module in model.modules())
+    finally:
+        model.eval()
+
+
+class FailingProcessor(LogitsProcessor):
+    """Raises when it is called for the n-th time."""
+
+    def __init__(self, at: int) -> None:
+        self.calls, self.at = itertools.count(1), at
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if next(self.calls) == self.at:
+            raise LookupError("of the caller's")
+        return scores
+
+
+class FailingCriterion(StoppingCriteria):
+    """Raises at the n-th token."""
+
+    def __init__(self, at: int) -> None:
+        self.calls, self.at = itertools.count(1), at
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if next(self.calls) == self.at:
+            raise LookupError("of the caller's")
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+@every_case
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_error_of_the_callers_own_comes_through(case: Case, at: int) -> None:
+    ids, want = case.prompt(3), case.seeded(case.prompt(3))
+    short = {case.keyword("max_draft_tokens"): 1, case.keyword("window_size"): 1} if case.switches else {}
+    for own in ({"logits_processor": [FailingProcessor(at)]}, {"stopping_criteria": [FailingCriterion(at)]}):
+        with pytest.raises(LookupError, match="of the caller's"):
+            case.seeded(ids, max_new_tokens=24, **own, **short)
+        assert torch.equal(case.seeded(ids), want)
 
 
 # Options of the base's own loop

@@ -21,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import EosTokenCriteria, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 import wsd_hf
+from every_strategy import TARGETS
 from families import PAD, tiny_model
 from oracle import left_padded, random_prompt
 from test_bridge import (
@@ -39,10 +40,12 @@ from test_bridge import (
 from test_fast_path import FiresAt, both, decode, pair
 from test_two_vocabularies import agreeing
 from wsd_hf.engine.ragged_stream import RaggedStream
+from wsd_hf.strategies import STRATEGIES
 from wsd_hf.text import bridge as bridges
 from wsd_hf.text import settled_tokens
 from wsd_hf.text.bridge import TwoVocabularies
 
+SWEEP = pytest.mark.sweep
 NEVER = 10**6  # an EOS that no model writes
 BEFORE = {  # tensor operations between forwards in a step, as they were while all of this was computed with tensors
     ("drafting", 1, 4): 708,
@@ -167,6 +170,32 @@ def test_the_host_reads_from_the_device_once_a_step(
 
 
 @pytest.mark.parametrize("state", ["drafting", "free"])
+def of_a_target(strategy: str, rows: int, **kwargs: Any) -> Any:
+    """A call of more than forty steps of a strategy that is a function of logits."""
+    base, pilot = roomy_pair()
+    partners = {"assistant_model": pilot, "reference_model": tiny_model("llama", seed=7, max_position_embeddings=4096)}
+    taken = {f"{name}_model": partners[f"{name}_model"] for name in STRATEGIES[strategy].partners}
+    ids, prefix = torch.cat([random_prompt(seed, 6) for seed in range(rows)]), STRATEGIES[strategy].prefix
+    engine = {f"{prefix}engine": "fast", f"{prefix}chunk": 3}
+    return base.generate(
+        ids, strategy=strategy, **taken, **engine, max_new_tokens=150, eos_token_id=NEVER, pad_token_id=PAD, **kwargs
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 5}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("strategy", ["emulated_fine_tuning", *(pytest.param(one, marks=SWEEP) for one in TARGETS[1:])])
+def test_it_does_so_for_targets_and_runs_no_more_operations_as_text_grows(
+    strategy: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for counts in (Transfers(roomy_pair()[0]), Operations(roomy_pair()[0])):
+        with counts.forwards(monkeypatch), counts:
+            of_a_target(strategy, 2, **options)
+        assert len(counts.steps) > 40
+        assert counts.steps[39] == counts.steps[9]
+        if isinstance(counts, Transfers):
+            assert set(counts.steps) == {1}
+
+
 def test_with_two_vocabularies_it_reads_the_proposals_and_what_the_base_makes_of_them(
     state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,23 +89,47 @@ def of_formula(own: Callable[[random.Random], dict[str, Any]], formula: Callable
     return Oracle(own, lambda row: slow.OfFormula(formula(*row.own.values()), *row.readers), own(random.Random(1)))
 
 
+SWITCH_THRESHOLDS = {
+    "confidence": (0.05, 0.6),
+    "relative_confidence": (0.1, 0.8),
+    "entropy": (1.0, 3.5),
+    "agreement": (0.2, 1.0),
+}
+"""Bounds of the thresholds of switch rules."""
+
+
+def wsd_settings(rng: random.Random) -> dict[str, Any]:
+    rule = rng.choice(list(SWITCH_THRESHOLDS))
+    return {
+        "switch_criteria": rule,
+        "wsd_threshold": rng.uniform(*SWITCH_THRESHOLDS[rule]),
+        "wsd_window_size": rng.randint(1, 5),
+        "wsd_ignore_repeats": rng.random() < 0.5,
+        "wsd_max_draft_tokens": rng.choice([5, 9, 512]),
+        "wsd_draft_end": rng.choice(["continue", "stop"]),
+    }
+
+
 def drafting(row: Row) -> Rule:
     own = row.own
-    switch = slow.confident(own["wsd_threshold"], own["wsd_window_size"])
+    prompt = row.readers[0].prompt if own["wsd_ignore_repeats"] else None
+    switch = slow.switch_rule(own["switch_criteria"], own["wsd_threshold"], own["wsd_window_size"], prompt)
     closing = min(row.eos, default=None) if own["wsd_draft_end"] == "stop" else None
     return slow.Drafting(*row.readers, row.ends, switch, own["wsd_max_draft_tokens"], closing)
 
 
 ORACLES: dict[str, Oracle] = {
     "wsd": Oracle(
-        lambda rng: {
-            "wsd_threshold": rng.uniform(0.05, 0.6),
-            "wsd_window_size": rng.randint(1, 5),
-            "wsd_max_draft_tokens": rng.choice([5, 9, 512]),
-            "wsd_draft_end": rng.choice(["continue", "stop"]),
-        },
+        wsd_settings,
         drafting,
-        {"wsd_threshold": 0.22, "wsd_window_size": 1, "wsd_max_draft_tokens": 2, "wsd_draft_end": "continue"},
+        {
+            "switch_criteria": "confidence",
+            "wsd_threshold": 0.22,
+            "wsd_window_size": 1,
+            "wsd_ignore_repeats": False,
+            "wsd_max_draft_tokens": 2,
+            "wsd_draft_end": "continue",
+        },
     ),
     "nudging": Oracle(
         lambda rng: {"nudging_threshold": rng.uniform(0.2, 0.9)},
