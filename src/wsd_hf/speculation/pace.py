@@ -76,6 +76,9 @@ class Plan(NamedTuple):
     """Free rows to which their n-grams propose."""
 
 
+NOTHING = Plan(0, False, [])
+
+
 class Pace:
     """The proposers of the next step and the length of its chunk: most tokens for their price, by what was kept in this call.
 
@@ -124,12 +127,13 @@ class Pace:
             self._judged += FADING * (EXPECTED_JUDGED - self._judged)
 
     def _options(self, drafting: int, ngrams: bool) -> list[tuple[int, bool]]:
-        """Chunks, and whether the pilot proposes; those of lower price first. A fixed chunk leaves no choice but of the proposer."""
-        chunks = [chunk for chunk in CHUNKS if chunk] if self._fixed is None else [self._fixed]
-        pilot = [(chunk, True) for chunk in chunks] if drafting or self._speculate else []
-        alone = [(chunk, False) for chunk in chunks] if ngrams and not drafting else []
-        nothing = [(0, False)] if not drafting and (self._fixed is None or not (pilot or alone)) else []
-        return nothing + alone + pilot
+        """Chunks, and whether the pilot proposes; the cheaper ones first. With a fixed chunk it does wherever it may."""
+        pilot = drafting > 0 or self._speculate
+        if self._fixed is not None:
+            return [(self._fixed, pilot) if pilot or ngrams else (0, False)]
+        proposing = CHUNKS[1:]
+        without = [] if drafting else [(0, False), *((chunk, False) for chunk in proposing if ngrams)]
+        return [*without, *((chunk, True) for chunk in proposing if pilot)]
 
     def _kept_of_pilot(self, chunk: int, by_pilot: bool) -> float:
         """Expected number of the pilot's tokens that a free row keeps."""
