@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from typing import Any
 
@@ -52,10 +53,8 @@ def test_guesses_are_those_of_a_search_through_the_whole_text(letters: int) -> N
             assert bool(ngrams.kept(4)[-1]) == (found is not None)
             token = want[0] if want and rng.random() < 0.6 else rng.randrange(letters)
             response.append(token)
-            if found and text[found[0]] == token:  # a place that was right is followed
-                found = found[0] + 1, found[1] + 1
-            else:
-                found = looked_up(prompt + response)
+            right = found is not None and text[found[0]] == token  # such a place is followed
+            found = (found[0] + 1, found[1] + 1) if found and right else looked_up(prompt + response)
             ngrams.read(response)
 
 
@@ -90,7 +89,7 @@ def test_expected_tokens_are_sums_of_chances_that_all_so_far_are_right() -> None
     ngrams = NGrams([1, 2, 3, 0, 1, 2])
     ngrams.read([])
     kept = ngrams.kept(6)
-    gains = [more - less for less, more in zip(kept, kept[1:], strict=False)]
+    gains = [more - less for less, more in itertools.pairwise(kept)]
     assert len(kept) == 7
     assert kept[0] == 0.0
     assert gains == sorted(gains, reverse=True)
@@ -186,7 +185,7 @@ def test_configs_of_earlier_versions_mean_the_better_of_both() -> None:
 
 @pytest.mark.parametrize("value", ["both", "", 2, None])
 def test_other_values_are_refused_by_name(value: Any) -> None:
-    with pytest.raises(wsd_hf.WSDValueError, match="speculate=.*must be 'auto' or 'pilot' or 'ngram' or True or False"):
+    with pytest.raises(wsd_hf.WSDValueError, match=r"speculate=.*must be 'auto' or 'pilot' or 'ngram' or True or False"):
         wsd_hf.WSDConfig(speculate=value)
 
 
@@ -210,7 +209,7 @@ def successors(seed: int, after: dict[int, int]) -> PreTrainedModel:
 
 
 def copying(edits: list[int]) -> tuple[PreTrainedModel, PreTrainedModel, torch.Tensor, list[int]]:
-    """A base that writes a text twice, its prompt with that text, of which some places differ, and a pilot that never agrees."""
+    """A base that writes a text twice, a prompt with that text but for some tokens, and a pilot that never agrees."""
     base = successors(0, dict(zip([OTHER, *TEXT], [*TEXT, OTHER], strict=True)))
     pilot = successors(0, dict.fromkeys([OTHER, *TEXT], OTHER))
     prompt = [60 if place in edits else token for place, token in enumerate(TEXT)]

@@ -27,6 +27,7 @@ from .pace import CHUNKS, NOTHING, Pace, Price
 from .proposer import Proposals, Proposer
 from .rule import Drafted, Logits, Rule, over_vocabulary
 from .setup import Setup
+from .sureness import Sureness
 from .verdict import FAULTS, Own, Scored, Verdict, entropies, log_probs, on_host
 
 
@@ -126,7 +127,7 @@ class Decoding:
         self.proposed += sum(proposals.counts)
         self.kept += sum(kept.values())
         if free:
-            self.pace.judged([(kept[row], counts[row]) for row in free if row not in given])
+            self.pace.judged([(kept[row], counts[row]) for row in free if row not in given], proposals.sure)
 
     def _guessed(self, row: int) -> Sequence[float]:
         """Expected number of the tokens kept of the first 0, 1, ... that a free row's n-grams would propose."""
@@ -368,6 +369,9 @@ def open_decoding(call: Call, setup: Setup[Rule], settings: SpeculativeConfig, o
         ]
         base, pilot, *others = streams
         prices = [Price.of(stream.model, stream.workspace.captures) for stream in streams]
-        pace = Pace(prices, settings.chunk, settings.speculate in ("auto", "pilot"), setup.rule.reads_pilot)
+        stops = settings.chunk is None and pilot.device.type == "cpu" and not pilot.workspace.captures
+        sureness = Sureness() if stops and isinstance(setup.bridge, OneVocabulary) else None
+        pace = Pace(prices, settings.chunk, settings.speculate in ("auto", "pilot"), setup.rule.reads_pilot, sureness)
         reference, ngrams = others[0] if others else None, settings.speculate in ("auto", "ngram")
-        yield Decoding(call, base, Proposer(pilot, setup, pilot_room), setup.rule, pace, reference, one_writer, ngrams)
+        proposer = Proposer(pilot, setup, pilot_room, sureness)
+        yield Decoding(call, base, proposer, setup.rule, pace, reference, one_writer, ngrams)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
+from .sureness import Sureness
+
 CHUNKS = (0, 1, 3, 7, 11, 15)
 """Lengths of chunks; few, because each is captured as a CUDA graph of its own.
 
@@ -92,11 +94,19 @@ class Pace:
         fixed: c, if it is given.
         speculate: whether the pilot proposes to free rows.
         reads_pilot: whether the pilot reads all proposals.
+        sureness: of the pilot, if it stops where it is unsure when it proposes to a single free row.
     """
 
-    def __init__(self, prices: Sequence[Price], fixed: int | None, speculate: bool, reads_pilot: bool = False) -> None:
+    def __init__(
+        self,
+        prices: Sequence[Price],
+        fixed: int | None,
+        speculate: bool,
+        reads_pilot: bool = False,
+        sureness: Sureness | None = None,
+    ) -> None:
         self._base, self._pilot, *self._references = prices
-        self._fixed, self._speculate, self._reads_pilot = fixed, speculate, reads_pilot
+        self._fixed, self._speculate, self._reads_pilot, self._sureness = fixed, speculate, reads_pilot, sureness
         self._kept, self._judged = EXPECTED_KEPT, EXPECTED_JUDGED
 
     @property
@@ -111,13 +121,22 @@ class Pace:
             drafting: number of rows that draft.
             free: for each free row, the expected number of its n-grams' first 0, 1, ..., `most` tokens that are kept.
         """
-        options = self._options(drafting, any(kept[-1] for kept in free.values()))
-        chunk, by_pilot = max(options, key=lambda option: self._tokens_per_price(*option, drafting, [*free.values()]))
+        guesses = [*free.values()]
+        options = self._options(drafting, any(kept[-1] for kept in guesses))
+        chunk, by_pilot = max(options, key=lambda option: self._tokens_per_price(option[0], option[1], drafting, guesses))
         by_agreement = self._kept_of_pilot(chunk, by_pilot)
-        return Plan(chunk, by_pilot, [row for row, kept in free.items() if kept[chunk] > by_agreement])
+        ngrams = [row for row, kept in free.items() if kept[chunk] > by_agreement]
+        if by_pilot and self._sureness and self._sureness.known and len(free) == 1 and not drafting:
+            chunk = self.most  # up to which it stops by itself
+        return Plan(chunk, by_pilot, ngrams)
 
-    def judged(self, rows: list[tuple[int, int]]) -> None:
-        """Counts the pilot's kept and proposed tokens in each free row, up to the first rejected; recent ones weigh more."""
+    def judged(self, rows: list[tuple[int, int]], sure: Sequence[float] = ()) -> None:
+        """Counts the pilot's kept and proposed tokens in each free row, up to the first rejected; recent ones weigh more.
+
+        `sure`: its probabilities of a single row's tokens, where it may stop.
+        """
+        if self._sureness and sure:
+            self._sureness.judged(sure, rows[0][0])
         rows = [(kept, proposed) for kept, proposed in rows if proposed]
         if rows:
             self._kept = 0.9 * self._kept + sum(kept for kept, _ in rows) / len(rows)
