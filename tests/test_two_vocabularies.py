@@ -452,6 +452,7 @@ def test_each_prompt_is_read_once_and_what_stands_is_not_read_again(chunk: int |
     pilot_ids, pilot_mask = left_padded([prompt["assistant_input_ids"] for prompt in inputs], 0)
     kwargs = {"attention_mask": mask, "assistant_input_ids": pilot_ids, "assistant_attention_mask": pilot_mask}
     kwargs |= {"wsd_threshold": 0.8, "wsd_window_size": 6, "max_new_tokens": budget, "eos_token_id": None, "wsd_chunk": chunk}
+    kwargs |= {"wsd_speculate": "pilot"}  # which reads what n-grams have proposed only once it proposes again
     with Watch(world.base) as watch, Watch(world.pilot) as proposing:
         out = decode(world, ids, **kwargs)
     texts = world.tokenizer.batch_decode(out.sequences[:, ids.shape[1] :], skip_special_tokens=True)

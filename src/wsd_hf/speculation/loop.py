@@ -120,7 +120,7 @@ class Decoding:
         free = [row for row in active if not self.rule.drafting[row] and row not in given]
         plan = self.pace.plan(drafting, {row: self._guessed(row) for row in free}) if drafting or free else NOTHING
         given = {**given, **{row: self._ngrams[row].guess(plan.chunk) for row in plan.ngrams}}
-        proposals = self.proposer.propose(plan.chunk if plan.by_pilot else 0, self.rows, active, given)
+        proposals = self.proposer.propose(plan, self.rows, active, given)
         kept = self._decide(proposals, self._score(proposals, active), active)
         self._rewind()
         counts = dict(zip(self.base.live, proposals.counts, strict=True))

@@ -12,6 +12,7 @@ from ..engine.rows import Rows
 from ..engine.sampling import FREE, choice
 from ..engine.stream import Stream
 from ..text.bridge import Offer, OneVocabulary
+from .pace import Plan
 from .rule import Rule
 from .setup import Setup
 from .sureness import Sureness
@@ -86,19 +87,21 @@ class Proposer:
         self._room, self._sureness = room, sureness
         self._written: list[list[int]] = [[] for _ in stream.prompts]  # the pilot's tokens that followed each prompt last
 
-    def propose(self, chunk: int, rows: Rows, active: list[int], given: Mapping[int, list[int]]) -> Proposals:
+    def propose(self, plan: Plan, rows: Rows, active: list[int], given: Mapping[int, list[int]]) -> Proposals:
         """Proposals for all live rows.
 
         Args:
-            chunk: number of tokens that the pilot proposes.
+            plan: of the step.
             rows: the responses.
             active: rows that write now.
             given: for some of these rows, tokens of the base that are proposed in place of the pilot's.
         """
-        if chunk and self._may_stop:
+        chunk = plan.chunk
+        if self._may_stop:
             chunk = min(chunk, max(1, rows.left[self.stream.live[0]] - 1))
-        asked = {row for row in active if row not in given} if chunk else set()
-        longest = self.stream.workspace.padded(max(map(len, given.values()), default=0))
+        asked = {row for row in active if row not in given} if plan.by_pilot else set()
+        longest = max(map(len, given.values()), default=0)
+        longest = longest if longest == chunk else self.stream.workspace.padded(longest)
         width = chunk if asked else longest
         missing = {row: self._missing(row, rows, width) for row in (active if self.rule.reads_pilot else asked)}
         fed = frozenset(row for row, new in missing.items() if new is not None)
