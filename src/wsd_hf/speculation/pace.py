@@ -15,6 +15,9 @@ CHUNKS = (0, 1, 3, 7, 11, 15)
 A check has one position more: multiples of four, for which matrix kernels are made (on a CPU, 7 can cost twice as much as 8).
 """
 
+WITHOUT_PILOT = (7, 15)
+"""Those of them that n-grams alone propose; shorter ones pay nowhere more, since only the check has a price."""
+
 PROPOSING = 1.1
 """Price of a step with proposals, in prices of its forwards: the host has more to do."""
 
@@ -150,9 +153,8 @@ class Pace:
         pilot = drafting > 0 or self._speculate
         if self._fixed is not None:
             return [(self._fixed, pilot) if pilot or ngrams else (0, False)]
-        proposing = CHUNKS[1:]
-        without = [] if drafting else [(0, False), *((chunk, False) for chunk in proposing if ngrams)]
-        return [*without, *((chunk, True) for chunk in proposing if pilot)]
+        without = [] if drafting else [(0, False), *((chunk, False) for chunk in WITHOUT_PILOT if ngrams)]
+        return [*without, *((chunk, True) for chunk in CHUNKS[1:] if pilot)]
 
     def _kept_of_pilot(self, chunk: int, by_pilot: bool) -> float:
         """Expected number of the pilot's tokens that a free row keeps."""
