@@ -38,6 +38,10 @@ PRESETS = {
 """`gpu-tiny` runs the plan of `gpu` anywhere, to see that it works."""
 
 
+LOUD = 30.0
+"""Size of embeddings beside which layers of random weights add nothing that a head would notice."""
+
+
 class After(StoppingCriteria):
     """Lets the base take over after a fixed number of drafted tokens."""
 
@@ -84,6 +88,18 @@ class Pair:
         else:
             head.copy_(head.roll(1, dims=0))
         self.measured[agreement] = self._measure()
+
+    def write(self, tokens: torch.Tensor, successors: torch.Tensor) -> None:
+        """Makes the base write a successor after each of some even tokens and after the token next to it, LongTensor[tokens].
+
+        The pilot writes the token next to the successor: it never agrees. Both models' weights are changed for good.
+        """
+        self._scale(0.0)
+        for model, offset in ((self.base, 0), (self.pilot, 1)):
+            embeddings, head = model.get_input_embeddings().weight.data, model.lm_head.weight.data
+            embeddings.mul_(LOUD / embeddings.std())
+            head.zero_()
+            head[successors + offset] = (embeddings[tokens] + embeddings[tokens + 1]) / LOUD
 
     def _bisect(self, agreement: float) -> float:
         low, high = 0.0, 1.0

@@ -126,7 +126,7 @@ def random_case(rng: random.Random, padded: bool) -> dict[str, Any]:
         "wsd_window_size": rng.randint(1, 12),
         "wsd_max_draft_tokens": rng.choice([12, 17, 512]),
         "wsd_chunk": rng.choice([None, 1, 2, 3, 5, 16]),
-        "wsd_speculate": rng.random() < 0.7,
+        "wsd_speculate": rng.choice(["auto", "auto", "pilot", "ngram", False]),
     }
     if case["eos_token_id"] is not None:
         case["wsd_draft_end"] = rng.choice(["continue", "stop"])
@@ -432,10 +432,13 @@ SAMPLING: dict[str, dict[str, Any]] = {
 }
 
 
-def exact(base: PreTrainedModel, first: torch.Tensor, length: int, vocabulary: int, **options: Any) -> torch.Tensor:
+def exact(
+    base: PreTrainedModel, first: torch.Tensor, length: int, vocabulary: int, prompt: Any = ((1, 3),), **options: Any
+) -> torch.Tensor:
     """Probabilities of all responses: `first` are those of a first token from elsewhere; the rest is the base's."""
     responses = torch.cartesian_prod(*[torch.arange(vocabulary)] * length)
-    whole = torch.cat([torch.tensor([[1, 3]]).expand(len(responses), 2), responses], dim=1)
+    prompt = torch.as_tensor(prompt)
+    whole = torch.cat([prompt.expand(len(responses), -1), responses], dim=1)
     with torch.no_grad():
         logits = base(whole).logits.float()
     probability = first[responses[:, 0]].double()
@@ -447,7 +450,8 @@ def exact(base: PreTrainedModel, first: torch.Tensor, length: int, vocabulary: i
         ]
     )
     for place in range(1, length):
-        scores = processors(whole[:, : 2 + place], logits[:, 1 + place])
+        begun = prompt.shape[1] + place
+        scores = processors(whole[:, :begun], logits[:, begun - 1])
         probability = probability * scores.double().softmax(-1).gather(1, responses[:, place, None])[:, 0]
     return probability
 

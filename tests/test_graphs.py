@@ -332,7 +332,7 @@ def test_a_first_call_captures_few_shapes(
     torch.manual_seed(0)
     kwargs = {"max_new_tokens": 256, "eos_token_id": None, "wsd_chunk": None, "wsd_threshold": 0.3, "wsd_window_size": 6}
     decode(base, pilot, random_prompt(1, 64), do_sample=do_sample, **kwargs)
-    assert 0 < len(captures.shapes) <= 14
+    assert 0 < len(captures.shapes) <= 16
 
 
 def test_graphs_are_destroyed_at_once_but_never_during_a_capture(captures: Captures) -> None:

@@ -152,7 +152,7 @@ def test_a_step_takes_at_most_a_third_of_the_operations_and_no_more_as_text_grow
 ) -> None:
     operations = Operations(roomy_pair()[0])
     with operations.forwards(monkeypatch), operations:
-        many_steps(state, rows, chunk)
+        many_steps(state, rows, chunk, wsd_speculate="pilot")  # n-grams would take its place in some of the steps
     assert len(operations.steps) > 100
     assert 3 * operations.steps[9] <= BEFORE[state, rows, chunk]
     assert operations.steps[99] == operations.steps[9]

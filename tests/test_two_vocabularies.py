@@ -276,7 +276,7 @@ def test_random_calls_give_what_their_parts_compose_to(name: tuple[str, str]) ->
             "wsd_window_size": window,
             "wsd_max_draft_tokens": limit,
             "wsd_chunk": rng.choice([None, 1, 2, 5, 16]),
-            "wsd_speculate": rng.random() < 0.7,
+            "wsd_speculate": rng.choice(["auto", "auto", "pilot", "ngram", False]),
         }
         for out in both(world, ids, **kwargs):
             assert out.sequences[0, ids.shape[1] :].tolist() == want.tokens
@@ -303,7 +303,7 @@ def a_call(rng: random.Random, world: World) -> dict[str, Any]:
         "wsd_window_size": rng.randint(1, 5),
         "wsd_max_draft_tokens": rng.choice([5, 9, 17, 512]),
         "wsd_chunk": rng.choice([None, 1, 2, 3, 5, 16]),
-        "wsd_speculate": rng.random() < 0.7,
+        "wsd_speculate": rng.choice(["auto", "auto", "pilot", "ngram", False]),
         "wsd_draft_end": rng.choice(["continue", "stop"]),
     }
     options: list[dict[str, Any]] = [
@@ -452,6 +452,7 @@ def test_each_prompt_is_read_once_and_what_stands_is_not_read_again(chunk: int |
     pilot_ids, pilot_mask = left_padded([prompt["assistant_input_ids"] for prompt in inputs], 0)
     kwargs = {"attention_mask": mask, "assistant_input_ids": pilot_ids, "assistant_attention_mask": pilot_mask}
     kwargs |= {"wsd_threshold": 0.8, "wsd_window_size": 6, "max_new_tokens": budget, "eos_token_id": None, "wsd_chunk": chunk}
+    kwargs |= {"wsd_speculate": "pilot"}  # which reads what n-grams have proposed only once it proposes again
     with Watch(world.base) as watch, Watch(world.pilot) as proposing:
         out = decode(world, ids, **kwargs)
     texts = world.tokenizer.batch_decode(out.sequences[:, ids.shape[1] :], skip_special_tokens=True)

@@ -22,6 +22,7 @@ MOST_PROPOSALS = 64
 """Most tokens that may be proposed at a time: all of them are held, and forwards run, before any is checked."""
 
 Engine = Literal["auto", "fast", "step"]
+Speculate = Literal["auto", "pilot", "ngram", True, False]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,10 @@ class SpeculativeConfig(StrategyConfig):
         engine: `"auto"` takes the fast path wherever it is known to be exact, else the step-by-step path; `"fast"` and
             `"step"` force one. Greedy responses are the same. Forcing `"fast"` vouches for processors and criteria of your own:
             they must depend on the prefix that they are shown, and not on earlier calls.
-        speculate: on the fast path, let the pilot propose tokens that the base is to write itself; kept are those that it would
-            have written, so responses (when sampling: their distribution) are the same, in fewer forwards.
+        speculate: proposers, on the fast path, of tokens that the base is to write itself: `"pilot"`, `"ngram"` (n-grams of
+            prompt and response), `"auto"` for the better of both in each row and step, False for none. Kept are tokens that it
+            would have written, so responses (when sampling: their distribution) are the same, in fewer forwards. True, as saved
+            by earlier versions, is `"auto"`.
         chunk: on the fast path, how many tokens are proposed at a time, 1 to 64; None adapts to how often they are kept.
         assistant_do_sample: whether the pilot samples; None: as the base does.
         cuda_graphs: on the fast path, capture forwards as CUDA graphs where models allow it. They and their caches are kept
@@ -44,15 +47,18 @@ class SpeculativeConfig(StrategyConfig):
     """
 
     engine: Engine = "auto"
-    speculate: bool = True
+    speculate: Speculate = "auto"
     chunk: int | None = None
     cuda_graphs: bool = True
     assistant_do_sample: bool | None = field(default=None, metadata=keyword("assistant_do_sample"))
 
     def __post_init__(self) -> None:
-        switches = {"speculate": (True, False), "cuda_graphs": (True, False), "assistant_do_sample": (True, False, None)}
-        for name, choices in {"engine": get_args(Engine), **switches}.items():
-            check_choice(name, getattr(self, name), choices)
+        choices = {"engine": get_args(Engine), "speculate": get_args(Speculate)}
+        switches = {"cuda_graphs": (True, False), "assistant_do_sample": (True, False, None)}
+        for name, allowed in {**choices, **switches}.items():
+            check_choice(name, getattr(self, name), allowed)
+        if self.speculate and not isinstance(self.speculate, str):
+            object.__setattr__(self, "speculate", "auto")
         if self.chunk is not None:
             object.__setattr__(self, "chunk", check_positive_integer("chunk", self.chunk, MOST_PROPOSALS))
 

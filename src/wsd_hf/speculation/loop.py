@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 
@@ -22,10 +22,12 @@ from ..engine.stream import Stream
 from ..engine.streams import open_stream
 from ..text.bridge import Offer, OneVocabulary
 from .config import SpeculativeConfig
-from .pace import CHUNKS, Pace, Price
+from .ngrams import NGrams
+from .pace import CHUNKS, NOTHING, Pace, Price
 from .proposer import Proposals, Proposer
 from .rule import Drafted, Logits, Rule, over_vocabulary
 from .setup import Setup
+from .sureness import Sureness
 from .verdict import FAULTS, Own, Scored, Verdict, entropies, log_probs, on_host
 
 
@@ -43,6 +45,7 @@ class Decoding:
         pace: chooses c.
         reference: stream of the reference model, for rules that read it.
         one_writer: as for `Rows`.
+        ngrams: whether the n-grams of free rows propose too.
 
     Attributes:
         rows: prompts and responses.
@@ -59,6 +62,7 @@ class Decoding:
         pace: Pace,
         reference: Stream | None = None,
         one_writer: bool = True,
+        ngrams: bool = False,
     ) -> None:
         settings = call.generation_config
         records = settings.return_dict_in_generate and (settings.output_scores or settings.output_logits)
@@ -66,6 +70,7 @@ class Decoding:
         self.record = Record(len(call.input_ids)) if records else None
         self.rows = Rows(call, self.record if settings.output_scores else None, one_writer)
         self.proposed = self.kept = 0
+        self._ngrams = [NGrams(prompt) for prompt in base.prompts] if ngrams else []
         self._processors, self._settings = call.processors, settings
         self._vocabulary = vocabulary_size(base.model)
         # Warpers look at one position's scores only, so that all positions can be chosen for at once; any other processor
@@ -113,15 +118,23 @@ class Decoding:
         active = [row for row in self.rows.unfinished if not self.rule.waiting[row]]
         drafting = sum(self.rule.drafting[row] for row in active)
         free = [row for row in active if not self.rule.drafting[row] and row not in given]
-        chunk = self.pace.chunk(drafting, free=len(free)) if drafting or free else 0
-        proposals = self.proposer.propose(chunk, self.rows, active, given)
+        plan = self.pace.plan(drafting, {row: self._guessed(row) for row in free}) if drafting or free else NOTHING
+        given = {**given, **{row: self._ngrams[row].guess(plan.chunk) for row in plan.ngrams}}
+        proposals = self.proposer.propose(plan, self.rows, active, given)
         kept = self._decide(proposals, self._score(proposals, active), active)
         self._rewind()
         counts = dict(zip(self.base.live, proposals.counts, strict=True))
         self.proposed += sum(proposals.counts)
         self.kept += sum(kept.values())
         if free:
-            self.pace.judged([(kept[row], counts[row]) for row in free])
+            self.pace.judged([(kept[row], counts[row]) for row in free if row not in given], proposals.sure)
+
+    def _guessed(self, row: int) -> Sequence[float]:
+        """Expected number of the tokens kept of the first 0, 1, ... that a free row's n-grams would propose."""
+        if not self._ngrams:
+            return [0.0] * (self.pace.most + 1)
+        self._ngrams[row].read(self.rows.responses[row])
+        return self._ngrams[row].kept(self.pace.most)
 
     def _shrink(self) -> None:
         """Drops finished rows from the streams; where forwards are captured they stay, since shapes must."""
@@ -356,6 +369,9 @@ def open_decoding(call: Call, setup: Setup[Rule], settings: SpeculativeConfig, o
         ]
         base, pilot, *others = streams
         prices = [Price.of(stream.model, stream.workspace.captures) for stream in streams]
-        pace = Pace(prices, settings.chunk, settings.speculate, setup.rule.reads_pilot)
-        reference = others[0] if others else None
-        yield Decoding(call, base, Proposer(pilot, setup, pilot_room), setup.rule, pace, reference, one_writer)
+        stops = settings.chunk is None and pilot.device.type == "cpu" and not pilot.workspace.captures
+        sureness = Sureness() if stops and isinstance(setup.bridge, OneVocabulary) else None
+        pace = Pace(prices, settings.chunk, settings.speculate in ("auto", "pilot"), setup.rule.reads_pilot, sureness)
+        reference, ngrams = others[0] if others else None, settings.speculate in ("auto", "ngram")
+        proposer = Proposer(pilot, setup, pilot_room, sureness)
+        yield Decoding(call, base, proposer, setup.rule, pace, reference, one_writer, ngrams)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,8 +12,10 @@ from ..engine.rows import Rows
 from ..engine.sampling import FREE, choice
 from ..engine.stream import Stream
 from ..text.bridge import Offer, OneVocabulary
+from .pace import Plan
 from .rule import Rule
 from .setup import Setup
+from .sureness import Sureness
 
 
 class Proposals(NamedTuple):
@@ -35,6 +37,8 @@ class Proposals(NamedTuple):
     """The pilot's raw logits, float32 [rows, c + 1, V of the pilot], for rules that read them."""
     read: frozenset[int] = frozenset()
     """Rows whose proposals the pilot has chosen or read."""
+    sure: Sequence[float] = ()
+    """The pilot's probabilities of a single row's proposals, where it may stop."""
 
     @property
     def chunk(self) -> int:
@@ -67,25 +71,37 @@ class Proposals(NamedTuple):
 
 
 class Proposer:
-    """The pilot, and the bridge that its tokens take to the base; its cache has room for so many tokens of a response."""
+    """The pilot, and the bridge that its tokens take to the base.
 
-    def __init__(self, stream: Stream, setup: Setup[Rule], room: int) -> None:
+    Args:
+        stream: of the pilot.
+        setup: of the call.
+        room: tokens of a response that its cache has room for.
+        sureness: lets it stop where it is unsure, if it proposes to a single free row; None where values should not be waited
+            for, or tokens don't cross one by one.
+    """
+
+    def __init__(self, stream: Stream, setup: Setup[Rule], room: int, sureness: Sureness | None = None) -> None:
         self.stream, self.bridge, self.rule = stream, setup.bridge, setup.rule
-        self._choice = choice(setup.side.warpers, with_logits=setup.rule.reads_pilot)
-        self._room = room
+        self._choice = choice(setup.side.warpers, with_logits=setup.rule.reads_pilot or sureness is not None)
+        self._room, self._sureness = room, sureness
         self._written: list[list[int]] = [[] for _ in stream.prompts]  # the pilot's tokens that followed each prompt last
 
-    def propose(self, chunk: int, rows: Rows, active: list[int], given: Mapping[int, list[int]]) -> Proposals:
+    def propose(self, plan: Plan, rows: Rows, active: list[int], given: Mapping[int, list[int]]) -> Proposals:
         """Proposals for all live rows.
 
         Args:
-            chunk: number of tokens that the pilot proposes.
+            plan: of the step.
             rows: the responses.
             active: rows that write now.
             given: for some of these rows, tokens of the base that are proposed in place of the pilot's.
         """
-        asked = {row for row in active if row not in given} if chunk else set()
-        longest = self.stream.workspace.padded(max(map(len, given.values()), default=0))
+        chunk = plan.chunk
+        if self._may_stop:
+            chunk = min(chunk, max(1, rows.left[self.stream.live[0]] - 1))
+        asked = {row for row in active if row not in given} if plan.by_pilot else set()
+        longest = max(map(len, given.values()), default=0)
+        longest = longest if longest == chunk else self.stream.workspace.padded(longest)
         width = chunk if asked else longest
         missing = {row: self._missing(row, rows, width) for row in (active if self.rule.reads_pilot else asked)}
         fed = frozenset(row for row, new in missing.items() if new is not None)
@@ -115,6 +131,12 @@ class Proposer:
                 offers[row] = self.bridge.offer(row, tokens)
         return offers
 
+    @property
+    def _may_stop(self) -> bool:
+        """Whether proposals are for a single free row, and end where the pilot is unsure."""
+        live = self.stream.live
+        return self._sureness is not None and len(live) == 1 and not self.rule.drafting[live[0]]
+
     def _given(self, given: Mapping[int, list[int]], chunk: int) -> torch.Tensor:
         """Given tokens of each live row, `FREE` after its last: LongTensor[rows, chunk + 1]."""
         if not given:
@@ -125,17 +147,24 @@ class Proposer:
     def _chain(self, missing: Mapping[int, list[int] | None], given: Proposals, others: Set[int]) -> Proposals:
         """The pilot's next tokens, one forward each; in some other rows the given ones take their place."""
         reads, chunk, live = self.rule.reads_pilot, given.chunk, self.stream.live
+        stops = self._sureness if self._may_stop else None
         certain = self.stream.upload([[int(row in others) for row in live]])[0].bool() if others else None
         block = self.stream.block([missing.get(row) for row in live])
-        steps = []
-        for position in range(chunk + reads):
+        steps: list[tuple[Any, ...]] = []
+        sure: list[float] = []
+        while len(steps) < chunk + reads:
             token, *rest = self._choice(self.stream, block)
-            token = token if certain is None else torch.where(certain, given.tokens[:, position], token)
+            token = token if certain is None else torch.where(certain, given.tokens[:, len(steps)], token)
             block = block.then(token)
             steps.append((token, *rest))
+            if stops and len(steps) <= chunk:
+                sure.append(_probability(token, *rest))
+                chunk = chunk if stops.goes_on(sure) else len(steps)
         tokens, bad, probabilities, logits = zip(*steps, strict=True)
         end = given.tokens[:, -1]
         return given._replace(
+            counts=[min(count, chunk) for count in given.counts],
+            sure=sure,
             tokens=torch.stack([*tokens[:chunk], end], dim=1),
             not_finite=torch.stack([*bad, *([] if reads else [end != FREE])], dim=1),
             probabilities=probabilities[:chunk],
@@ -184,3 +213,9 @@ class Proposer:
         values = [new + [FREE] * (1 + width - len(new)) for new in crossed]
         padded = torch.tensor(values, device="cpu").to(rows.device, non_blocking=True)
         return Proposals(padded, torch.zeros_like(padded, dtype=torch.bool), [*map(len, crossed)], offers=offers)
+
+
+def _probability(token: torch.Tensor, _: torch.Tensor, probabilities: torch.Tensor | None, logits: torch.Tensor) -> float:
+    """The pilot's probability of a single row's token."""
+    distribution = logits.softmax(dim=-1) if probabilities is None else probabilities
+    return float(distribution[0, token[0]])
