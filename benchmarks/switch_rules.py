@@ -2,12 +2,13 @@
 
     python benchmarks/switch_rules.py --base DIR --pilot DIR
 
-The pilot drafts one greedy answer to each prompt, in a run of Weak-to-Strong Decoding that never switches; each rule's switch is
-read from what that run shows a criterion. A rule's answer is the draft up to its switch, and the base's greedy text after it.
+The pilot drafts one greedy answer to each prompt, in a run of Weak-to-Strong Decoding that never switches; each rule's
+switch is read from what that run shows a criterion. A rule's answer is the draft up to its switch, and the base's greedy text
+after it.
 
-The table has the median switch index, the share of drafts without a switch, and of switches whose window was in the draft before,
-word for word. Of the answers it has the share of the pilot's tokens, of answers that ended by themselves, of 4-grams that occurred
-in the same answer before, and the number of right answers to the prompts that have a pattern for them.
+The table has the median switch index, the share of drafts without a switch, and of switches whose window was in the draft
+before, word for word. Of the answers it has the share of the pilot's tokens, of answers that ended by themselves, of 4-grams
+that occurred in the same answer before, and the number of right answers to the prompts that have a pattern for them.
 """
 
 from __future__ import annotations
