@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from wsd_hf import Pair
 from wsd_hf.tiny import FOLDER
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -94,3 +95,27 @@ def test_prices_of_forwards_are_printed(capsys: pytest.CaptureFixture[str]) -> N
 
     prices.main(preset="gpu-tiny", turns=1, threads=1, batches="1,2", widths="64")
     assert capsys.readouterr().out.count("(1.00)") >= 2
+
+
+def test_switch_rules_are_measured_on_drafts_and_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import switch_rules
+
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "What does the Keloft eat?", "check": "acorns"}\n' * 2, "utf-8")
+    models = {"base": FOLDER / "base", "pilot": FOLDER / "pilot"}
+    settings: dict[str, Any] = {"limit": None, "tokens": 40, "threads": 1}
+    switch_rules.main(**models, prompts=tmp_path / "prompts.jsonl", **settings, out=tmp_path / "rules.json")
+    base, pilot, paper, *others = json.loads((tmp_path / "rules.json").read_text("utf-8"))["rows"]
+    assert [base["by_pilot"], pilot["by_pilot"]] == [0, 1]
+    output = Pair.tiny().generate("What does the Keloft eat?", max_new_tokens=40)
+    assert [paper["switch_index"], paper["never"], paper["right"], paper["ended"]] == [int(output.switch_index[0]), 0, 2, 1]
+    assert {row["way"].split(",")[0] for row in others} == {"confidence", "relative_confidence", "entropy", "agreement"}
+    assert "relative_confidence" in capsys.readouterr().out
+
+
+def test_repetitions_are_counted_over_windows_and_4_grams() -> None:
+    import switch_rules
+
+    assert switch_rules.repeated([1, 2, 3, 4, 5, 1, 2, 3, 4, 6]) == (1, 7)
+    draft = switch_rules.Draft()
+    draft.tokens = [1, 2, 3, 1, 2, 4]
+    assert [draft.repeats(end, 2) for end in (2, 4, 5, 6)] == [False, False, True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from typing import Any
@@ -467,6 +468,35 @@ def test_the_command_line_takes_rules() -> None:
     assert (wrong.exit_code, wrong.stderr) == (2, f"wsd-hf: switch_criteria='sure': must be {NAMES}\n")
     other = CliRunner().invoke(app, ["generate", QUESTION, "--strategy", "nudging", "--ignore-repeats"])
     assert "--ignore-repeats has no effect with --strategy nudging" in other.stderr
+
+
+def test_a_comparison_takes_rules(tmp_path: Any) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": QUESTION}), "utf-8")
+    options = ["--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(tmp_path), "--max-new-tokens", "64"]
+    command = ["compare", *options, "--strategies", "wsd", "--switch-criteria", "entropy", "--ignore-repeats"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    table = json.loads((tmp_path / "table.json").read_text("utf-8"))
+    names = ("--switch-criteria", "--threshold", "--window-size", "--ignore-repeats")
+    assert [table["settings"][name] for name in names] == ["entropy", 0.5, 8, True]
+    want = shipped(switch_criteria="entropy", wsd_ignore_repeats=True)
+    assert table["strategies"][1]["switch_index"] == int(want.switch_index[0]) != int(shipped().switch_index[0])
+    again = CliRunner().invoke(app, command[:-1])
+    assert "--ignore-repeats was True and is None" in again.stderr
+
+
+def test_the_harnesses_take_rules() -> None:
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("inspect_ai")
+    from inspect_ai.model import GenerateConfig
+
+    from wsd_hf.integrations.inspect_ai import WSDModelAPI
+    from wsd_hf.integrations.lm_eval import WSDHFLM
+
+    message = f"switch_criteria='sure': must be {NAMES}"
+    with pytest.raises(wsd_hf.WSDValueError, match=message):
+        WSDHFLM("a base", pilot="a pilot", switch_criteria="sure")
+    with pytest.raises(wsd_hf.WSDValueError, match=message):
+        WSDModelAPI("a base", None, None, GenerateConfig(), pilot="a pilot", switch_criteria="sure")
 
 
 def test_a_packed_folder_keeps_its_rule(tmp_path: Any) -> None:

@@ -2,6 +2,7 @@
 
     python examples/tiny_world/evaluate.py                                   # the shipped models
     python examples/tiny_world/evaluate.py --models A --models B --markdown  # the mean of several trainings
+    python examples/tiny_world/evaluate.py --switch-rules                    # WSD by its switch rules
 
 Questions are answered greedily, one at a time, so that forwards can be counted per answer.
 """
@@ -10,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -59,6 +61,16 @@ class Row:
 
 Method = Callable[[list[Message]], Answer]
 
+SWITCH_RULES: dict[str, dict[str, Any]] = {
+    "confidence": {},
+    "confidence, repeats ignored": {"wsd_ignore_repeats": True},
+    "relative_confidence": {"switch_criteria": "relative_confidence"},
+    "relative_confidence, window 6": {"switch_criteria": "relative_confidence", "wsd_window_size": 6},
+    "entropy": {"switch_criteria": "entropy"},
+    "agreement": {"switch_criteria": "agreement"},
+}
+"""Settings of WSD by which the base takes over."""
+
 
 class Bench:
     """The models of one training, and the methods that answer with them."""
@@ -70,8 +82,12 @@ class Bench:
             for pilot in ("pilot", "pilot_other_vocab")
         )
 
-    def methods(self, ablations: bool) -> Iterator[tuple[str, Method]]:
+    def methods(self, ablations: bool, switch_rules: bool) -> Iterator[tuple[str, Method]]:
         """The rows of the table, by name."""
+        if switch_rules:
+            for name, settings in SWITCH_RULES.items():
+                yield f"WSD, {name}", partial(self.wsd, **settings)
+            return
         yield "base", self.base_alone
         yield "pilot", lambda messages: self.pilot_alone(messages, self.pair)
         yield "pilot, other vocabulary", lambda m: self.pilot_alone(m, self.other)
@@ -224,6 +240,7 @@ def main(
     models: Annotated[list[Path] | None, typer.Option(help="A folder of train.py; may be repeated.")] = None,
     world_seed: Annotated[int, typer.Option(help="The world that the models were trained in.")] = SHIPPED_WORLD_SEED,
     ablations: Annotated[bool, typer.Option(help="Also a lower threshold and a window of one.")] = False,
+    switch_rules: Annotated[bool, typer.Option(help="Only WSD, by each of its switch rules.")] = False,
     markdown_: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     cards: Annotated[bool, typer.Option(help="Write each training's table into its model cards.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -236,7 +253,7 @@ def main(
     tables = {}
     for folder in models or [FOLDER]:
         bench = Bench(folder, world)
-        tables[str(folder)] = [measure(name, method, questions) for name, method in bench.methods(ablations)]
+        tables[str(folder)] = [measure(name, method, questions) for name, method in bench.methods(ablations, switch_rules)]
         if cards:
             write_cards(folder, tables[str(folder)])
     if len(tables) > 1:

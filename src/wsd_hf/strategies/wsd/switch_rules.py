@@ -47,7 +47,7 @@ class SwitchRule(StoppingCriteria):
         check_choice("ignore_repeats", ignore_repeats, (True, False))
         self.threshold, self.ignore_repeats = threshold, ignore_repeats
         self.window_size = check_positive_integer("window_size", window_size)
-        self.needs = {*self.reads, *(["prompts"] if ignore_repeats else [])}
+        self.needs = (*self.reads, "prompts") if ignore_repeats else self.reads
         self._bound = bound
 
     def measure(self, drafted: Drafted) -> float:
