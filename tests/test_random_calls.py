@@ -247,7 +247,8 @@ def engine_settings(rng: random.Random, way: str) -> dict[str, Any]:
     if "fast" not in known.values():
         return known
     prefix = next(iter(known)).removesuffix("engine")
-    return known | {f"{prefix}chunk": rng.choice([None, *range(1, 8)]), f"{prefix}speculate": rng.random() < 0.8}
+    chunk, speculate = rng.choice([None, *range(1, 8)]), rng.choice(["auto", "auto", "pilot", "ngram", False])
+    return known | {f"{prefix}chunk": chunk, f"{prefix}speculate": speculate}
 
 
 class Completes(StoppingCriteria):
