@@ -1,4 +1,4 @@
-"""On a CPU the pilot stops proposing to a single row where it is unsure: fewer proposals are thrown away, and none is withdrawn."""
+"""On a CPU the pilot stops proposing to a single row where it is unsure: less is thrown away, and no token is withdrawn."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_pilot_proposes_nothing_after_a_token_that_it_only_guesses() -> None:
         out = answered(base, pilot, ids.repeat(rows, 1), "pilot", max_new_tokens=len(want), eos_token_id=None)
         assert out.sequences[:, len(TEXT) :].tolist() == [want] * rows
         wasted[rows], forwards[rows] = (out.stats.proposed - out.stats.kept) / rows, out.stats.base.forwards
-    # Each guess, and the rest of two chunks: the one in which the base took over, and the next, before which nothing was judged.
+    # Each guess, and the rest of two chunks: of the one in which the base took over, and of the next, the first to be judged.
     assert wasted[1] <= 2 * len(unsure) + 2 * 15
     assert wasted[1] < 0.8 * wasted[2]
     assert forwards[1] <= forwards[2]
