@@ -90,6 +90,17 @@ def test_a_real_pair_is_taken_apart(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "A token of wsd costs" in capsys.readouterr().out
 
 
+def test_texts_that_repeat_their_prompt_take_fewer_forwards_at_agreement_0(tmp_path: Path) -> None:
+    import repeats
+
+    repeats.main(preset="gpu-tiny", turns=1, batches="1", out=tmp_path / "repeats.json", threads=1)
+    rows = json.loads((tmp_path / "repeats.json").read_text("utf-8"))["rows"]
+    assert [row["error"] for row in rows] == [None] * len(rows)
+    forwards = {(row["edits"], row["method"]): row["base_forwards"] for row in rows}
+    assert forwards[0.0, "auto"] < 0.67 * forwards[0.0, "pilot"]
+    assert forwards[1.0, "auto"] <= 1.0
+
+
 def test_prices_of_forwards_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     import prices
 
