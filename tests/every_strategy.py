@@ -32,7 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "wsd step": {**WSD, "wsd_engine": "step"},
     "nudging": {"strategy": "nudging", "nudging_threshold": 0.3},
     "search": SEARCH,
-    "emulated fine-tuning fast": {"strategy": "emulated_fine_tuning", "eft_engine": "fast", "eft_chunk": 3},
+    "emulated fine-tuning fast": {"strategy": "emulated_fine_tuning", "eft_engine": "fast", "eft_chunk": 2},
     "emulated fine-tuning step": {"strategy": "emulated_fine_tuning", "eft_engine": "step"},
     "product fast": {"strategy": "product", "product_engine": "fast", "product_chunk": 2},
     "product step": {"strategy": "product", "product_engine": "step"},
@@ -107,6 +107,13 @@ class Case(NamedTuple):
     def switches(self) -> bool:
         """Whether the pilot drafts until the base is confident."""
         return issubclass(STRATEGIES[self.strategy], wsd_hf.WSDConfig)
+
+    @property
+    def by_the_base(self) -> dict[str, Any]:
+        """Keywords under which the base writes every token, but for the first of a draft."""
+        if self.switches:
+            return {self.keyword("max_draft_tokens"): 1, self.keyword("window_size"): 1}
+        return {"nudging_threshold": 1e-9} if self.way == "nudging" else {}
 
     @property
     def engine(self) -> str | None:

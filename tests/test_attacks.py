@@ -80,10 +80,12 @@ def test_an_error_at_any_forward_comes_through_and_leaves_nothing_changed(
     want, count = case.seeded(ids), forwards(case, role, ids)
     before = {name: state(model) for name, model in case.models.items()}
     for at in range(1, count + 1):
-        error = ERRORS[(at + shift) % len(ERRORS)]()
+        error, streamer = ERRORS[(at + shift) % len(ERRORS)](), Concatenates()
         with failing(case.models[role], at, error), pytest.raises(type(error)) as caught:
-            case.seeded(ids)
+            case.seeded(ids, streamer=streamer)
         assert caught.value is error
+        assert streamer.tokens == want[0, : len(streamer.tokens)].tolist(), "what is streamed is never taken back"
+        assert streamer.ends == 1
         assert {name: state(model) for name, model in case.models.items()} == before
         assert torch.is_grad_enabled()
         assert torch.equal(case.seeded(ids), want)
@@ -108,11 +110,6 @@ def test_logits_that_are_no_numbers_raise_wherever_they_are_read(case: Case, rol
     tried("forwards with NaN or infinite logits", count)
 
 
-def short_draft(case: Case) -> dict[str, int]:
-    """Keywords under which the base writes from the second token on."""
-    return {case.keyword("max_draft_tokens"): 1, case.keyword("window_size"): 1} if case.switches else {}
-
-
 class Spoils(LogitsProcessor):
     """One score of every row is `value`; all of them if that is -inf."""
 
@@ -127,7 +124,7 @@ class Spoils(LogitsProcessor):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_scores_of_which_none_can_be_drawn_raise_as_in_plain_generate(case: Case, value: float, tried: Any) -> None:
     ids = case.prompt(1)
-    kwargs = {"logits_processor": [Spoils(value)], "do_sample": True, **short_draft(case)}
+    kwargs = {"logits_processor": [Spoils(value)], "do_sample": True, **case.by_the_base}
     with pytest.raises((wsd_hf.WSDLogitsError, RuntimeError), match=r"can be drawn at response token|probability tensor"):
         case.seeded(ids, **kwargs)
     tried("scores of which none can be drawn")
@@ -135,7 +132,7 @@ def test_scores_of_which_none_can_be_drawn_raise_as_in_plain_generate(case: Case
 
 @every_case
 def test_a_temperature_at_which_logits_overflow_raises_as_in_plain_generate(case: Case, tried: Any) -> None:
-    only_base = {"assistant_do_sample": False, **short_draft(case)}
+    only_base = {"assistant_do_sample": False, **case.by_the_base}
     for sampler in [{}, only_base] if case.switches else [{}]:
         with pytest.raises((wsd_hf.WSDLogitsError, RuntimeError), match=r"temperature|probability tensor"):
             case.seeded(case.prompt(1), **{"do_sample": True, "temperature": 1e-320, "top_k": 0, **sampler})
@@ -245,19 +242,6 @@ def test_an_error_of_a_streamer_comes_through(case: Case, at: int, tried: Any) -
         case.seeded(case.prompt(1), streamer=streamer)
     assert streamer.ends == 1
     tried("streamers that raise")
-
-
-@every_model
-def test_what_is_streamed_before_a_failure_is_never_taken_back(case: Case, role: str, tried: Any) -> None:
-    ids = case.prompt(1)
-    want, count = case.seeded(ids, streamer=Concatenates())[0].tolist(), forwards(case, role, ids)
-    for at in range(1, count + 1):
-        streamer = Concatenates()
-        with failing(case.models[role], at, Broke()), pytest.raises(Broke):
-            case.seeded(ids, streamer=streamer)
-        assert streamer.tokens == want[: len(streamer.tokens)]
-        assert streamer.ends == 1
-    tried("streamed calls that fail", count)
 
 
 @every_case

@@ -327,9 +327,8 @@ def by_prefix(row: int, prefix: torch.Tensor) -> list[int]:
 @each(case for case in CASES if case.vocabularies == "one" and case.engine != "step")
 def test_a_function_of_the_callers_is_shown_each_row_in_its_place(case: Case) -> None:
     ids, mask = left_padded([random_prompt(seed, 3 + seed) for seed in range(3)], 0)
-    quiet = {case.keyword("threshold"): 1e-9} if case.switches or case.way == "nudging" else {}  # the pilot's text is its own
-    quiet |= {case.keyword("window_size"): 1} if case.switches else {}
-    out = case.generate(ids, attention_mask=mask, prefix_allowed_tokens_fn=by_prefix, eos_token_id=None, **quiet).sequences
+    kwargs = {"prefix_allowed_tokens_fn": by_prefix, "eos_token_id": None, **case.by_the_base}
+    out = case.generate(ids, attention_mask=mask, **kwargs).sequences
     for row, sequence in enumerate(out):
         for end in range(ids.shape[1] + case.switches, len(sequence)):  # the first token of a draft is the pilot's
             assert int(sequence[end]) in by_prefix(row, sequence[:end])
