@@ -94,7 +94,7 @@ class Nudging:
         return not opinion.sure or self.pilot.ends(row, self.rows.responses[row])
 
     def _write(self, opinions: dict[int, Opinion], words: dict[int, Piece]) -> None:
-        """Appends the pilot's word, the end, or the base's own token to each row; token by token, for the criteria."""
+        """Appends the pilot's word, the end, or the base's own token to each row."""
         turns: dict[int, list[int]] = {}
         nudged = set()
         for row, opinion in opinions.items():
@@ -105,10 +105,7 @@ class Nudging:
             if word:
                 nudged.add(row)
             self.proposed += len(word)
-        for position in range(max(map(len, turns.values()))):
-            growing = [row for row, turn in turns.items() if position < len(turn) and not self.rows.finished[row]]
-            if growing:
-                self.rows.append({row: turns[row][position] for row in growing}, by_pilot=nudged)
+        self.rows.extend(turns, by_pilot=nudged)
 
 
 def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTokenizer, threshold: float) -> StrategyOutput:
