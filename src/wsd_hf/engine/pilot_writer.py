@@ -46,7 +46,6 @@ class PilotWriter:
             self._end_token_ids = side.end_token_ids | eos_token_ids(call.generation_config)
         self._vocabulary = vocabulary_size(call.base)
         self._limits: list[int] = side.room.tolist()
-        self._fed: list[list[int]] = [[] for _ in self._limits]
         self._text: list[list[int]] = [[] for _ in self._limits]  # the pilot's tokens of each response and the piece after it
         self._begin = [0] * len(self._limits)  # place of that piece in them
         self._next: list[int | None] = [None] * len(self._limits)  # its token after the piece
@@ -90,7 +89,7 @@ class PilotWriter:
         if not unread:
             return
         stream = self.stream
-        missing = [stream.resume(row, self._fed[row], self._text[row]) if row in unread else None for row in stream.live]
+        missing = [stream.resume(row, self._text[row]) if row in unread else None for row in stream.live]
         for tokens_of_row in missing:
             check_readable("pilot", tokens_of_row or (), stream.model)
         tokens, not_finite, *_ = self._choice(stream, stream.block(missing))
@@ -99,7 +98,7 @@ class PilotWriter:
             token, bad = packed[row]
             if bad:
                 raise logits_error("pilot", len(rows.responses[row]) + len(self._text[row]) - self._begin[row], row)
-            self._fed[row], self._next[row] = self._text[row], token
+            self._next[row] = token
 
     def _cross(self, row: int, response: list[int]) -> Piece:
         tokens = self._bridge.guess(row, self._text[row][self._begin[row] :])

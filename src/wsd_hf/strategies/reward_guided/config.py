@@ -1,4 +1,4 @@
-"""`strategy="reward_guided"`: the pilot writes step by step, and the base rewrites each step of a low reward (arXiv 2501.19324).
+"""`strategy="reward_guided"`: the pilot writes step by step, and the base writes those of low reward (arXiv 2501.19324).
 
 The pilot writes a step, and a reward judges the response with it. At or above δ the step is kept as it is. Below, it is
 dropped, and the base writes a step in its place, which no one judges. Then the pilot writes the next step.
@@ -91,7 +91,7 @@ class RewardGuidedConfig(StrategyConfig):
             raise WSDValueError("strategy='reward_guided' judges text: pass the base's tokenizer as tokenizer=")
         side = pilot_side(call, self.assistant_do_sample)
         bridge = bridge_to_base(call, side, side.room.tolist())
-        reason = unsupported_reason(call, side.model) or reads_single_tokens("base", call.base)
+        reason = unsupported_reason(call, {"pilot": side.model}) or reads_single_tokens("base", call.base)
         for name in ("output_scores", "output_logits"):
             if getattr(call.generation_config, name):
                 reason = f"{name}=True was given, and the base does not score the pilot's steps"

@@ -108,27 +108,28 @@ class RewardGuided:
         before = sum(rows.lengths)
         rows.extend({row: step.tokens for row, step in steps.items()}, by_pilot=steps)
         ended = [row for row, step in steps.items() if step.ended and not rows.finished[row]]
-        endings = {row: self._closing_token_id for row in ended if self._may_end(row)}
+        closing = self._closing_token_id
+        endings = {} if closing is None else {row: closing for row in ended if self._may_end(row, closing)}
         if endings:
             rows.append(endings, by_pilot=steps)
         decoding.proposed += sum(len(step.tokens) for step in steps.values()) + len(endings)
         decoding.kept += sum(rows.lengths) - before
         return [row for row in ended if row not in endings]
 
-    def _may_end(self, row: int) -> bool:
-        """True if the base has an EOS, and the processors allow it after a response, whatever the base's logits."""
-        if self._closing_token_id is None:
-            return False
+    def _may_end(self, row: int, closing: int) -> bool:
+        """True if the processors allow a response to end with the base's EOS, whatever its logits."""
         [(prefix, _)] = self._rows.prefixes([row], self._rows.device)
         scores = torch.zeros(len(prefix), self._vocabulary, dtype=torch.float32, device=prefix.device)
         # Where the caller has infinities removed, what is forbidden has the lowest finite score.
-        return bool(self._processors(prefix, scores)[row, self._closing_token_id] > torch.finfo(scores.dtype).min)
+        return bool(self._processors(prefix, scores)[row, closing] > torch.finfo(scores.dtype).min)
 
     def _bases_turn(self, rejected: dict[int, Rejected]) -> None:
         """One step of the base in some rows, to which the rejected ones are proposed."""
         for row in rejected:
             self._rule.begin(row)
-        given = {row: tokens for row, (tokens, _) in rejected.items() if tokens}
+            self._decoding.base.rewind(row, len(self._rows.responses[row]) - 1)
+        # Their last tokens are the base's to write: a kept one that ends a step would be read without need.
+        given = {row: tokens[:-1] for row, (tokens, _) in rejected.items() if tokens[:-1]}
         while not all(self._rule.waiting[row] for row in self._rows.unfinished):
             self._decoding.step(given)
             given = {}

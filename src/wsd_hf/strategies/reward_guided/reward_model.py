@@ -69,7 +69,7 @@ class RewardModel:
                 "shorten the prompt, or lower max_new_tokens"
             )
         with torch.no_grad():
-            logits = self._model(**inputs.to(_compat.input_device(self._model))).logits
+            logits: torch.Tensor = self._model(**inputs.to(_compat.input_device(self._model))).logits
         if logits.shape != (len(whole), 1):
             raise WSDValueError(f"the reward model gave logits of shape {tuple(logits.shape)}: must be {(len(whole), 1)}")
         return logits[:, 0].float().cpu()
@@ -85,9 +85,7 @@ def _checked(model: object) -> PreTrainedModel:
             "pass a function for any other reward"
         )
     if _compat.lacks_weights(inner):
-        raise WSDValueError(
-            "the reward model has weights on the meta device, which holds no data: load it with from_pretrained"
-        )
+        raise WSDValueError("the reward model has weights on the meta device, where is no data: load it with from_pretrained")
     return inner
 
 
@@ -100,6 +98,6 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
     pad, known = tokenizer.pad_token_id, model.config.get_text_config(decoder=True).pad_token_id
     if pad is None or pad != known or pad >= vocabulary_size(model):
         raise WSDValueError(
-            f"the reward model's tokenizer pads with token id {pad}, and its config has pad_token_id={known}: must be one token "
-            "that the model has; set the tokenizer's pad_token and the config's pad_token_id"
+            f"the reward model's tokenizer pads with token id {pad}, and its config has pad_token_id={known}: must be one "
+            "token that the model has; set the tokenizer's pad_token and the config's pad_token_id"
         )
