@@ -26,7 +26,7 @@ from .strategies.ensemble import EnsembleConfig
 from .strategies.nudging.config import NudgingConfig
 from .strategies.product import ProductConfig
 from .strategies.reward_guided.config import RewardGuidedConfig
-from .strategies.reward_guided.output import RewardGuidedOutput, Step
+from .strategies.reward_guided.output import JudgedStep, RewardGuidedOutput
 from .strategies.reward_guided.reward_model import RewardModel
 from .strategies.search.config import SearchConfig
 from .strategies.search.output import SearchOutput
@@ -62,6 +62,7 @@ __all__ = [
     "EnsembleConfig",
     "EntropyCriteria",
     "ImplicitValue",
+    "JudgedStep",
     "NudgingConfig",
     "Packed",
     "Pair",
@@ -73,7 +74,6 @@ __all__ = [
     "SearchConfig",
     "SearchOutput",
     "Stats",
-    "Step",
     "StrategyConfig",
     "StrategyOutput",
     "Switch",

@@ -18,7 +18,7 @@ from ...speculation.config import SpeculativeConfig
 from ...speculation.loop import Decoding, open_decoding
 from ...speculation.setup import Setup
 from ...text.token_texts import INCOMPLETE
-from .output import RewardGuidedOutput, Step
+from .output import JudgedStep, RewardGuidedOutput
 from .steps import Steps, StepText
 
 
@@ -64,7 +64,7 @@ class RewardGuided:
     """
 
     def __init__(self, call: Call, decoding: Decoding, pilot: PilotWriter, rule: Steps, judge: Judge) -> None:
-        self.steps: list[list[Step]] = [[] for _ in call.input_ids]
+        self.steps: list[list[JudgedStep]] = [[] for _ in call.input_ids]
         self._decoding, self._rows = decoding, decoding.rows
         self._pilot, self._rule, self._judge = pilot, rule, judge
         self._processors, _ = split(call.processors)
@@ -97,7 +97,7 @@ class RewardGuided:
         accepted = {row: step for row, step in steps.items() if rewards[row] >= self._judge.threshold}
         endless = self._accept(accepted)
         for row in accepted:
-            self.steps[row].append(Step(len(responses[row]), rewards[row], accepted=True))
+            self.steps[row].append(JudgedStep(len(responses[row]), rewards[row], accepted=True))
         rejected = {row: Rejected(step.tokens, rewards[row]) for row, step in steps.items() if row not in accepted}
         unwritten = [row for row in turn if row not in steps]
         return rejected | dict.fromkeys([*unwritten, *endless], Rejected([], math.nan))
@@ -134,7 +134,7 @@ class RewardGuided:
             self._decoding.step(given)
             given = {}
         for row, (_, reward) in rejected.items():
-            self.steps[row].append(Step(len(self._rows.responses[row]), reward, accepted=False))
+            self.steps[row].append(JudgedStep(len(self._rows.responses[row]), reward, accepted=False))
 
 
 def decode(call: Call, setup: Setup[Steps], judge: Judge, pilot_text: StepText) -> RewardGuidedOutput:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...engine.strategy import StrategyOutput
 
 
-class Step(NamedTuple):
+class JudgedStep(NamedTuple):
     """A step of a response."""
 
     end: int
@@ -27,4 +27,4 @@ class RewardGuidedOutput(StrategyOutput):
         steps: of each row, in their order.
     """
 
-    steps: list[list[Step]] = None  # type: ignore[assignment]
+    steps: list[list[JudgedStep]] = None  # type: ignore[assignment]
