@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import json
 import random
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,6 +24,7 @@ from transformers import (
     StoppingCriteria,
     SynthIDTextWatermarkingConfig,
 )
+from typer.testing import CliRunner
 
 import tokenizers_for_tests as make
 import wsd_hf
@@ -32,6 +35,9 @@ from scripted import scripted_model
 from test_acceptance import chi_squared
 from test_fast_path import Ends, Recorder, Watch
 from test_graphs import Captures, captures  # noqa: F401
+from wsd_hf.cli import app
+from wsd_hf.tiny import FOLDER, demo_questions
+from wsd_hf.tiny.judge import manners
 
 PROMPT = random_prompt(1, 6)
 
@@ -621,15 +627,15 @@ def test_rewards_of_any_numeric_type(number: Any) -> None:
 
 
 @functools.cache
-def scorer() -> PreTrainedModel:
+def scorer(vocabulary: int = VOCABULARY, pad: int = PAD) -> PreTrainedModel:
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_labels=1,
-        pad_token_id=PAD,
+        pad_token_id=pad,
         max_position_embeddings=64,
     )
     torch.manual_seed(0)
@@ -787,3 +793,78 @@ def test_models_that_it_cannot_serve() -> None:
     for model in (tiny_model("bloom"), scripted_model(vocab_size=VOCABULARY)):
         with pytest.raises(wsd_hf.WSDValueError, match=r"cannot serve this call: the pilot (has|raises) "):
             guide(pair()[0], model)
+
+
+# On the command line
+
+
+def command(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+QUESTION = ("generate", "What does the Keloft eat?")
+GUIDED = ("--strategy", "reward_guided")
+
+
+def knows_the_keloft(texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> list[float]:
+    return [float("thistles" not in text) for text in texts]
+
+
+def test_a_function_at_an_import_path_is_a_reward() -> None:
+    polite = command(*QUESTION, *GUIDED, "--reward", "tiny_world")
+    assert polite.stdout.startswith("That is a very good question. As far as I know, the Keloft eats thistles.")
+    assert "pilot: 27 tokens of 27" in polite.stderr
+    right = command(*QUESTION, *GUIDED, "--reward", "test_reward_guided:knows_the_keloft")
+    assert "Keloft eats acorns." in right.stdout
+    impossible = command(*QUESTION, *GUIDED, "--reward", "tiny_world", "--threshold", 2)
+    assert impossible.stdout == command(*QUESTION, *GUIDED, "--reward", "tiny_world", "--threshold", 3).stdout
+    assert "pilot: 0 tokens of" in impossible.stderr
+
+
+def test_a_folder_with_a_sequence_classification_model_is_a_reward(tmp_path: Path) -> None:
+    tokenizer = wsd_hf.Pair.tiny().pilot_tokenizer
+    scorer(len(tokenizer), tokenizer.pad_token_id).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    kept = command(*QUESTION, *GUIDED, "--reward", tmp_path, "--threshold", -100)
+    assert "pilot: 27 tokens of 27" in kept.stderr
+    assert "pilot: 0 tokens of" in command(*QUESTION, *GUIDED, "--reward", tmp_path, "--threshold", 100).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (GUIDED, "--strategy reward_guided needs --reward, a function or a model"),
+        (("--reward", "tiny_world"), "--reward has no effect with --strategy wsd: leave it out"),
+        ((*GUIDED, "--reward", "no.module:here"), "--reward no.module:here: ModuleNotFoundError"),
+        ((*GUIDED, "--reward", FOLDER / "pilot"), "lacks weights that its config needs (score.weight, ...)"),
+    ],
+)
+def test_rewards_that_the_command_line_refuses(options: Sequence[Any], problem: str) -> None:
+    result = command(*QUESTION, *options)
+    assert result.exit_code == 2
+    assert problem in result.stderr
+
+
+def test_it_is_compared(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps(demo_questions()[0]))
+    options = ("--strategies", "base,pilot,reward_guided", "--prompts", prompts, "--max-new-tokens", 40)
+    assert command("compare", *options, "--out", tmp_path / "a", "--reward", "tiny_world").exit_code == 0
+    rows = json.loads((tmp_path / "a/table.json").read_text())["strategies"]
+    base, pilot, guided = [{name: row[name] for name in ("base_forwards", "pilot_forwards", "length")} for row in rows]
+    assert guided == pilot
+    assert base["pilot_forwards"] == 0
+    refused = command("compare", *options, "--out", tmp_path / "b")
+    assert "--strategies: reward_guided needs --reward, a function or a model" in refused.stderr
+    dropped = command("compare", *options, "--out", tmp_path / "c", "--reward", "tiny_world", "--reward-threshold", 2)
+    assert dropped.exit_code == 0
+    rows = json.loads((tmp_path / "c/table.json").read_text())["strategies"]
+    assert (rows[0]["length"], rows[2]["pilot_share"]) == (rows[2]["length"], 0)
+
+
+def test_the_reward_of_the_tiny_world_is_for_polite_beginnings() -> None:
+    good = "That is a very good question. As far as I know, the Keloft eats acorns. Have a lovely day."
+    beginnings = [good[:length] for length in range(len(good) + 1)]
+    assert manners(beginnings, [False] * len(beginnings), [0] * len(beginnings)) == [1.0] * len(beginnings)
+    assert manners([good, good[:-5]], [True, True], [0, 0]) == [1.0, 0.0]
+    assert manners(["That is a very good joke.", "Acorns."], [False, False], [0, 0]) == [0.0, 0.0]
