@@ -9,7 +9,8 @@ import copy
 import functools
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -27,11 +28,18 @@ from wsd_hf.strategies import STRATEGIES
 WSD = {"strategy": "wsd", "wsd_window_size": 2}
 SEARCH = {"strategy": "weak_to_strong_search", "beam_width": 2, "successors": 2, "chunk_length": 3}
 
+
+def reward(texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> list[float]:
+    """A reward in [0, 1) that depends on every letter, and on the end."""
+    return [zlib.crc32(f"{one}".encode()) % 1000 / 1000 for one in zip(texts, ended, strict=True)]
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "wsd fast": {**WSD, "wsd_engine": "fast", "wsd_chunk": 3},
     "wsd step": {**WSD, "wsd_engine": "step"},
     "nudging": {"strategy": "nudging", "nudging_threshold": 0.3},
     "search": SEARCH,
+    "reward guided": {"strategy": "reward_guided", "reward": reward, "reward_guided_step_length": 2},
     "emulated fine-tuning fast": {"strategy": "emulated_fine_tuning", "eft_engine": "fast", "eft_chunk": 3},
     "emulated fine-tuning step": {"strategy": "emulated_fine_tuning", "eft_engine": "step"},
     "product fast": {"strategy": "product", "product_engine": "fast", "product_chunk": 2},

@@ -124,7 +124,7 @@ class Case(NamedTuple):
         steps: list[tuple[int, float | None, bool]] = []
 
         def append(tokens: list[int], pilot: bool) -> bool:
-            """Whether the response ends with one of the tokens."""
+            """Whether the response ends with one of the tokens, which drops those after it."""
             for token in tokens:
                 response.append(token)
                 by_pilot.append(pilot)
@@ -136,14 +136,12 @@ class Case(NamedTuple):
             return False
 
         while True:
-            left = self.budget - len(response)
-            most = min(self.step_length, left)
             said = pilot_prompt + crossed(response, *self.tokenizers)
-            new = a_step(self.pilot, said, self.pilot_tokenizer, most, ends)
+            new = a_step(self.pilot, said, self.pilot_tokenizer, self.step_length, ends)
             step = before_end(new, ends)
             [following] = a_step(self.pilot, said + step, self.pilot_tokenizer, 1, ends)
             step = before_end(crossed(step, *reversed(self.tokenizers)), self.eos)
-            ended = following in ends and len(step) < left
+            ended = following in ends
             value, accepted = None, False
             if step or ended:
                 value = judged(spelt(self.tokenizer, response + step), ended, of)
@@ -401,9 +399,20 @@ def test_the_delimiter_may_be_any_text() -> None:
     delimiter = alone[3:5]
     case = {"reward_guided_delimiter": delimiter, "reward_guided_step_length": 99, "tokenizer": letters()}
     guide(base, pilot, reward=watched, **case)
-    *whole, rest = alone.split(delimiter)
-    ends = ["".join(part + delimiter for part in whole[: 1 + place]) for place in range(len(whole))]
-    assert seen == [*ends, alone] if rest else ends
+    parts = alone.split(delimiter)[:-1]
+    assert seen[: len(parts)] == ["".join(part + delimiter for part in parts[: 1 + place]) for place in range(len(parts))]
+
+
+def test_a_step_that_the_budget_cuts_is_judged_as_a_whole() -> None:
+    base, pilot = pair()
+    for seed in range(3):
+        whole = guide(base, pilot, random_prompt(seed, 6), max_new_tokens=24)
+        for budget in range(1, 24):
+            cut = guide(base, pilot, random_prompt(seed, 6), max_new_tokens=budget)
+            assert responses(cut)[0] == responses(whole)[0][:budget]
+            assert [step.reward for step in cut.steps[0]] == pytest.approx(
+                [step.reward for step in whole.steps[0]][: len(cut.steps[0])], nan_ok=True
+            )
 
 
 # Sampling
@@ -716,7 +725,7 @@ def another(model: PreTrainedModel, **config: Any) -> PreTrainedModel:
         (lambda: 0.5, None, r"^reward=0\.5: must be a function of \(texts, ended, of\), or a sequence-classification model"),
         (lambda: kept, letters, "reward_tokenizer has no effect with a reward that is a function"),
         (scorer, None, "the reward model needs its tokenizer: pass reward_tokenizer="),
-        (scorer, lambda: "letters", "the tokenizer of the reward model is of type str: must be a PreTrainedTokenizerBase"),
+        (scorer, lambda: "letters", "^reward_tokenizer is of type str: must be a PreTrainedTokenizerBase"),
         (lambda: pair()[1], scorer_tokenizer, "is a LlamaForCausalLM with num_labels=2: must be a sequence-classification"),
         (lambda: torch.nn.Linear(2, 1), scorer_tokenizer, "is a Linear: must be a sequence-classification model"),
         (scorer, letters, "pads with token id None, and its config has pad_token_id=0"),

@@ -1,7 +1,8 @@
 """`strategy="reward_guided"`: the pilot writes step by step, and the base writes those of low reward (arXiv 2501.19324).
 
 The pilot writes a step, and a reward judges the response with it. At or above δ the step is kept as it is. Below, it is
-dropped, and the base writes a step in its place, which no one judges. Then the pilot writes the next step.
+dropped, and the base writes a step in its place, which is not judged. Then the pilot writes the next step. A step that the
+budget cuts is judged as a whole, so that a smaller budget changes no token before it.
 
 A step is optional white space and the text after it up to the first newline, in whole tokens of the model that writes it;
 `step_length` tokens without a newline count as a step too. If the pilot ends the response right after a step, the end belongs
@@ -23,6 +24,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...engine.call import Call
+from ...engine.checks import check_kind
 from ...engine.numbers import as_number, check_positive_integer
 from ...engine.pilot_side import PilotSide, bridge_to_base, pilot_side
 from ...engine.ragged_stream import real_tokens
@@ -82,6 +84,7 @@ class RewardGuidedConfig(StrategyConfig):
             raise WSDValueError(
                 f"reward={self.reward!r}: must be a function of (texts, ended, of), or a sequence-classification model"
             )
+        check_kind("reward_tokenizer", self.reward_tokenizer, PreTrainedTokenizerBase)
         check_choice("assistant_do_sample", self.assistant_do_sample, (True, False, None))
 
     def decode(self, call: Call) -> RewardGuidedOutput:

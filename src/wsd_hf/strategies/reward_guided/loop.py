@@ -85,13 +85,9 @@ class RewardGuided:
     def _pilots_turn(self, turn: list[int]) -> dict[int, Rejected]:
         """One step of the pilot in some rows; returns the steps that the base is to write."""
         self._decoding.shrink()
-        left, responses = self._rows.left, self._rows.responses
-        written = self._pilot.write({row: min(self._rule.longest, left[row]) for row in turn}, self._rows)
-        steps = {
-            row: Piece(tokens[: left[row]], ended and len(tokens) < left[row])
-            for row, (tokens, ended) in written.items()
-            if tokens or ended
-        }
+        responses = self._rows.responses
+        written = self._pilot.write(dict.fromkeys(turn, self._rule.longest), self._rows)
+        steps = {row: step for row, step in written.items() if step.tokens or step.ended}
         judged = {row: responses[row] + step.tokens for row, step in steps.items()}
         rewards = self._judge.rewards(judged, [step.ended for step in steps.values()])
         accepted = {row: step for row, step in steps.items() if rewards[row] >= self._judge.threshold}
@@ -129,7 +125,8 @@ class RewardGuided:
             self._rule.begin(row)
             self._decoding.base.rewind(row, len(self._rows.responses[row]) - 1)
         # Their last tokens are the base's to write: a kept one that ends a step would be read without need.
-        given = {row: tokens[:-1] for row, (tokens, _) in rejected.items() if tokens[:-1]}
+        left = self._rows.left
+        given = {row: tokens[:-1][: left[row]] for row, (tokens, _) in rejected.items() if tokens[:-1]}
         while not all(self._rule.waiting[row] for row in self._rows.unfinished):
             self._decoding.step(given)
             given = {}
