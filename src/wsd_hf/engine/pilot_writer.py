@@ -25,7 +25,7 @@ class Piece(NamedTuple):
     tokens: list[int]
     """Of the base's vocabulary; none where it can write nothing."""
     ended: bool
-    """Whether the pilot ends the response after it."""
+    """True if the pilot ends the response after it."""
 
 
 class PilotWriter:

@@ -16,7 +16,7 @@ class JudgedStep(NamedTuple):
     reward: float
     """Of the step that the pilot wrote, accepted or not; NaN where it could write none."""
     accepted: bool
-    """Whether the pilot's step was kept; else the base wrote this one."""
+    """True if the pilot's step was kept; else the base wrote this one."""
 
 
 @dataclass
