@@ -9,7 +9,8 @@ import copy
 import functools
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -27,12 +28,23 @@ from wsd_hf.strategies import STRATEGIES
 WSD = {"strategy": "wsd", "wsd_window_size": 2}
 SEARCH = {"strategy": "weak_to_strong_search", "beam_width": 2, "successors": 2, "chunk_length": 3}
 
+
+def reward(texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> list[float]:
+    """A reward in [0, 1) that depends on every letter, and on the end."""
+    return [zlib.crc32(f"{one}".encode()) % 1000 / 1000 for one in zip(texts, ended, strict=True)]
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "wsd fast": {**WSD, "wsd_engine": "fast", "wsd_chunk": 3},
     "wsd step": {**WSD, "wsd_engine": "step"},
     "nudging": {"strategy": "nudging", "nudging_threshold": 0.3},
     "search": SEARCH,
+<<<<<<< HEAD
     "emulated fine-tuning fast": {"strategy": "emulated_fine_tuning", "eft_engine": "fast", "eft_chunk": 2},
+=======
+    "reward guided": {"strategy": "reward_guided", "reward": reward, "reward_guided_step_length": 2},
+    "emulated fine-tuning fast": {"strategy": "emulated_fine_tuning", "eft_engine": "fast", "eft_chunk": 3},
+>>>>>>> reward
     "emulated fine-tuning step": {"strategy": "emulated_fine_tuning", "eft_engine": "step"},
     "product fast": {"strategy": "product", "product_engine": "fast", "product_chunk": 2},
     "product step": {"strategy": "product", "product_engine": "step"},
@@ -113,7 +125,7 @@ class Case(NamedTuple):
         """Keywords under which the base writes every token, but for the first of a draft."""
         if self.switches:
             return {self.keyword("max_draft_tokens"): 1, self.keyword("window_size"): 1}
-        return {"nudging_threshold": 1e-9} if self.way == "nudging" else {}
+        return {"nudging": {"nudging_threshold": 1e-9}, "reward guided": {"reward_guided_threshold": 1.0}}.get(self.way, {})
 
     @property
     def engine(self) -> str | None:

@@ -204,7 +204,7 @@ def test_a_forward_of_unknown_behaviour_is_served_step_by_step_or_refused(case: 
         scaled.lm_head.weight *= 2
     head = model.lm_head
     model.forward = functools.partial(_doubled, model.forward)
-    if case.way == "nudging" or case.engine == "fast":
+    if case.way in ("nudging", "reward guided") or case.engine == "fast":
         name = {"base": "base", "assistant_model": "pilot", "reference_model": "reference"}[role]
         refused(case, {role: model}, f"the {name} has a forward of its own")
     else:

@@ -26,7 +26,7 @@ from test_acceptance import chi_squared
 from test_fast_path import Ends, Recorder, Watch
 from test_graphs import Captures, captures  # noqa: F401
 from wsd_hf.engine import cuda_graphs as graphs
-from wsd_hf.strategies.nudging.next_word import LONGEST
+from wsd_hf.strategies.nudging.word import LONGEST
 
 PROMPT = random_prompt(1, 6)
 

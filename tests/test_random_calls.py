@@ -141,7 +141,8 @@ ORACLES: dict[str, Oracle] = {
     "ensemble": of_formula(lambda rng: {"ensemble_weight": rng.uniform(0.1, 0.9)}, slow.ensemble),
     "blend": of_formula(lambda rng: {"blend_threshold": rng.uniform(0.1, 0.9)}, slow.blend),
 }
-"""By the name of the strategy. Search draws its samples: `test_weak_to_strong_search.py` has its slow oracle."""
+"""By the name of the strategy. Search draws its samples, and steps are judged as a whole: their tests have slow oracles of
+their own."""
 
 
 def strategy_of(way: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteriaList
 
 import wsd_hf
-from every_strategy import CASES, WAYS, Case, each, every_case
+from every_strategy import CASES, WAYS, Case, each, every_case, reward
 from wsd_hf.strategies import STRATEGIES
 
 OBJECTS: dict[str, wsd_hf.StrategyConfig] = {
@@ -21,6 +21,7 @@ OBJECTS: dict[str, wsd_hf.StrategyConfig] = {
     "ensemble": wsd_hf.EnsembleConfig(weight=0.2, chunk=3),
     "blend": wsd_hf.BlendConfig(threshold=0.9, cuda_graphs=False),
     "weak_to_strong_search": wsd_hf.SearchConfig(beam_width=3, successors=1, chunk_length=None, official_ties=True),
+    "reward_guided": wsd_hf.RewardGuidedConfig(threshold=0.3, delimiter="\n\n", step_length=3),
 }
 """Settings of each strategy that differ from its defaults."""
 
@@ -32,21 +33,29 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "ensemble": {"ensemble_weight": 0.2, "ensemble_chunk": 3},
     "blend": {"blend_threshold": 0.9, "blend_cuda_graphs": False},
     "weak_to_strong_search": {"beam_width": 3, "successors": 1, "chunk_length": None, "official_ties": True},
+    "reward_guided": {"reward_guided_threshold": 0.3, "reward_guided_delimiter": "\n\n", "reward_guided_step_length": 3},
 }
 """The same settings as keywords of `generate`."""
+
+NEEDED: dict[str, dict[str, Any]] = {"reward_guided": {"reward": reward}}
+"""Settings without a default that would serve, which no file can hold."""
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 
 
 def call(case: Case, strategy: Any, **kwargs: Any) -> Any:
-    """One seeded call with no settings but those that are passed."""
+    """One seeded call with no settings but those that are passed, and `NEEDED`."""
     small = {name: value for name, value in case.settings.items() if name not in WAYS[case.way] and name != "wsd_threshold"}
     torch.manual_seed(3)
     ids = case.prompt(3)
     defaults = {"max_new_tokens": 10, "return_dict_in_generate": True, "do_sample": True}
-    return case.world.base.generate(
-        ids, attention_mask=torch.ones_like(ids), strategy=strategy, **{**defaults, **small, **kwargs}
-    )
+    settings = {**defaults, **small, **NEEDED.get(case.strategy, {}), **kwargs}
+    return case.world.base.generate(ids, attention_mask=torch.ones_like(ids), strategy=strategy, **settings)
+
+
+def completed(settings: wsd_hf.StrategyConfig) -> wsd_hf.StrategyConfig:
+    """Settings with those in `NEEDED`."""
+    return replace(settings, **NEEDED.get(settings.name, {}))
 
 
 @every_case
@@ -54,9 +63,9 @@ def test_a_settings_object_is_the_same_call_as_keywords(case: Case) -> None:
     name = case.strategy
     of_object, of_keywords = call(case, OBJECTS[name]), call(case, name, **KEYWORDS[name])
     assert torch.equal(of_object.sequences, of_keywords.sequences)
-    assert of_object.strategy == of_keywords.strategy == OBJECTS[name]
+    assert of_object.strategy == of_keywords.strategy == completed(OBJECTS[name])
     default = call(case, name)
-    assert default.strategy == STRATEGIES[name]()
+    assert default.strategy == completed(STRATEGIES[name]())
 
 
 @every_strategy
@@ -64,11 +73,12 @@ def test_a_keyword_beats_the_object_beats_generation_configs(name: str) -> None:
     case = next(case for case in CASES if case.strategy == name)
     key, value = next(iter(KEYWORDS[name].items()))
     carried = OBJECTS[name].to_generation_config(GenerationConfig())
-    assert call(case, name, generation_config=carried).strategy == OBJECTS[name]
-    assert call(case, STRATEGIES[name](), generation_config=carried).strategy == STRATEGIES[name]()
+    assert call(case, name, generation_config=carried).strategy == completed(OBJECTS[name])
+    default = completed(STRATEGIES[name]())
+    assert call(case, STRATEGIES[name](), generation_config=carried).strategy == default
     mixed = call(case, STRATEGIES[name](), **{key: value}).strategy
-    assert mixed == STRATEGIES[name].resolve({key: value}, None)
-    assert mixed != STRATEGIES[name]()
+    assert mixed == completed(STRATEGIES[name].resolve({key: value}, None))
+    assert mixed != default
 
 
 @every_strategy
@@ -82,7 +92,12 @@ def test_settings_travel_in_a_saved_generation_config(name: str, tmp_path: Any) 
 
 
 @pytest.mark.parametrize(
-    "settings", [wsd_hf.WSDConfig(switch_criteria=StoppingCriteriaList()), wsd_hf.SearchConfig(value=lambda *_: [0.0])]
+    "settings",
+    [
+        wsd_hf.WSDConfig(switch_criteria=StoppingCriteriaList()),
+        wsd_hf.SearchConfig(value=lambda *_: [0.0]),
+        wsd_hf.RewardGuidedConfig(reward=reward),
+    ],
 )
 def test_an_object_cannot_travel(settings: wsd_hf.StrategyConfig) -> None:
     with pytest.raises(wsd_hf.WSDValueError, match="an object can't be saved in a generation config; pass it to generate"):

@@ -539,7 +539,7 @@ def test_logits_and_values_that_are_no_numbers_are_told() -> None:
     value = wsd_hf.ImplicitValue(broken, untuned, letters(), ["abc"])
     with pytest.raises(wsd_hf.WSDLogitsError, match="the tuned model returned NaN"):
         value(["def"], [True])
-    with pytest.raises(wsd_hf.WSDValueError, match="value gave"):
+    with pytest.raises(wsd_hf.WSDValueError, match=r"^value gave .* for 16 texts: must be as many numbers, none of them NaN"):
         search(random_prompt(0, 4), value=lambda texts, ended, of: [float("nan")] * len(texts), max_new_tokens=3)
 
 

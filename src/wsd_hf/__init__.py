@@ -25,6 +25,9 @@ from .strategies.emulated_fine_tuning import EmulatedFineTuningConfig
 from .strategies.ensemble import EnsembleConfig
 from .strategies.nudging.config import NudgingConfig
 from .strategies.product import ProductConfig
+from .strategies.reward_guided.config import RewardGuidedConfig
+from .strategies.reward_guided.output import JudgedStep, RewardGuidedOutput
+from .strategies.reward_guided.reward_model import RewardModel
 from .strategies.search.config import SearchConfig
 from .strategies.search.output import SearchOutput
 from .strategies.search.value import ImplicitValue
@@ -59,11 +62,15 @@ __all__ = [
     "EnsembleConfig",
     "EntropyCriteria",
     "ImplicitValue",
+    "JudgedStep",
     "NudgingConfig",
     "Packed",
     "Pair",
     "ProductConfig",
     "RelativeConfidenceCriteria",
+    "RewardGuidedConfig",
+    "RewardGuidedOutput",
+    "RewardModel",
     "SearchConfig",
     "SearchOutput",
     "Stats",

@@ -51,6 +51,7 @@ from .options import (
     one_line_errors,
     wsd_config,
 )
+from .rewards import Reward, load_reward
 from .runs import exit_on_sigterm
 from .terminal import Commands, say, say_json
 
@@ -105,6 +106,7 @@ def generate(
     base: Base = None,
     pilot: Pilot = None,
     reference: Reference = None,
+    reward: Reward = None,
     messages: Annotated[
         Path | None, typer.Option(help="JSON file with a list of chat messages, instead of a question.")
     ] = None,
@@ -131,11 +133,14 @@ def generate(
     """
     with one_line_errors():
         rule = {"switch_criteria": switch_criteria, "ignore_repeats": ignore_repeats}
-        settings = decoding(strategy, reference, temperature, top_p, threshold=threshold, window_size=window_size, **rule)
+        settings = decoding(
+            strategy, reference, reward, temperature, top_p, threshold=threshold, window_size=window_size, **rule
+        )
         chat = _messages(question, messages, system)
         check_messages(chat)
         status = Console(stderr=True)
         with status.status("loading the models"):
+            settings |= load_reward(reward, device, dtype)
             pair = load_models(base, pilot, reference, device, dtype, load_in_4bit)
         with status.status("writing"):
             _seed(seed)
@@ -148,6 +153,7 @@ def chat(
     base: Base = None,
     pilot: Pilot = None,
     reference: Reference = None,
+    reward: Reward = None,
     system: System = None,
     strategy: Strategy = "wsd",
     threshold: AnyThreshold = None,
@@ -168,9 +174,12 @@ def chat(
     """
     with one_line_errors():
         rule = {"switch_criteria": switch_criteria, "ignore_repeats": ignore_repeats}
-        settings = decoding(strategy, reference, temperature, top_p, threshold=threshold, window_size=window_size, **rule)
+        settings = decoding(
+            strategy, reference, reward, temperature, top_p, threshold=threshold, window_size=window_size, **rule
+        )
         check_text("--system", system or "")
         with Console(stderr=True).status("loading the models"):
+            settings |= load_reward(reward, device, dtype)
             pair = load_models(base, pilot, reference, device, dtype, load_in_4bit)
         _seed(seed)
         Conversation(pair, system, max_new_tokens=max_new_tokens, **settings).run()

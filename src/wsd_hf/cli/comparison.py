@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from ..errors import WSDValueError
 from ..files import write_whole
 from ..strategies import STRATEGIES
 from ..strategies.nudging.config import NudgingConfig
+from ..strategies.reward_guided.config import RewardGuidedConfig
 from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
 from .models import DType, load_models
@@ -42,6 +43,7 @@ from .options import (
     one_line_errors,
     wsd_config,
 )
+from .rewards import Reward, load_reward
 from .runs import progress, resumable
 from .terminal import say
 
@@ -51,6 +53,7 @@ def compare(
     base: Base = None,
     pilot: Pilot = None,
     reference: Reference = None,
+    reward: Reward = None,
     prompts: Annotated[
         Path | None, typer.Option(help='Lines of {"prompt": ...} or {"messages": [...]}. Default: the shipped questions.')
     ] = None,
@@ -66,6 +69,9 @@ def compare(
     nudging_threshold: Annotated[
         float, typer.Option(help="Certainty below which the pilot writes the next word, in (0, 1].")
     ] = NudgingConfig.threshold,
+    reward_threshold: Annotated[
+        float, typer.Option(help="Least reward of a step that reward_guided keeps.")
+    ] = RewardGuidedConfig.threshold,
     max_new_tokens: MaxNewTokens = 256,
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
@@ -77,7 +83,8 @@ def compare(
             threshold=threshold, window_size=window_size, switch_criteria=switch_criteria, ignore_repeats=ignore_repeats
         )
         nudging = NudgingConfig(threshold=check_probability("nudging_threshold", nudging_threshold))
-        names = _names(strategies, reference)
+        guided = RewardGuidedConfig(threshold=reward_threshold)
+        names = _names(strategies, reference, reward)
         scorer = find_judge(judge) if judge else None
         records = _records(prompts, shipped=base is None and pilot is None, skip_bad=skip_bad)
         digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
@@ -85,6 +92,7 @@ def compare(
             "--base": _model(base),
             "--pilot": _model(pilot),
             "--reference": _model(reference),
+            "--reward": _model(reward),
             "--prompts": f"{len(records)} prompts, SHA-256 {digest[:16]}",
             "--strategies": ",".join(names),
             "--judge": judge,
@@ -93,6 +101,7 @@ def compare(
             "--switch-criteria": switch_criteria,
             "--ignore-repeats": ignore_repeats,
             "--nudging-threshold": nudging_threshold,
+            "--reward-threshold": reward_threshold,
             "--max-new-tokens": max_new_tokens,
             "--device": device,
             "--dtype": dtype.value,
@@ -103,8 +112,10 @@ def compare(
                     needed = reference if any(METHODS[name].needs_reference for name in names) else None
                     with resumable(out):
                         with Console(stderr=True).status("loading the models"):
+                            guided = replace(guided, **load_reward(reward, device, dtype))
                             pair = load_models(base, pilot, needed, device, dtype)
-                        chosen = {name: kind() for name, kind in STRATEGIES.items()} | {"wsd": config, "nudging": nudging}
+                        given = {kind.name: kind for kind in (config, nudging, guided)}
+                        chosen = {name: kind() for name, kind in STRATEGIES.items()} | given
                         bench = Bench(pair, URIAL_PROMPT if base else polite_examples(), chosen, max_new_tokens)
                         answer_all(tasks, records, bench, scorer, store, lambda tasks: progress(tasks, "answering"))
             except (KeyboardInterrupt, SystemExit):
@@ -113,7 +124,7 @@ def compare(
             _show(out, records, names, settings, store)
 
 
-def _names(strategies: str, reference: str | None) -> list[str]:
+def _names(strategies: str, reference: str | None, reward: str | None) -> list[str]:
     """The chosen methods, after the base, whose times are the measure of the others'."""
     asked = [name.strip() for name in strategies.split(",")]
     names = list(dict.fromkeys(["base", *(ALIASES.get(name, name) for name in asked)]))
@@ -122,6 +133,8 @@ def _names(strategies: str, reference: str | None) -> list[str]:
             raise WSDValueError(f"--strategies: {name!r} is unknown; known are {', '.join(METHODS)}")
         if METHODS[name].needs_reference and reference is None:
             raise WSDValueError(f"--strategies: {name} needs --reference, the pilot as it was before its alignment")
+        if METHODS[name].needs_reward and reward is None:
+            raise WSDValueError(f"--strategies: {name} needs --reward, a function or a model")
     return names
 
 

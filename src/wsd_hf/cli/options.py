@@ -46,7 +46,7 @@ AnyThreshold = Annotated[
     typer.Option(
         "--threshold",
         help="wsd: threshold of the switch rule, confidence at which the base takes over. nudging: certainty below which the "
-        "pilot writes a word, in (0, 1].",
+        "pilot writes a word, in (0, 1]. reward_guided: least reward of a step that is kept.",
     ),
 ]
 AnyWindowSize = Annotated[
@@ -63,13 +63,18 @@ LoadIn4bit = Annotated[bool, typer.Option("--load-in-4bit", help="Load the base 
 
 
 def decoding(
-    strategy: str, reference: str | None, temperature: float | None, top_p: float | None, **settings: Any
+    strategy: str,
+    reference: str | None,
+    reward: str | None,
+    temperature: float | None,
+    top_p: float | None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Keywords of `generate` for a strategy and its sampling, checked before any model is loaded.
 
     Args:
         strategy: its name.
-        reference: as the command's option.
+        reference, reward: as the command's options.
         temperature: of sampling; 0 is greedy.
         top_p: of sampling.
         **settings: of the strategy; None counts as not given.
@@ -85,6 +90,10 @@ def decoding(
         if reference is None:
             raise WSDValueError(f"--strategy {strategy} needs --reference, the pilot as it was before its alignment")
         raise WSDValueError(f"--reference has no effect with --strategy {strategy}: leave it out")
+    if ("reward" in kind.keywords()) != (reward is not None):
+        if reward is None:
+            raise WSDValueError(f"--strategy {strategy} needs --reward, a function or a model")
+        raise WSDValueError(f"--reward has no effect with --strategy {strategy}: leave it out")
     if kind.always_samples and temperature == 0:
         raise WSDValueError(f"--temperature 0: --strategy {strategy} chooses among samples; leave it out")
     given = _given(settings)

@@ -7,7 +7,7 @@ import math
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import WSDValueError
@@ -21,19 +21,23 @@ JUDGES = {"tiny_world": "wsd_hf.tiny.judge:score"}
 
 def find_judge(name: str) -> Judge:
     """The judge with a name in `JUDGES`, or at an import path `package.module:function`; a WSDValueError if there is none."""
-    path = JUDGES.get(name, name)
+    return find_function("--judge", name, JUDGES)
+
+
+def find_function(option: str, name: str, known: Mapping[str, str]) -> Callable[..., Any]:
+    """A function by a known name or an import path; a WSDValueError that names the option if there is none."""
+    path = known.get(name, name)
     if ":" not in path:
-        known = ", ".join(JUDGES)
-        raise WSDValueError(f"--judge {name}: unknown; known are {known}, and import paths package.module:function")
+        raise WSDValueError(f"{option} {name}: unknown; known are {', '.join(known)}, and import paths package.module:function")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # missing for installed commands; judges of users are often there
+        sys.path.append(os.getcwd())  # missing for installed commands; functions of users are often there
     try:
-        judge = pkgutil.resolve_name(path)
+        function = pkgutil.resolve_name(path)
     except Exception as error:  # an imported module may raise anything
-        raise WSDValueError(f"--judge {name}: {type(error).__name__}: {error}") from error
-    if not callable(judge):
-        raise WSDValueError(f"--judge {name}: is not a function")
-    return judge  # type: ignore[no-any-return]
+        raise WSDValueError(f"{option} {name}: {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise WSDValueError(f"{option} {name}: is not a function")
+    return function  # type: ignore[no-any-return]
 
 
 def score(judge: Judge, record: Record, response: str) -> float:

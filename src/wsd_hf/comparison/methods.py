@@ -22,11 +22,13 @@ class Method:
         prompt: makes the inputs; they are named as by `build_inputs`, the pilot's `assistant_`.
         reply: answers them.
         needs_reference: whether it needs the reference model too.
+        needs_reward: whether it needs a reward.
     """
 
     prompt: Callable[[Bench, Messages], Mapping[str, Any]]
     reply: Callable[[Bench, Mapping[str, Any]], Reply]
     needs_reference: bool = False
+    needs_reward: bool = False
 
     def check(self, bench: Bench, messages: Messages) -> None:
         """Raises a WSDValueError if a prompt leaves no room for an answer."""
@@ -62,7 +64,9 @@ METHODS = {
     "pilot": Method(_pilot_prompt, by_pilot),
     "urial": Method(_urial_prompt, by_base),
     **{
-        name: Method(_both_prompts, partial(by_strategy, name), needs_reference="reference" in strategy.partners)
+        name: Method(
+            _both_prompts, partial(by_strategy, name), "reference" in strategy.partners, "reward" in strategy.keywords()
+        )
         for name, strategy in STRATEGIES.items()
     },
 }

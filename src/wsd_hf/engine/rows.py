@@ -124,6 +124,13 @@ class Rows:
         start = torch.empty(len(self.responses), 0, dtype=torch.bool, device="cpu")
         return GrowingTensor(start, self.by_pilot, False).first(max(self.lengths)).clone().to(self.device)
 
+    def extend(self, tokens: Mapping[int, list[int]], by_pilot: Collection[int]) -> None:
+        """As `append`, of several tokens, until a row's criteria are met."""
+        for position in range(max(map(len, tokens.values()), default=0)):
+            growing = [row for row, new in tokens.items() if position < len(new) and not self.finished[row]]
+            if growing:
+                self.append({row: tokens[row][position] for row in growing}, by_pilot)
+
     def append(self, tokens: Mapping[int, int], by_pilot: Collection[int]) -> None:
         """Appends a token to some rows, and ends those whose criteria are met; `by_pilot`: rows whose token the pilot wrote."""
         for row, token in tokens.items():

@@ -24,6 +24,7 @@ class Stream(ABC):
         workspace: buffers of what is held, as `Workspace` describes them.
         live: rows of the batch that tensors have a row for, in order.
         lengths: number of tokens of each row that are held.
+        responses: tokens of each row after its prompt that `resume` was last asked to continue, and those that followed them.
         tokens: number of token positions fed, padding not counted.
     """
 
@@ -35,6 +36,7 @@ class Stream(ABC):
         self.prompts = prompts
         self.live = list(range(len(prompts)))
         self.lengths = [0] * len(prompts)
+        self.responses: list[list[int]] = [[] for _ in prompts]
         self.forwards = self.tokens = 0
 
     def missing(self, row: int, response: list[int]) -> list[int]:
@@ -42,12 +44,13 @@ class Stream(ABC):
         ahead = self.lengths[row] - len(self.prompts[row])
         return self.prompts[row][ahead:] + response if ahead < 0 else response[ahead:]
 
-    def resume(self, row: int, fed: list[int], response: list[int]) -> list[int]:
+    def resume(self, row: int, response: list[int]) -> list[int]:
         """Tokens to feed so that the logits after `response` result: those that are not held, or the last one again.
 
-        Rewinds the row to the prefix that `response` shares with `fed`, the response that it was fed last.
+        Rewinds the row to the prefix that `response` shares with the tokens in `responses`, and replaces them.
         """
-        self.rewind(row, min(len(common_prefix(fed, response)), len(response) - 1))
+        self.rewind(row, min(len(common_prefix(self.responses[row], response)), len(response) - 1))
+        self.responses[row] = [*response]
         return self.missing(row, response)
 
     def logits(self, block: Any, keep: int) -> torch.Tensor:

@@ -6,11 +6,19 @@ import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from ..errors import WSDHubError
 from .errors import reading
@@ -29,7 +37,7 @@ READING = threading.Lock()
 
 
 def read_config(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreTrainedConfig:
-    """Config of a folder; a WSDHubError unless it can be that of a base or a pilot."""
+    """Config of a folder; a WSDHubError unless it can be that of a model of the kind."""
     if not (folder / "config.json").is_file():
         if any(folder.glob("*.gguf")) or "gguf" in name.lower():
             raise WSDHubError(f"{name} {GGUF}")
@@ -86,7 +94,12 @@ def fetch_weights(name: str, folder: Path, fetch: Callable[[str], Path], use_saf
     raise WSDHubError(f"{name} has no {' or '.join(wanted)}, or not all its parts: give a model that has{other}") from missing
 
 
-def check_sizes(name: str, config: PreTrainedConfig, weights: list[Path], trust_remote_code: bool) -> None:
+def auto_class(kind: str) -> Any:
+    """The class of transformers that makes a model of a kind."""
+    return AutoModelForSequenceClassification if kind == "reward model" else AutoModelForCausalLM
+
+
+def check_sizes(name: str, config: PreTrainedConfig, weights: list[Path], trust_remote_code: bool, kind: str) -> None:
     """Raises a WSDHubError unless a model can be made from the config, and is no larger than its weights can fill."""
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     tensors = sum(map(_tensors, weights))
@@ -95,7 +108,7 @@ def check_sizes(name: str, config: PreTrainedConfig, weights: list[Path], trust_
     if trust_remote_code:
         return  # a model with code of its own may need more than its config
     with reading(f"{name} {NO_MODEL}"), READING, torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype(), trust_remote_code=False)
+        model = auto_class(kind).from_config(config, dtype=torch.get_default_dtype(), trust_remote_code=False)
     numbers, size = sum(weight.numel() for weight in model.parameters()), sum(file.stat().st_size for file in weights)
     if numbers > 16 * size:
         raise WSDHubError(f"{name} has {size} bytes of weights, and a config of {numbers} parameters: give a whole model")

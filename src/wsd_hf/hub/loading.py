@@ -13,12 +13,14 @@ import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import WSDHubError, WSDValueError
-from .contents import GGUF, READING, check_sizes, fetch_weights, read_config, read_tokenizer
+from .contents import GGUF, READING, auto_class, check_sizes, fetch_weights, read_config, read_tokenizer
 from .errors import explained, one_line
 from .model_folder import DATA, check_links, check_subfolder, code_in
+
+Kind = Literal["base", "pilot", "reference", "reward model"]
 
 
 def load_pilot(
@@ -86,6 +88,7 @@ class Fetched(NamedTuple):
 
     name: str
     """Hub id or path, as the user gave it."""
+    kind: Kind
     folder: Path
     weights: list[Path]
     tokenizer: Any
@@ -96,7 +99,7 @@ class Fetched(NamedTuple):
 
 def fetch_model(
     name: str,
-    kind: Literal["base", "pilot", "reference"],
+    kind: Kind,
     revision: str | None = None,
     subfolder: str = "",
     cache: dict[str, Any] | None = None,
@@ -133,15 +136,15 @@ def fetch_model(
         config = read_config(shown, folder, trust_remote_code, kind)
         tokenizer = None if kind == "reference" else read_tokenizer(shown, folder, trust_remote_code, kind)
         weights = fetch_weights(shown, folder, fetch, use_safetensors)
-        check_sizes(shown, config, weights, trust_remote_code)
-    return Fetched(name, folder, weights, tokenizer, trust_remote_code, use_safetensors)
+        check_sizes(shown, config, weights, trust_remote_code, kind)
+    return Fetched(name, kind, folder, weights, tokenizer, trust_remote_code, use_safetensors)
 
 
 def read_model(fetched: Fetched, dtype: Any = "auto", device_map: Any = None, **kwargs: Any) -> PreTrainedModel:
     """Reads the weights of a fetched model; `load_pilot` documents arguments and errors."""
     try:
         with READING:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = auto_class(fetched.kind).from_pretrained(
                 fetched.folder,
                 dtype=dtype,
                 device_map=device_map,

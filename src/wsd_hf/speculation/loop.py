@@ -80,8 +80,8 @@ class Decoding:
         self._shrinks = not any(stream.workspace.captures for stream in self._streams)
         # The base's logits after the last token that it was fed, [rows, V].
         self._last_logits = torch.empty(0, dtype=torch.float32, device=self.rows.device)
-        # Rows that have begun to draft in this step, after a token that the base has yet to read.
-        self._began: set[int] = set()
+        # Rows that have begun to draft or to wait in this step, after a token that the base has yet to read.
+        self._unread: set[int] = set()
 
     def run(self) -> None:
         """Decodes until every row has finished."""
@@ -114,7 +114,7 @@ class Decoding:
 
         `given` are proposals for some free rows, in tokens of the base, in place of the pilot's.
         """
-        self._shrink()
+        self.shrink()
         active = [row for row in self.rows.unfinished if not self.rule.waiting[row]]
         drafting = sum(self.rule.drafting[row] for row in active)
         free = [row for row in active if not self.rule.drafting[row] and row not in given]
@@ -136,7 +136,7 @@ class Decoding:
         self._ngrams[row].read(self.rows.responses[row])
         return self._ngrams[row].kept(self.pace.most)
 
-    def _shrink(self) -> None:
+    def shrink(self) -> None:
         """Drops finished rows from the streams; where forwards are captured they stay, since shapes must."""
         live = self.rows.unfinished
         if self._shrinks and live != self.base.live:
@@ -217,7 +217,7 @@ class Decoding:
                 elif row in own:
                     rule.written(row, *own[row])
             stopped = [row for row in own if rule.drafting[row] or rule.waiting[row]]
-            self._began.update(stopped)
+            self._unread.update(row for row in stopped if rule.drafting[row] or row not in following)
             following = [row for row in following if not rows.finished[row] and row not in stopped]
             if not following:
                 break
@@ -329,12 +329,13 @@ class Decoding:
         return chosen
 
     def _rewind(self) -> None:
-        """Drops rejected tokens from the caches, and of free rows the last token, which is fed again for its logits."""
+        """Drops rejected tokens from the caches, and of rows that are free next the last, which is fed again for its logits."""
         for row, (length, drafting) in enumerate(zip(self.rows.lengths, self.rule.drafting, strict=True)):
-            self.base.rewind(row, length if drafting and row not in self._began else length - 1)
+            read = (drafting or self.rule.waiting[row]) and row not in self._unread
+            self.base.rewind(row, length if read else length - 1)
             if self.reference is not None:
                 self.reference.rewind(row, length - 1)
-        self._began.clear()
+        self._unread.clear()
 
 
 def _drafted(verdict: Verdict, row: int, position: int) -> Drafted:

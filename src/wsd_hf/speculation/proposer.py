@@ -85,7 +85,6 @@ class Proposer:
         self.stream, self.bridge, self.rule = stream, setup.bridge, setup.rule
         self._choice = choice(setup.side.warpers, with_logits=setup.rule.reads_pilot or sureness is not None)
         self._room, self._sureness = room, sureness
-        self._written: list[list[int]] = [[] for _ in stream.prompts]  # the pilot's tokens that followed each prompt last
 
     def propose(self, plan: Plan, rows: Rows, active: list[int], given: Mapping[int, list[int]]) -> Proposals:
         """Proposals for all live rows.
@@ -126,7 +125,7 @@ class Proposer:
         for row, count in zip(self.stream.live, proposals.counts, strict=True):
             tokens = proposed[row][:count]
             if row in proposals.read:
-                self._written[row] += tokens
+                self.stream.responses[row] += tokens
             if self.rule.drafting[row]:
                 offers[row] = self.bridge.offer(row, tokens)
         return offers
@@ -183,9 +182,7 @@ class Proposer:
         written = self.bridge.pilot_tokens(row, None if self.rule.drafting[row] else rows.responses[row])
         if len(written) + chunk > self._room:
             return None
-        missing = self.stream.resume(row, self._written[row], written)
-        self._written[row] = written
-        return missing
+        return self.stream.resume(row, written)
 
     def _cross(self, proposals: Proposals, rows: Rows, given: Mapping[int, list[int]]) -> Proposals:
         """The proposals in the base's tokens; they count as deterministic, since their probabilities don't cross.
@@ -202,7 +199,7 @@ class Proposer:
                 continue
             if bad and self.rule.drafting[row]:
                 raise logits_error("pilot", rows.lengths[row], row)
-            self._written[row] = self._written[row] + tokens
+            self.stream.responses[row] += tokens
             if self.rule.drafting[row]:
                 new, over = self.bridge.offer(row, tokens)
                 offers[row] = Offer(new[: left[row]], over if len(new) <= left[row] else None)

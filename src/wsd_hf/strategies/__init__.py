@@ -8,6 +8,7 @@ from .emulated_fine_tuning import EmulatedFineTuningConfig
 from .ensemble import EnsembleConfig
 from .nudging.config import NudgingConfig
 from .product import ProductConfig
+from .reward_guided.config import RewardGuidedConfig
 from .search.config import SearchConfig
 from .wsd.config import WSDConfig
 
@@ -21,6 +22,7 @@ STRATEGIES: dict[str, type[StrategyConfig]] = {
         ProductConfig,
         EnsembleConfig,
         BlendConfig,
+        RewardGuidedConfig,
     )
 }
 """The settings of every strategy that `generate(..., strategy=name)` knows."""

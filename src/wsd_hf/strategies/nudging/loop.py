@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from ...engine.call import Call
 from ...engine.checks import closing_token_id, eos_token_ids, logits_error, not_finite, vocabulary_size
 from ...engine.pilot_side import PilotSide
+from ...engine.pilot_writer import Piece, PilotWriter
 from ...engine.ragged_stream import real_tokens
 from ...engine.rows import Rows
 from ...engine.sampling import draw, split
@@ -18,7 +20,7 @@ from ...engine.stream import Stream
 from ...engine.streams import open_stream
 from ...text.bridge import Bridge
 from ...text.settled_tokens import ContinuationTokenizer
-from .next_word import LONGEST, Word, Words
+from .word import LONGEST, completes_word
 
 
 class Opinion(NamedTuple):
@@ -35,23 +37,24 @@ class Opinion(NamedTuple):
 class Nudging:
     """One call. B rows, V tokens in the base's vocabulary; tensors on the device have the live rows only."""
 
-    def __init__(self, call: Call, base: Stream, words: Words, threshold: float) -> None:
-        self.base, self.words, self.rows = base, words, Rows(call)
+    def __init__(self, call: Call, base: Stream, pilot: PilotWriter, threshold: float) -> None:
+        self.base, self.pilot, self.rows = base, pilot, Rows(call)
         self.proposed = 0
         self._processors, self._warpers = split(call.processors)
         self._do_sample = call.generation_config.do_sample
         self._threshold = threshold
         self._closing_token_id = closing_token_id(eos_token_ids(call.generation_config), vocabulary_size(call.base))
-        self._shrinks = not (base.workspace.captures or words.stream.workspace.captures)
+        self._shrinks = not (base.workspace.captures or pilot.stream.workspace.captures)
 
     def run(self) -> None:
         """Decodes until every row has finished."""
         while unfinished := self.rows.unfinished:
             if self._shrinks:
                 self.base.select(unfinished)
-                self.words.stream.select(unfinished)
+                self.pilot.stream.select(unfinished)
             opinions = self._ask_base()
-            words = self.words.write([row for row in unfinished if self._needs_pilot(row, opinions[row])], self.rows)
+            nudged = [row for row in unfinished if self._needs_pilot(row, opinions[row])]
+            words = self.pilot.write(dict.fromkeys(nudged, LONGEST), self.rows)
             self._write(opinions, words)
 
     def _ask_base(self) -> dict[int, Opinion]:
@@ -88,24 +91,21 @@ class Nudging:
         return scores[live]
 
     def _needs_pilot(self, row: int, opinion: Opinion) -> bool:
-        return not opinion.sure or self.words.ends(row, self.rows.responses[row])
+        return not opinion.sure or self.pilot.ends(row, self.rows.responses[row])
 
-    def _write(self, opinions: dict[int, Opinion], words: dict[int, Word]) -> None:
-        """Appends the pilot's word, the end, or the base's own token to each row; token by token, for the criteria."""
+    def _write(self, opinions: dict[int, Opinion], words: dict[int, Piece]) -> None:
+        """Appends the pilot's word, the end, or the base's own token to each row."""
         turns: dict[int, list[int]] = {}
         nudged = set()
         for row, opinion in opinions.items():
-            word = words.get(row, Word([], over=False))
-            if word.over and opinion.may_end and self._closing_token_id is not None:
-                word = Word([self._closing_token_id], over=True)
-            turns[row] = word.tokens or [opinion.own]
-            if word.tokens:
+            word, ended = words.get(row, Piece([], ended=False))
+            if ended and not word and opinion.may_end and self._closing_token_id is not None:
+                word = [self._closing_token_id]
+            turns[row] = word or [opinion.own]
+            if word:
                 nudged.add(row)
-            self.proposed += len(word.tokens)
-        for position in range(max(map(len, turns.values()))):
-            growing = [row for row, turn in turns.items() if position < len(turn) and not self.rows.finished[row]]
-            if growing:
-                self.rows.append({row: turns[row][position] for row in growing}, by_pilot=nudged)
+            self.proposed += len(word)
+        self.rows.extend(turns, by_pilot=nudged)
 
 
 def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTokenizer, threshold: float) -> StrategyOutput:
@@ -114,7 +114,8 @@ def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTok
         open_stream(call.base, real_tokens(*call.prompt), call.budget, capturing=True) as base,
         open_stream(side.model, real_tokens(*side.prompt), call.budget + LONGEST, capturing=True) as stream,
     ):
-        nudging = Nudging(call, base, Words(call, side, bridge, encoder, stream), threshold)
+        pilot = PilotWriter(call, side, bridge, stream, partial(completes_word, encoder))
+        nudging = Nudging(call, base, pilot, threshold)
         nudging.run()
         rows = nudging.rows
         stats = Stats(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile, zip_longest
-from typing import Any
 
 import torch
 
@@ -15,11 +14,9 @@ from ...engine.checks import check_finite, eos_token_ids, not_finite
 from ...engine.lockstep_stream import LockstepStream
 from ...engine.numbers import MOST_SAMPLES, check_positive_integer
 from ...engine.sampling import split
+from ...engine.text_scores import TextScore, text_scores
 from ...errors import WSDValueError
 from ...text.token_texts import INCOMPLETE
-
-Value = Callable[[Sequence[str], Sequence[bool], Sequence[int]], Any]
-"""One number for each response, from its text, whether that is whole, and the number of its prompt; see `ImplicitValue`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +121,7 @@ class Beam:
 class ChunkBeamSearch:
     """Searches responses to the prompts of a call, chunk by chunk, in one batch whose rows are all samples of all beams."""
 
-    def __init__(self, call: Call, value: Value, text: Callable[[list[int]], str], settings: BeamSettings) -> None:
+    def __init__(self, call: Call, value: TextScore, text: Callable[[list[int]], str], settings: BeamSettings) -> None:
         prompts, mask = (tensor[:: call.copies] for tensor in call.prompt)
         self.stream = LockstepStream(call.base, prompts, mask, call.budget)
         self.beams = [Beam(settings) for _ in prompts]
@@ -200,9 +197,7 @@ class ChunkBeamSearch:
         finished = [done for _, done in rows]
         ended = [self._has_ended(response, done) for response, done in zip(responses, finished, strict=True)]
         texts = [self._settled_text(response, end) for response, end in zip(responses, ended, strict=True)]
-        values = [float(value) for value in self._value(texts, ended, of)]
-        if any(map(math.isnan, values)) or len(values) != len(texts):
-            raise WSDValueError(f"value gave {values}: must be {len(texts)} numbers")
+        values = text_scores("value", self._value, texts, ended, of)
         found = list(map(Hypothesis, responses, texts, finished, values, parents))
         row_of = {id(hypothesis): row for row, hypothesis in enumerate(found)}
         for index, beam in enumerate(self.beams):

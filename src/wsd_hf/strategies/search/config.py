@@ -15,10 +15,11 @@ from ...engine.checks import check_models, check_room, vocabulary_size
 from ...engine.stats import Stats, Work, peak_memory, work
 from ...engine.strategy import StrategyConfig, keyword
 from ...engine.supported import unsupported_inputs, unsupported_items, unsupported_options
+from ...engine.text_scores import TextScore
 from ...errors import WSDValueError
 from ...text.settled_tokens import ContinuationTokenizer
 from ...text.vocabulary import same_vocabulary
-from .beam import Beam, BeamSettings, ChunkBeamSearch, Value
+from .beam import Beam, BeamSettings, ChunkBeamSearch
 from .output import SearchOutput
 from .value import ImplicitValue, Prompt
 
@@ -45,7 +46,7 @@ class SearchConfig(StrategyConfig, BeamSettings):
         WSDValueError: naming the field, the value and the rule.
     """
 
-    value: Value | None = field(default=None, metadata=keyword("value", travels=False))
+    value: TextScore | None = field(default=None, metadata=keyword("value", travels=False))
 
     name: ClassVar[str] = "weak_to_strong_search"
     partners: ClassVar[tuple[str, ...]] = ("assistant", "reference")
@@ -88,7 +89,7 @@ class SearchConfig(StrategyConfig, BeamSettings):
             tree=[beam.selections for beam in search.beams],
         )
 
-    def _value(self, call: Call, tokenizer: PreTrainedTokenizerBase) -> Value:
+    def _value(self, call: Call, tokenizer: PreTrainedTokenizerBase) -> TextScore:
         if self.value is None:
             return _implicit_value(call, tokenizer)
         if isinstance(self.value, ImplicitValue):
