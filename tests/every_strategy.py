@@ -39,12 +39,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "wsd step": {**WSD, "wsd_engine": "step"},
     "nudging": {"strategy": "nudging", "nudging_threshold": 0.3},
     "search": SEARCH,
-<<<<<<< HEAD
-    "emulated fine-tuning fast": {"strategy": "emulated_fine_tuning", "eft_engine": "fast", "eft_chunk": 2},
-=======
     "reward guided": {"strategy": "reward_guided", "reward": reward, "reward_guided_step_length": 2},
-    "emulated fine-tuning fast": {"strategy": "emulated_fine_tuning", "eft_engine": "fast", "eft_chunk": 3},
->>>>>>> reward
+    "emulated fine-tuning fast": {"strategy": "emulated_fine_tuning", "eft_engine": "fast", "eft_chunk": 2},
     "emulated fine-tuning step": {"strategy": "emulated_fine_tuning", "eft_engine": "step"},
     "product fast": {"strategy": "product", "product_engine": "fast", "product_chunk": 2},
     "product step": {"strategy": "product", "product_engine": "step"},
