@@ -36,6 +36,7 @@ from test_acceptance import chi_squared
 from test_fast_path import Ends, Recorder, Watch
 from test_graphs import Captures, captures  # noqa: F401
 from wsd_hf.cli import app
+from wsd_hf.engine import cuda_graphs as graphs
 from wsd_hf.tiny import FOLDER, demo_questions
 from wsd_hf.tiny.judge import manners
 
@@ -593,6 +594,17 @@ def test_replayed_forwards_give_the_same(captures: Captures) -> None:  # noqa: F
         prompt = random_prompt(seed, 6)
         out = guide(base, pilot, prompt, max_new_tokens=20)
         assert_as_expected(out, [case.expected(prompt[0].tolist(), prompt[0].tolist(), 0, 0)])
+    assert captures.replays > 10
+
+
+def test_steps_longer_than_the_budget_find_room(captures: Captures, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(graphs, "STEP", 16)
+    base, pilot = pair()
+    case = {"reward_guided_step_length": 60, "reward_guided_delimiter": "none"}
+    whole = guide(base, pilot, **case, max_new_tokens=130)
+    for _ in range(2):  # the second time on buffers that have grown
+        cut = guide(base, pilot, **case, max_new_tokens=3)
+        assert responses(cut)[0] == responses(whole)[0][:3]
     assert captures.replays > 10
 
 
