@@ -37,6 +37,7 @@ def reward(texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> li
 WAYS: dict[str, dict[str, Any]] = {
     "wsd fast": {**WSD, "wsd_engine": "fast", "wsd_chunk": 3},
     "wsd step": {**WSD, "wsd_engine": "step"},
+    "wsd by n-grams": {**WSD, "wsd_engine": "fast", "wsd_chunk": 3, "wsd_speculate": "ngram"},
     "nudging": {"strategy": "nudging", "nudging_threshold": 0.3},
     "search": SEARCH,
     "reward guided": {"strategy": "reward_guided", "reward": reward, "reward_guided_step_length": 2},
@@ -54,8 +55,8 @@ WAYS: dict[str, dict[str, Any]] = {
 TARGETS = ("emulated_fine_tuning", "product", "ensemble", "blend")
 """Strategies that are one function of the models' logits; they mix distributions, so that they need one vocabulary."""
 
-SWEPT = ("emulated fine-tuning step", "ensemble fast", "ensemble step", "blend fast", "blend step")
-"""Ways that only the sweep takes through all checks, since they differ from others by no more than a formula."""
+SWEPT = ("wsd by n-grams", "emulated fine-tuning step", "ensemble fast", "ensemble step", "blend fast", "blend step")
+"""Ways that only the sweep takes through all checks, since they differ from others by no more than a formula or a proposer."""
 
 THRESHOLDS = {"one": 0.15, "two": 1e-3}
 """Thresholds at which the models of each world switch in the middle of a short response."""

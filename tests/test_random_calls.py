@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, StoppingCriteria
 
 import slow_decoding as slow
 import wsd_hf
-from every_strategy import WAYS, some
+from every_strategy import SWEPT, WAYS, some
 from families import EOS, PAD, VOCABULARY, tiny_model, tiny_pilot
 from oracle import left_padded, random_prompt
 from slow_decoding import Reader, Rule
@@ -301,24 +301,35 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "a greedy pilot": {"assistant_do_sample": False},
     "of few tokens": {"top_k": 3},
 }
+PROPOSED: dict[str, dict[str, Any]] = {
+    "at its own pace": {"chunk": None, "speculate": "auto"},
+    "by n-grams": {"chunk": 2, "speculate": "ngram"},
+    "by the pilot": {"chunk": 2, "speculate": "pilot"},
+}
 DRAWS, LENGTH = 10_000, 3
+REPEATS = [1, 3, 2, 4, 1, 3, 2, 4, 1, 3]
+"""A prompt whose n-grams propose tokens."""
 
 
-@pytest.mark.parametrize(
-    ("sampling", "way"),
-    [
-        pytest.param(sampling, way, marks=[pytest.mark.sweep] if number else [])
-        for number, (sampling, settings) in enumerate(SAMPLING.items())
-        for way in WAYS_WITH_ORACLES
-        if ORACLES[strategy_of(way)].sampled
-        if "assistant_do_sample" not in settings.keys() - STRATEGIES[strategy_of(way)].keywords().keys()
-    ],
-)
-def test_sampled_responses_have_the_distribution_of_the_oracle(sampling: str, way: str, tried: Any) -> None:
-    strategy, prompt = strategy_of(way), [1, 3]
+def sampled_ways() -> list[Any]:
+    """Ways, and names of settings. Every run of the tests takes one call of each way whose tokens are checked in chunks."""
+    ways = []
+    for way in WAYS_WITH_ORACLES:
+        if ORACLES[strategy_of(way)].sampled:
+            fast = "fast" in WAYS[way].values()
+            for number, name in enumerate([*SAMPLING, *(PROPOSED if fast else [])]):
+                swept = number or not fast or way in SWEPT
+                ways.append(pytest.param(way, name, marks=[pytest.mark.sweep] if swept else []))
+    return ways
+
+
+@pytest.mark.parametrize(("way", "sampling"), sampled_ways())
+def test_sampled_responses_have_the_distribution_of_the_oracle(way: str, sampling: str, tried: Any) -> None:
+    strategy, prompt = strategy_of(way), REPEATS
     models = Models(wsd_hf.enable_wsd(tiny(5, 0)), tiny(5, 7), tiny(5, 9))
-    own, settings = ORACLES[strategy].sampled, {"top_k": 0, "pad_token_id": 0, **SAMPLING[sampling]}
-    engine = {name: value for name, value in WAYS[way].items() if name.endswith(("_engine", "_chunk"))}
+    own, settings = ORACLES[strategy].sampled, {"top_k": 0, "pad_token_id": 0, **SAMPLING.get(sampling, {})}
+    proposed = {f"{STRATEGIES[strategy].prefix}{name}": value for name, value in PROPOSED.get(sampling, {}).items()}
+    engine = {name: value for name, value in WAYS[way].items() if name.endswith(("_engine", "_chunk", "_speculate"))}
     torch.manual_seed(0)
     drawn = models.base.generate(
         torch.tensor([prompt]),
@@ -329,7 +340,7 @@ def test_sampled_responses_have_the_distribution_of_the_oracle(sampling: str, wa
         **models.small(strategy),
         **settings,
         **own,
-        **engine,
+        **engine | proposed,
     )[:, len(prompt) :]
 
     def rule() -> Rule:
