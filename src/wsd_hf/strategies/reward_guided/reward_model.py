@@ -85,7 +85,9 @@ def _checked(model: object) -> PreTrainedModel:
             "pass a function for any other reward"
         )
     if _compat.lacks_weights(inner):
-        raise WSDValueError("the reward model has weights on the meta device, where is no data: load it with from_pretrained")
+        raise WSDValueError(
+            "the reward model has weights on the meta device, which holds no data: load it with from_pretrained"
+        )
     return inner
 
 
