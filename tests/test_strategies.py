@@ -15,6 +15,7 @@ from wsd_hf.strategies import STRATEGIES
 
 OBJECTS: dict[str, wsd_hf.StrategyConfig] = {
     "wsd": wsd_hf.WSDConfig(threshold=0.3, window_size=3, chunk=2, assistant_do_sample=False),
+    "two_way": wsd_hf.TwoWayConfig(handback_threshold=0.2, threshold=0.3, chunk=2),
     "nudging": wsd_hf.NudgingConfig(threshold=0.7, assistant_do_sample=True),
     "emulated_fine_tuning": wsd_hf.EmulatedFineTuningConfig(beta=-0.5, chunk=3),
     "product": wsd_hf.ProductConfig(alpha=1.5, engine="step"),
@@ -27,6 +28,7 @@ OBJECTS: dict[str, wsd_hf.StrategyConfig] = {
 
 KEYWORDS: dict[str, dict[str, Any]] = {
     "wsd": {"wsd_threshold": 0.3, "wsd_window_size": 3, "wsd_chunk": 2, "assistant_do_sample": False},
+    "two_way": {"two_way_handback_threshold": 0.2, "two_way_threshold": 0.3, "two_way_chunk": 2},
     "nudging": {"nudging_threshold": 0.7, "assistant_do_sample": True},
     "emulated_fine_tuning": {"beta": -0.5, "eft_chunk": 3},
     "product": {"product_alpha": 1.5, "product_engine": "step"},
@@ -45,7 +47,8 @@ every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 
 def call(case: Case, strategy: Any, **kwargs: Any) -> Any:
     """One seeded call with no settings but those that are passed, and `NEEDED`."""
-    small = {name: value for name, value in case.settings.items() if name not in WAYS[case.way] and name != "wsd_threshold"}
+    own = {*WAYS[case.way], *STRATEGIES[case.strategy].keywords()}
+    small = {name: value for name, value in case.settings.items() if name not in own}
     torch.manual_seed(3)
     ids = case.prompt(3)
     defaults = {"max_new_tokens": 10, "return_dict_in_generate": True, "do_sample": True}
@@ -176,7 +179,7 @@ def test_explain_serves_every_strategy_whose_tokens_have_one_writer(case: Case) 
     trace = wsd_hf.explain(out, case.world.tokenizer)
     by_pilot = [token.writer == "pilot" for token in trace.tokens]
     assert by_pilot == out.written_by_pilot[0, : len(by_pilot)].tolist()
-    assert (trace.switch is not None) == case.switches
+    assert (trace.switch is not None) == (case.strategy == "wsd")  # two_way has several, as changes of the writer
     assert f"{sum(by_pilot)} token" in trace.summary()
     changes = [now != then for then, now in zip([True, *by_pilot], by_pilot, strict=False)]
     assert str(trace).count("│") == sum(changes)
