@@ -26,6 +26,7 @@ from tokenizers_for_tests import LETTERS, letter_tokenizer
 from wsd_hf.strategies import STRATEGIES
 
 WSD = {"strategy": "wsd", "wsd_window_size": 2}
+TWO_WAY = {"strategy": "two_way", "two_way_window_size": 2, "two_way_handback_threshold": 0.05}
 SEARCH = {"strategy": "weak_to_strong_search", "beam_width": 2, "successors": 2, "chunk_length": 3}
 
 
@@ -38,6 +39,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "wsd fast": {**WSD, "wsd_engine": "fast", "wsd_chunk": 3},
     "wsd step": {**WSD, "wsd_engine": "step"},
     "wsd by n-grams": {**WSD, "wsd_engine": "fast", "wsd_chunk": 3, "wsd_speculate": "ngram"},
+    "two-way fast": {**TWO_WAY, "two_way_engine": "fast", "two_way_chunk": 3},
+    "two-way step": {**TWO_WAY, "two_way_engine": "step"},
     "nudging": {"strategy": "nudging", "nudging_threshold": 0.3},
     "search": SEARCH,
     "reward guided": {"strategy": "reward_guided", "reward": reward, "reward_guided_step_length": 2},
@@ -113,6 +116,11 @@ class Case(NamedTuple):
         return self.strategy in TARGETS
 
     @property
+    def is_served(self) -> bool:
+        """Whether the way takes as many vocabularies."""
+        return self.vocabularies == "one" or not (self.is_target or self.way == "two-way step")
+
+    @property
     def switches(self) -> bool:
         """Whether the pilot drafts until the base is confident."""
         return issubclass(STRATEGIES[self.strategy], wsd_hf.WSDConfig)
@@ -186,11 +194,7 @@ class Case(NamedTuple):
         return sequences
 
 
-CASES = [
-    case
-    for case in itertools.starmap(Case, itertools.product(THRESHOLDS, WAYS))
-    if case.vocabularies == "one" or not case.is_target
-]
+CASES = [case for case in itertools.starmap(Case, itertools.product(THRESHOLDS, WAYS)) if case.is_served]
 
 
 def each(cases: Iterable[Case]) -> Any:

@@ -212,6 +212,31 @@ class Drafting(Rule):
         return forced(self.closing, base) if unconfirmed and self.closing is not None else process(base)
 
 
+class TwoWay(Drafting):
+    """The rule of two-way switching: WSD, and a further draft where the base's last tokens are improbable to the pilot.
+
+    Args:
+        drafting: of `Drafting`.
+        handback: least geometric mean of the pilot's probabilities.
+        window: tokens that it is over, counted from the last change, or place where the pilot would have ended the response.
+        switch_after: the switch of a draft that begins after a response.
+    """
+
+    def __init__(self, *drafting: Any, handback: float, window: int, switch_after: Callable[[list[int]], Switch]) -> None:
+        super().__init__(*drafting)
+        self.least, self.window, self.switch_after = math.log(handback), window, switch_after
+        self.path: list[float] = []
+
+    def scores(self, response: list[int], process: Shape, pilots: Shape) -> torch.Tensor:
+        if response and not self.drafting:
+            pilot = self.pilot(response[:-1])
+            ended = int(pilot.argmax()) in self.ends
+            self.path = [] if ended else [*self.path, float(pilot.log_softmax(-1)[response[-1]])][-self.window :]
+            if len(self.path) == self.window and math.fsum(self.path) / self.window < self.least:
+                self.drafting, self.begin, self.path, self.switch = True, len(response), [], self.switch_after(response)
+        return super().scores(response, process, pilots)
+
+
 MEASURES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "confidence": lambda chosen, all_of_them: chosen,
     "relative_confidence": lambda chosen, all_of_them: chosen - all_of_them.amax(-1),

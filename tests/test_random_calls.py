@@ -98,24 +98,36 @@ SWITCH_THRESHOLDS = {
 """Bounds of the thresholds of switch rules."""
 
 
-def wsd_settings(rng: random.Random) -> dict[str, Any]:
+def wsd_settings(rng: random.Random, prefix: str = "wsd_") -> dict[str, Any]:
     rule = rng.choice(list(SWITCH_THRESHOLDS))
-    return {
-        "switch_criteria": rule,
-        "wsd_threshold": rng.uniform(*SWITCH_THRESHOLDS[rule]),
-        "wsd_window_size": rng.randint(1, 5),
-        "wsd_ignore_repeats": rng.random() < 0.5,
-        "wsd_max_draft_tokens": rng.choice([5, 9, 512]),
-        "wsd_draft_end": rng.choice(["continue", "stop"]),
+    settings = {
+        "threshold": rng.uniform(*SWITCH_THRESHOLDS[rule]),
+        "window_size": rng.randint(1, 5),
+        "ignore_repeats": rng.random() < 0.5,
+        "max_draft_tokens": rng.choice([5, 9, 512]),
+        "draft_end": rng.choice(["continue", "stop"]),
     }
+    return {"switch_criteria": rule, **{prefix + name: value for name, value in settings.items()}}
+
+
+def two_way_settings(rng: random.Random) -> dict[str, Any]:
+    return {**wsd_settings(rng, "two_way_"), "two_way_handback_threshold": 10 ** rng.uniform(-3, 0)}
 
 
 def drafting(row: Row) -> Rule:
-    own = row.own
-    prompt = row.readers[0].prompt if own["wsd_ignore_repeats"] else None
-    switch = slow.switch_rule(own["switch_criteria"], own["wsd_threshold"], own["wsd_window_size"], prompt)
-    closing = min(row.eos, default=None) if own["wsd_draft_end"] == "stop" else None
-    return slow.Drafting(*row.readers, row.ends, switch, own["wsd_max_draft_tokens"], closing)
+    name = next(name for name in row.own if name.endswith("window_size"))
+    own = {key.removeprefix(name.removesuffix("window_size")): value for key, value in row.own.items()}
+
+    def switch_after(response: list[int]) -> slow.Switch:
+        prompt = [*row.readers[0].prompt, *response] if own["ignore_repeats"] else None
+        return slow.switch_rule(own["switch_criteria"], own["threshold"], own["window_size"], prompt)
+
+    closing = min(row.eos, default=None) if own["draft_end"] == "stop" else None
+    arguments = (*row.readers, row.ends, switch_after([]), own["max_draft_tokens"], closing)
+    if "handback_threshold" not in own:
+        return slow.Drafting(*arguments)
+    handback = {"handback": own["handback_threshold"], "window": own["window_size"]}
+    return slow.TwoWay(*arguments, **handback, switch_after=switch_after)
 
 
 ORACLES: dict[str, Oracle] = {
@@ -129,6 +141,19 @@ ORACLES: dict[str, Oracle] = {
             "wsd_ignore_repeats": False,
             "wsd_max_draft_tokens": 2,
             "wsd_draft_end": "continue",
+        },
+    ),
+    "two_way": Oracle(
+        two_way_settings,
+        drafting,
+        {
+            "switch_criteria": "confidence",
+            "two_way_threshold": 0.22,
+            "two_way_window_size": 1,
+            "two_way_ignore_repeats": False,
+            "two_way_max_draft_tokens": 1,
+            "two_way_draft_end": "continue",
+            "two_way_handback_threshold": 0.2,
         },
     ),
     "nudging": Oracle(
@@ -168,8 +193,9 @@ class RandomCall:
         self.strategy = strategy_of(way)
         self.shared = shared_settings(rng)
         self.own = ORACLES[self.strategy].own(rng)
-        if self.shared["eos_token_id"] is None and "wsd_draft_end" in self.own:
-            self.own["wsd_draft_end"] = "continue"
+        for name in self.own:
+            if self.shared["eos_token_id"] is None and name.endswith("draft_end"):
+                self.own[name] = "continue"
         self.copies = rng.choice([1, 1, 1, 2])
         self._engine = engine_settings(rng, way)
         self._models = in_float64(family, rng.choice([0.05, 0.2, 0.4]))

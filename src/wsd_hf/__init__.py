@@ -42,6 +42,7 @@ from .strategies.wsd.switch_rules import (
     SwitchCriteria,
     SwitchRule,
 )
+from .strategies.wsd.two_way import Change, TwoWayConfig, TwoWayOutput
 from .text.chat import BASE_CHAT_TEMPLATE, build_inputs
 from .text.next_turn import BASE_STOP_STRINGS
 from .text.streaming import AnswerStreamer, WriterStreamer
@@ -58,6 +59,7 @@ __all__ = [
     "AnswerStreamer",
     "AutoModelForCausalLM",
     "BlendConfig",
+    "Change",
     "EmulatedFineTuningConfig",
     "EnsembleConfig",
     "EntropyCriteria",
@@ -81,6 +83,8 @@ __all__ = [
     "SwitchRule",
     "Trace",
     "TracedToken",
+    "TwoWayConfig",
+    "TwoWayOutput",
     "WSDConfig",
     "WSDError",
     "WSDGenerationMixin",

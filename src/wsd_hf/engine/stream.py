@@ -44,12 +44,13 @@ class Stream(ABC):
         ahead = self.lengths[row] - len(self.prompts[row])
         return self.prompts[row][ahead:] + response if ahead < 0 else response[ahead:]
 
-    def resume(self, row: int, response: list[int]) -> list[int]:
-        """Tokens to feed so that the logits after `response` result: those that are not held, or the last one again.
+    def resume(self, row: int, response: list[int], last: int = 1) -> list[int]:
+        """Tokens to feed so that the logits after the `last` tokens of `response` result: those not held, and these anyway.
+
 
         Rewinds the row to the prefix that `response` shares with the tokens in `responses`, and replaces them.
         """
-        self.rewind(row, min(len(common_prefix(self.responses[row], response)), len(response) - 1))
+        self.rewind(row, min(len(common_prefix(self.responses[row], response)), len(response) - last))
         self.responses[row] = [*response]
         return self.missing(row, response)
 

@@ -25,10 +25,10 @@ from .config import SpeculativeConfig
 from .ngrams import NGrams
 from .pace import CHUNKS, NOTHING, Pace, Price
 from .proposer import Proposals, Proposer
-from .rule import Drafted, Logits, Rule, over_vocabulary
+from .rule import Drafted, Logits, Rule, log_probs, over_vocabulary
 from .setup import Setup
 from .sureness import Sureness
-from .verdict import FAULTS, Own, Scored, Verdict, entropies, log_probs, on_host
+from .verdict import FAULTS, Own, Scored, Verdict, entropies, on_host
 
 
 class Decoding:
@@ -115,7 +115,11 @@ class Decoding:
         `given` are proposals for some free rows, in tokens of the base, in place of the pilot's.
         """
         self.shrink()
+        for row, weights in self.proposer.weigh(self.rule.unweighed(), self.rows).items():
+            self.rule.weighed(row, weights)
         active = [row for row in self.rows.unfinished if not self.rule.waiting[row]]
+        if self.rule.one_by_one:
+            given = {row: [] for row in active if not self.rule.drafting[row]}
         drafting = sum(self.rule.drafting[row] for row in active)
         free = [row for row in active if not self.rule.drafting[row] and row not in given]
         plan = self.pace.plan(drafting, {row: self._guessed(row) for row in free}) if drafting or free else NOTHING
@@ -216,7 +220,7 @@ class Decoding:
                     rule.drop(row, rows.full(row))
                 elif row in own:
                     rule.written(row, *own[row])
-            stopped = [row for row in own if rule.drafting[row] or rule.waiting[row]]
+            stopped = [row for row in own if rule.drafting[row] or rule.waiting[row] or rule.one_by_one]
             self._unread.update(row for row in stopped if rule.drafting[row] or row not in following)
             following = [row for row in following if not rows.finished[row] and row not in stopped]
             if not following:
@@ -248,12 +252,12 @@ class Decoding:
         parts = {"proposed": proposals.tokens, "faults": scored.faults, "own": own}
         pilot = scored.logits.pilot if self._at_once and self.rule.weighs_written else None
         if pilot is not None:
-            parts["own_by_pilot"] = log_probs(pilot, own)
+            parts["own_by_pilot"] = self.rule.weigh(pilot, own)
         if drafting:
             base = scored.logits.base
             parts |= {"afresh": afresh, "log_probs": log_probs(base, proposals.tokens)}
             if pilot is not None:
-                parts["afresh_by_pilot"] = log_probs(pilot, afresh)
+                parts["afresh_by_pilot"] = self.rule.weigh(pilot, afresh)
             if self.rule.reads_distributions:
                 distributions = base.log_softmax(dim=-1)
                 parts |= {"best_log_probs": distributions.amax(dim=-1), "entropies": entropies(distributions)}
@@ -323,7 +327,7 @@ class Decoding:
                 only = torch.tensor([forced.get(row, FREE) for row in every], device=device)
                 self.record.add(exact, raw, force(scores, only))
             choice = scores.argmax(dim=-1) if drawn_with is None else keep_or_redraw(scores, tokens.clamp(min=0), drawn_with)
-            weights = [math.nan] * len(every) if pilot is None else log_probs(pilot, choice).tolist()
+            weights = [math.nan] * len(every) if pilot is None else self.rule.weigh(pilot, choice).tolist()
             choices = choice.tolist()
             chosen |= {row: Own(choices[row], weights[row]) for row in exact}
         return chosen

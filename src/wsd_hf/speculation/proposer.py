@@ -13,9 +13,10 @@ from ..engine.sampling import FREE, choice
 from ..engine.stream import Stream
 from ..text.bridge import Offer, OneVocabulary
 from .pace import Plan
-from .rule import Rule
+from .rule import Rule, Text
 from .setup import Setup
 from .sureness import Sureness
+from .verdict import on_host
 
 
 class Proposals(NamedTuple):
@@ -116,6 +117,27 @@ class Proposer:
         if fed and not isinstance(self.bridge, OneVocabulary):
             proposals = self._cross(proposals, rows, given)
         return proposals.to(rows.device)
+
+    def weigh(self, texts: Mapping[int, Text], rows: Rows) -> dict[int, list[float]]:
+        """Weights of the last tokens of some rows' texts, from one forward of the pilot."""
+        if not texts:
+            return {}
+        stream, widest = self.stream, max(text.last for text in texts.values())
+        missing, last = list[list[int] | None](), list[list[int]]()
+        for row in stream.live:
+            tokens, count = texts.get(row, Text([], 0))
+            before = tokens[:-1]
+            missing.append(stream.resume(row, before, last=count) if count else None)
+            last.append([0] * (widest - count) + tokens[len(tokens) - count :])
+        logits = stream.logits(stream.block(missing), keep=widest)
+        lists = on_host({"weights": self.rule.weigh(logits, stream.upload(last)), "faults": not_finite(logits)})
+        found = {}
+        for row, text in texts.items():
+            weights, faults = (lists[name][stream.live.index(row)][widest - text.last :] for name in ("weights", "faults"))
+            if any(faults):
+                raise logits_error("pilot", rows.lengths[row], row)
+            found[row] = weights
+        return found
 
     def offers(self, proposals: Proposals, proposed: Mapping[int, list[int]]) -> dict[int, Offer]:
         """Next tokens of each drafting row's draft; `proposed`: each row's tokens of the proposals on the host."""

@@ -32,6 +32,20 @@ def over_vocabulary(logits: torch.Tensor, size: int) -> torch.Tensor:
     return torch.nn.functional.pad(logits, (0, size - logits.shape[-1]), value=-torch.inf)
 
 
+def log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of some tokens, [...], by raw logits, [..., V]; those of tokens outside of V mean nothing."""
+    index = tokens.clamp(0, logits.shape[-1] - 1)[..., None]
+    return logits.log_softmax(dim=-1).gather(-1, index).squeeze(-1)
+
+
+class Text(NamedTuple):
+    """A response in tokens of the pilot."""
+
+    tokens: list[int]
+    last: int
+    """Number of tokens at the end that the pilot is to weigh, at least 1."""
+
+
 class Drafted(NamedTuple):
     """A drafted token, and the base's distribution at its position: natural logarithms, of float32 precision."""
 
@@ -57,7 +71,9 @@ class Rule:
     reads_pilot = False
     """Whether the pilot's logits are needed at every token of free rows, for `target` or because of `weighs_written`."""
     weighs_written = False
-    """Whether `written` needs the pilot's log-probability of the token."""
+    """Whether `written` needs the token's weight."""
+    one_by_one = False
+    """Whether free rows write one token in a step, without proposals."""
     reads_distributions = False
     """Whether `take` needs the base's best log-probability and entropy."""
 
@@ -79,9 +95,19 @@ class Rule:
     def drop(self, row: int, full: bool = False) -> None:
         """Ends the draft of a row whose response has ended; if the row is full, the budget has ended it."""
 
-    def written(self, row: int, token: int, pilot_log_prob: float) -> None:
-        """Notes a token that a free row has written.
+    def weigh(self, pilot: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Weights of tokens that free rows write, float32 [...], by the pilot's raw logits, [..., V]: log-probabilities."""
+        return log_probs(pilot, tokens)
 
-        A rule may let the row draft or wait from here on. `pilot_log_prob` is the pilot's log-probability of the token; NaN
-        unless the rule weighs what is written.
+    def written(self, row: int, token: int, weight: float) -> None:
+        """Notes a token that a free row has written; its response goes on.
+
+        A rule may let the row draft or wait from here on. `weight` is NaN unless the rule weighs what is written.
         """
+
+    def unweighed(self) -> Mapping[int, Text]:
+        """Responses that the pilot is to read before the next step, if it has a vocabulary of its own."""
+        return {}
+
+    def weighed(self, row: int, weights: list[float]) -> None:
+        """Notes the weights of the last tokens of such a response; the row may draft or wait from here on."""

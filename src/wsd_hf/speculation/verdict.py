@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
     own: dict[int, list[int]]
     """Token ids: the target's own, if all positions can be chosen for at once."""
     own_by_pilot: Mapping[int, list[float]] = MappingProxyType({})
-    """The pilot's log-probabilities of `own`; only for rules that weigh what is written."""
+    """Weights of `own`; only for rules that weigh what is written."""
     afresh: Mapping[int, list[int]] = MappingProxyType({})
     """Token ids: the target's own, drawn without regard to the proposal; only where some row drafts."""
     afresh_by_pilot: Mapping[int, list[float]] = MappingProxyType({})
@@ -50,14 +50,8 @@ class Own(NamedTuple):
     """A token that a free row writes."""
 
     token: int
-    pilot_log_prob: float
+    weight: float
     """NaN unless the rule weighs what is written."""
-
-
-def log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of some tokens, [...], by raw logits, [..., V]; those of tokens outside of V mean nothing."""
-    index = tokens.clamp(0, logits.shape[-1] - 1)[..., None]
-    return logits.log_softmax(dim=-1).gather(-1, index).squeeze(-1)
 
 
 def entropies(log_probs: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,13 @@ from .product import ProductConfig
 from .reward_guided.config import RewardGuidedConfig
 from .search.config import SearchConfig
 from .wsd.config import WSDConfig
+from .wsd.two_way import TwoWayConfig
 
 STRATEGIES: dict[str, type[StrategyConfig]] = {
     strategy.name: strategy
     for strategy in (
         WSDConfig,
+        TwoWayConfig,
         NudgingConfig,
         SearchConfig,
         EmulatedFineTuningConfig,

@@ -32,14 +32,26 @@ class OneVocabulary:
 
     Args:
         end_token_ids: tokens that end a draft, and are no part of it.
-        limits: most drafted tokens of each row.
+        limits: most tokens of a draft in each row.
     """
 
     token_by_token = True
     """True if each token of the pilot is one of the base, so that a limit is known with the draft's last token."""
 
     def __init__(self, end_token_ids: Set[int], limits: list[int]) -> None:
-        self._drafts = [_Draft(end_token_ids, limit) for limit in limits]
+        self.end_token_ids, self._limits = end_token_ids, limits
+        self._drafts = [_Draft(end_token_ids, [], limit) for limit in limits]
+
+    def begin(self, row: int, response: list[int], room: int) -> bool:
+        """Begins a further draft after a response; False if the pilot has no room for it.
+
+        Args:
+            row: whose draft before has ended.
+            response: the base's tokens so far.
+            room: tokens that the pilot's context holds after its prompt.
+        """
+        self._drafts[row] = _Draft(self.end_token_ids, list(response), min(len(response) + self._limits[row], room))
+        return len(response) < room
 
     def offer(self, row: int, proposed: list[int]) -> Offer:
         """Extends a row's draft by the pilot's proposed tokens, and returns the base's tokens of the extension."""
@@ -47,7 +59,7 @@ class OneVocabulary:
         return Offer(draft.extend(proposed), draft.over)
 
     def pilot_tokens(self, row: int, response: list[int] | None = None) -> list[int]:
-        """The pilot's tokens of a response; without one, those of the row's own draft."""
+        """The pilot's tokens of a response; without one, those up to the end of the row's own draft."""
         return list(self._drafts[row].tokens if response is None else response)
 
     def complete(self, row: int) -> bool:
@@ -62,8 +74,9 @@ class OneVocabulary:
 class TwoVocabularies:
     """The bridge of one call of `generate` whose models have tokenizers of their own: drafts are translated as text.
 
-    All offered tokens together are the encoding of the draft's text on its own. Special tokens of the pilot have no text, and
-    of a draft that ends within a character the beginning of that character is dropped.
+    All offered tokens of a draft together are the encoding of its text on its own. Special tokens of the pilot have no text,
+    and of a draft that ends within a character the beginning of that character is dropped. A further draft of a row continues
+    the draft before it, as far as that was taken, and the encoding of the base's text after it.
 
     Args:
         end_token_ids, limits: as for `OneVocabulary`, in tokens of the pilot.
@@ -84,11 +97,50 @@ class TwoVocabularies:
         self._pilot = ContinuationTokenizer(assistant_tokenizer)
         self._base_decoder = _Decoder(self._base, self._base.decode)
         self._decoder = _Decoder(self._pilot, functools.partial(plain_text, assistant_tokenizer))
-        self._end_token_ids = end_token_ids
+        self.end_token_ids, self._limits = end_token_ids, limits
         self._base_end_token_ids = base_end_token_ids
-        self._rows = [
-            _Row(_Draft(end_token_ids, limit), _DraftText(self._decoder), SettledTokens(self._base)) for limit in limits
-        ]
+        self._rows = [self._row(limit) for limit in limits]
+
+    def _row(self, limit: int, known: list[int] | None = None, response: int = 0) -> _Row:
+        """A draft that begins after the pilot's known tokens, which are the response's first ones."""
+        known = known or []
+        draft, begun = _Draft(self.end_token_ids, known, limit), (response, len(known))
+        text = _GrowingText(self._decoder, len(known))
+        return _Row(draft, text, SettledTokens(self._base), known, begun=begun, mark=begun)
+
+    def begin(self, row: int, response: list[int], room: int) -> bool:
+        """As for `OneVocabulary`; the response has been given to `settle`, and ends with a complete character."""
+        state = self._rows[row]
+        text, tokens = state.stretch or self._take_over(state, response)
+        known = state.known + tokens.finish(text.rest(response))
+        self._rows[row] = self._row(min(len(known) + self._limits[row], room), known, len(response))
+        return len(known) < room
+
+    def settle(self, row: int, response: list[int]) -> list[int]:
+        """The pilot's tokens of the base's text after a draft that its newest token settles; they end `pilot_tokens(row)`.
+
+        For a response that continues a draft, after each token of the base. No later text can change these tokens, so that
+        they are the same however drafts were proposed. A token of the pilot that the draft's end has cut is encoded again,
+        together with the base's text.
+        """
+        state = self._rows[row]
+        text, tokens = state.stretch or self._take_over(state, response[:-1])
+        settled = tokens.grow(text.more(response))
+        state.known = state.known + settled
+        state.mid_character = not text.complete(response)
+        return settled
+
+    def _take_over(self, state: _Row, response: list[int]) -> _Stretch:
+        """Begins to read the base's text after a response that ends with a draft."""
+        base_begun, begun = state.begun
+        state.stretch = stretch = _Stretch(_GrowingText(self._base_decoder, base_begun), SettledTokens(self._pilot))
+        text = stretch.text.more(response)
+        kept = self._decoder.within(state.draft.tokens, begun, text)
+        own = self._decoder.text(kept, begun)
+        while len(kept) > begun and self._decoder.text(kept[:-1], begun) == own:  # tokens without text, drafted after the end
+            kept = kept[:-1]
+        state.known = kept + stretch.tokens.grow(text[len(own) :])
+        return stretch
 
     def offer(self, row: int, proposed: list[int]) -> Offer:
         """Extends a row's draft, and returns the base's tokens that are settled now; at the draft's end all that are left."""
@@ -111,12 +163,12 @@ class TwoVocabularies:
         """The pilot's tokens of a response's text, up to its last complete character.
 
         Tokens returned, drafted or guessed before are kept as far as their text is that of the response; the rest of the text
-        is encoded on its own. Without a response: those of the row's own draft. Of a response that grows from call to call only
-        the end is read.
+        is encoded on its own. Without a response: those up to the end of the row's own draft, or after it the settled ones. Of
+        a response that grows from call to call only the end is read.
         """
         state = self._rows[row]
         if response is None:
-            return list(state.draft.tokens)
+            return list(state.known if state.stretch else state.draft.tokens)
         base_begun, begun = state.begun
         text = self._base_decoder.text(response, base_begun)
         whole = text.rstrip(INCOMPLETE)
@@ -137,7 +189,7 @@ class TwoVocabularies:
         state.mark = len(response), len(state.known)
 
     def complete(self, row: int) -> bool:
-        """True if the response last given to `pilot_tokens` ends with a complete character."""
+        """True if the response last given to `pilot_tokens` or `settle` ends with a complete character."""
         return not self._rows[row].mid_character
 
     def guess(self, row: int, proposed: list[int]) -> list[int]:
@@ -146,7 +198,7 @@ class TwoVocabularies:
         if state.mid_character:
             return []
         known, begun = state.known[: state.response], state.begun[1]
-        state.known = known + before_end(proposed, self._end_token_ids)
+        state.known = known + before_end(proposed, self.end_token_ids)
         text = self._decoder.whole(state.known, begun)[len(self._decoder.text(known, begun)) :]
         return before_end(self._base.encode(text), self._base_end_token_ids)
 
@@ -155,10 +207,10 @@ Bridge = OneVocabulary | TwoVocabularies
 
 
 class _Draft:
-    """The pilot's tokens of one row's draft."""
+    """The pilot's tokens of one row's response up to the end of a draft, `limit` at most."""
 
-    def __init__(self, end_token_ids: Set[int], limit: int) -> None:
-        self.tokens: list[int] = []
+    def __init__(self, end_token_ids: Set[int], before: list[int], limit: int) -> None:
+        self.tokens = before
         self.over: DraftOver | None = None
         self._end_token_ids = end_token_ids
         self._limit = limit
@@ -177,10 +229,18 @@ class _Draft:
         return taken
 
 
+class _Stretch(NamedTuple):
+    """The base's text after a draft."""
+
+    text: _GrowingText
+    tokens: SettledTokens
+    """Of the pilot."""
+
+
 @dataclass
 class _Row:
     draft: _Draft
-    drafted: _DraftText
+    drafted: _GrowingText
     crossed: SettledTokens
     known: list[int] = field(default_factory=list)
     """The pilot's tokens of the draft or the response, and its guess after them."""
@@ -192,14 +252,17 @@ class _Row:
     """Numbers of tokens, of the response and in `known`, whose texts are the same, and are read no more."""
     mark: tuple[int, int] = (0, 0)
     """The next such numbers."""
+    stretch: _Stretch | None = None
+    """The base's text after the draft, if it is read by `settle`."""
 
 
-class _DraftText:
-    """Text of a growing draft, in pieces that no later token can change; of a long draft only the end is read."""
+class _GrowingText:
+    """Text of tokens from a place on, in pieces that no later token can change; of a long text only the end is read."""
 
-    def __init__(self, decoder: _Decoder) -> None:
+    def __init__(self, decoder: _Decoder, begun: int = 0) -> None:
         self._decoder = decoder
-        self._begun = self._mark = self._returned = 0
+        self._begun = self._mark = begun
+        self._returned = 0
 
     def more(self, tokens: list[int]) -> str:
         """The next piece of the text of all tokens so far."""
@@ -215,6 +278,10 @@ class _DraftText:
     def rest(self, tokens: list[int]) -> str:
         """The last piece, if no token follows."""
         return self._decoder.whole(tokens, self._begun)[self._returned :]
+
+    def complete(self, tokens: list[int]) -> bool:
+        """True if the text of all tokens so far ends with a complete character."""
+        return not self._decoder.text(tokens, self._begun).endswith(INCOMPLETE)
 
 
 class _Decoder:

@@ -9,17 +9,20 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.call import Call
 from ...engine.checks import check_kind, closing_token_id, eos_token_ids, vocabulary_size
 from ...engine.numbers import check_positive_integer
-from ...engine.pilot_side import bridge_to_base, pilot_side
+from ...engine.pilot_side import PilotSide, bridge_to_base, pilot_side
 from ...engine.ragged_stream import real_tokens
-from ...engine.strategy import check_choice, keyword
+from ...engine.stats import Stats
+from ...engine.strategy import StrategyOutput, check_choice, keyword
 from ...errors import WSDValueError
 from ...speculation import loop
 from ...speculation.config import SpeculativeConfig
 from ...speculation.setup import Setup
+from ...text.bridge import Bridge
 from . import stepwise
 from .draft import Draft
 from .output import WSDOutput
@@ -119,21 +122,33 @@ class WSDConfig(SpeculativeConfig):
         if self.draft_end == "stop" and closing is None:
             raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id to a token that it has")
         named = isinstance(self.switch_criteria, str) or not self.switch_criteria
-        draft = Draft(self._rule() if named else self.switch_criteria, real_tokens(*call.prompt), vocabulary, closing)
-        return Setup(side, bridge_to_base(call, side, limits), draft, max(limits))
+        criteria = self._rule() if named else self.switch_criteria
+        bridge = bridge_to_base(call, side, limits)
+        draft = self._draft(side, bridge, criteria, real_tokens(*call.prompt), vocabulary, closing)
+        return Setup(side, bridge, draft, max(limits))
 
-    def decode(self, call: Call) -> WSDOutput:
+    def _draft(self, side: PilotSide, bridge: Bridge, *arguments: Any) -> Draft:
+        """The rule of a call, from the arguments of `Draft`."""
+        return Draft(*arguments)
+
+    def decode(self, call: Call) -> StrategyOutput:
         """Decodes on the fast path or step by step; the sequences are the same."""
         setup = self.draft_setup(call)
-        if self.step_by_step(call, {"pilot": setup.side.model}):
+        if self._goes_step_by_step(call, setup):
             output, stats = stepwise.decode(call, setup)
         else:
             output, stats = loop.decode(call, setup, self)
-        draft, device = setup.rule, call.input_ids.device
-        width = output.sequences.shape[1] - call.input_ids.shape[1]
-        if width < call.budget:
-            for row in range(len(draft.drafting)):
-                draft.stop(row, "stopped")
+        if output.sequences.shape[1] - call.input_ids.shape[1] < call.budget:
+            for row in range(len(setup.rule.drafting)):
+                setup.rule.stop(row, "stopped")
+        return self._output(call, setup.rule, output, stats)
+
+    def _goes_step_by_step(self, call: Call, setup: Setup[Draft]) -> bool:
+        return self.step_by_step(call, {"pilot": setup.side.model})
+
+    def _output(self, call: Call, draft: Draft, output: GenerateDecoderOnlyOutput, stats: Stats) -> StrategyOutput:
+        """The output of an engine together with that of the rule."""
+        width, device = output.sequences.shape[1] - call.input_ids.shape[1], call.input_ids.device
         length = torch.tensor(draft.lengths, device="cpu")
         confident = torch.tensor([reason == "confident" for reason in draft.reasons], device="cpu")
         return WSDOutput(

@@ -25,20 +25,33 @@ class Criteria:
     """
 
     def __init__(self, criteria: StoppingCriteria | StoppingCriteriaList, prompts: Sequence[Sequence[int]]) -> None:
-        rules, self._called = list[SwitchRule](), list[tuple[StoppingCriteria, set[str]]]()
+        self._rules, self._called = list[SwitchRule](), list[tuple[StoppingCriteria, set[str]]]()
         for one in _single(criteria):
             if isinstance(one, SwitchRule) and type(one).__call__ is SwitchRule.__call__:
-                rules.append(one)
+                self._rules.append(one)
             else:
                 self._called.append((one, _arguments(one)))
-        self._switches = [[RowSwitch(rule, prompt) for prompt in prompts] for rule in rules]
-        needs = set[str]().union(*(rule.needs for rule in rules), *(arguments for _, arguments in self._called))
+        self._switches = [[RowSwitch(rule, prompt) for prompt in prompts] for rule in self._rules]
+        needs = set[str]().union(*(rule.needs for rule in self._rules), *(arguments for _, arguments in self._called))
         self.reads_distributions = not needs.isdisjoint(DISTRIBUTIONS)
-        self._prompts = prompts
+        self._prompts = list(prompts)
         self._values: list[list[list[float]]] = [[[] for _ in prompts] for _ in Drafted._fields]
-        nothing = torch.empty(len(prompts), 0, dtype=torch.float32, device="cpu")
+        self._tensors = self._gathered()
+
+    def begin(self, row: int, prompt: Sequence[int]) -> None:
+        """Begins another draft in a row, after a prompt that has grown."""
+        self._prompts[row] = prompt
+        for rule, switches in zip(self._rules, self._switches, strict=True):
+            switches[row] = RowSwitch(rule, prompt)
+        for values in self._values:
+            values[row].clear()
+        self._tensors = self._gathered()
+
+    def _gathered(self) -> list[GrowingTensor]:
+        """The values of all drafts as tensors that grow with them."""
+        nothing = torch.empty(len(self._prompts), 0, dtype=torch.float32, device="cpu")
         tokens, *others = self._values
-        self._tensors = [GrowingTensor(nothing.long(), tokens, 0), *(GrowingTensor(nothing, one, torch.nan) for one in others)]
+        return [GrowingTensor(nothing.long(), tokens, 0), *(GrowingTensor(nothing, one, torch.nan) for one in others)]
 
     def fired(self, offered: Mapping[int, Drafted]) -> set[int]:
         """Takes the next drafted token of some rows; returns those rows where it is the last."""

@@ -47,6 +47,13 @@ class Draft(Rule):
         self._vocabulary = vocabulary
         self._closing_token_id = closing_token_id
 
+    def begin(self, row: int, prompt: Sequence[int]) -> None:
+        """Begins another draft in a row, after the prompt and all of the response so far."""
+        self.token_ids[row].clear()
+        self.log_probs[row].clear()
+        self.drafting[row] = True
+        self._criteria.begin(row, prompt)
+
     @property
     def lengths(self) -> list[int]:
         """Tokens drafted so far in each row."""

@@ -27,17 +27,18 @@ class DraftSteps:
     Attributes:
         taken: steps so far, one response token each.
         by_pilot: rows that took the pilot's token at the last step, BoolTensor[batch].
-        proposed: tokens that the pilot has proposed, in the base's vocabulary.
+        proposed, kept: tokens that the pilot has proposed and drafted, in the base's vocabulary.
     """
 
     def __init__(self, setup: Setup[Draft]) -> None:
         self.draft = setup.rule
         self.stream = LockstepStream(setup.side.model, *setup.side.prompt, setup.longest)
-        self.taken = self.proposed = 0
+        self.taken = self.proposed = self.kept = 0
         self.by_pilot = torch.tensor(setup.rule.drafting, device="cpu")
         self._bridge = setup.bridge
         self._warpers = setup.side.warpers
         self._offers = [Offer([], None) for _ in setup.side.prompt.input_ids]
+        self._logits = torch.empty(0)  # the pilot's at the last step
 
     def advance(self, input_ids: torch.Tensor, logits: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
         """The token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
@@ -51,10 +52,21 @@ class DraftSteps:
         self.taken += 1
         for row in finished.nonzero().flatten().tolist():
             self.draft.drop(row)
-        tokens = self._next_tokens(input_ids.device)
+        if self.draft.reads_pilot and self.taken > 1:
+            self._read(input_ids[:, -1], finished)
+        tokens = self._next_tokens(finished)
         self.by_pilot = torch.tensor(self.draft.drafting, device="cpu")
         forced = self._take(tokens, logits) if tokens else self.draft.closing()
         return torch.tensor([forced.get(row, FREE) for row in range(len(input_ids))], device=input_ids.device)
+
+    def _read(self, tokens: torch.Tensor, finished: torch.Tensor) -> None:
+        """Has the rule note the newest token of each free row, LongTensor[batch], and the pilot read those of all rows."""
+        weights = self.draft.weigh(self._logits, tokens).tolist()
+        for row in (~self.by_pilot & ~finished.cpu()).nonzero().flatten().tolist():
+            self.draft.written(row, int(tokens[row]), weights[row])
+            if self.draft.drafting[row]:
+                self._offers[row] = Offer([], None)
+        self.stream.append(tokens)
 
     def _take(self, tokens: dict[int, int], logits: torch.Tensor) -> dict[int, int]:
         index = torch.tensor([tokens.get(row, 0) for row in range(len(logits))], device=logits.device)[:, None]
@@ -62,24 +74,29 @@ class DraftSteps:
         columns = [log_probs.gather(1, index.clamp(max=logits.shape[-1] - 1)).squeeze(1).tolist()]
         if self.draft.reads_distributions:
             columns += [log_probs.amax(dim=-1).tolist(), entropies(log_probs).tolist()]
+        self.kept += len(tokens)
         forced = self.draft.take({row: Drafted(token, *(column[row] for column in columns)) for row, token in tokens.items()})
         if self._bridge.token_by_token:
             self._stop_exhausted("draft_limit")
         return forced
 
-    def _next_tokens(self, device: torch.device) -> dict[int, int]:
+    def _next_tokens(self, finished: torch.Tensor) -> dict[int, int]:
         """The next token of each draft; drafts that have none are stopped."""
+        if self.draft.reads_pilot:
+            self._propose(~finished)
+        drafting = torch.tensor(self.draft.drafting, device=finished.device)
         while any(self._offers[row] == Offer([], None) for row in self._drafting()):
-            self._propose(device)
+            self._propose(drafting)
         self._stop_exhausted("draft_ended", "draft_limit")
         return {row: self._offers[row].tokens.pop(0) for row in self._drafting()}
 
-    def _propose(self, device: torch.device) -> None:
-        """Gets one more token of the pilot in every row, though some may have enough for now."""
-        logits = self.stream.next_logits().to(device)
+    def _propose(self, needed: torch.Tensor) -> None:
+        """Gets one more token of the pilot in every row, though some, not `needed`, may have enough for now."""
+        self._logits = logits = self.stream.next_logits().to(needed.device)
         proposed, bad, _ = choose(logits, self._warpers)
-        check_finite("pilot", bad.cpu() & torch.tensor(self.draft.drafting, device="cpu"), [self.taken - 1] * len(logits))
-        self.stream.append(proposed)
+        check_finite("pilot", bad & needed, [self.taken - 1] * len(logits))
+        if not self.draft.reads_pilot:
+            self.stream.append(proposed)
         for row in self._drafting():
             tokens, over = self._offers[row]
             if over is None:
@@ -105,7 +122,7 @@ def decode(call: Call, setup: Setup[Draft]) -> tuple[GenerateDecoderOnlyOutput, 
         Work(steps.taken, base_tokens(call, steps.taken)),
         work(steps.stream),
         proposed=steps.proposed,
-        kept=sum(setup.rule.lengths),
+        kept=steps.kept,
         peak_memory=peak_memory(call.base, setup.side.model),
     )
 
