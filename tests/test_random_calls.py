@@ -115,8 +115,8 @@ def two_way_settings(rng: random.Random) -> dict[str, Any]:
 
 
 def drafting(row: Row) -> Rule:
-    name = next(name for name in row.own if name.endswith("window_size"))
-    own = {key.removeprefix(name.removesuffix("window_size")): value for key, value in row.own.items()}
+    prefix = "two_way_" if "two_way_handback_threshold" in row.own else "wsd_"
+    own = {name.removeprefix(prefix): value for name, value in row.own.items()}
 
     def switch_after(response: list[int]) -> slow.Switch:
         prompt = [*row.readers[0].prompt, *response] if own["ignore_repeats"] else None

@@ -42,7 +42,7 @@ from .strategies.wsd.switch_rules import (
     SwitchCriteria,
     SwitchRule,
 )
-from .strategies.wsd.two_way import Change, TwoWayConfig, TwoWayOutput
+from .strategies.wsd.two_way import TwoWayConfig, TwoWayOutput, WriterChange
 from .text.chat import BASE_CHAT_TEMPLATE, build_inputs
 from .text.next_turn import BASE_STOP_STRINGS
 from .text.streaming import AnswerStreamer, WriterStreamer
@@ -59,7 +59,6 @@ __all__ = [
     "AnswerStreamer",
     "AutoModelForCausalLM",
     "BlendConfig",
-    "Change",
     "EmulatedFineTuningConfig",
     "EnsembleConfig",
     "EntropyCriteria",
@@ -95,6 +94,7 @@ __all__ = [
     "WSDTextGenerationPipeline",
     "WSDValueError",
     "Work",
+    "WriterChange",
     "WriterStreamer",
     "build_inputs",
     "confidence",

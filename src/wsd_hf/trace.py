@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, cast
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from .strategies.wsd.config import WSDConfig
 from .strategies.wsd.output import WSDOutput
 from .strategies.wsd.switch import confidence
 from .strategies.wsd.switch_rules import SWITCH_RULES
+from .strategies.wsd.two_way import TwoWayConfig, TwoWayOutput, WriterChange
 from .text.visible import html_text, visible
 
 PILOT_COLOURS = ("#f4a582", "#f7b799", "#fac8af", "#fcd9c7", "#feeae0")
@@ -80,10 +82,12 @@ class Trace:
     Attributes:
         tokens: of the response, without padding.
         switch: the end of the draft; None unless the strategy is "wsd".
+        changes: of the writer, under "two_way"; None under any other strategy.
     """
 
     tokens: tuple[TracedToken, ...]
     switch: Switch | None = None
+    changes: tuple[WriterChange, ...] | None = None
 
     def __rich__(self) -> Text:
         text = Text()
@@ -104,6 +108,8 @@ class Trace:
         """One line: the pilot's part of the response, and the end of its draft."""
         by_pilot = sum(token.writer == "pilot" for token in self.tokens)
         part = f"pilot: {by_pilot} token{'' if by_pilot == 1 else 's'} of {len(self.tokens)}"
+        if self.changes is not None:
+            return "; ".join([part, *map(_clause, self.changes)])
         if self.switch is None:
             return part
         reasons = {
@@ -169,6 +175,8 @@ def explain(
     ids = _response(output.sequences[row, output.prompt_length :].tolist(), tokenizer)
     writers = ["pilot" if by_pilot else "base" for by_pilot in output.written_by_pilot[row, : len(ids)].tolist()]
     tokens = _before(stop_strings, tuple(map(TracedToken, ids, _pieces(ids, tokenizer), writers)))
+    if isinstance(output, TwoWayOutput):
+        return _with_changes(tokens, output, row)
     return _with_draft(tokens, output, row) if isinstance(output, WSDOutput) else Trace(tokens)
 
 
@@ -193,6 +201,35 @@ def _with_draft(tokens: tuple[TracedToken, ...], output: WSDOutput, row: int) ->
         for position, token in enumerate(tokens)
     )
     return Trace(traced, Switch(index, reason, settings.threshold, window, rule, settings.ignore_repeats))
+
+
+def _with_changes(tokens: tuple[TracedToken, ...], output: TwoWayOutput, row: int) -> Trace:
+    """The trace of a response whose writer may have changed several times, and which a stop string may have cut."""
+    settings = cast("TwoWayConfig", output.strategy)
+    by_confidence = settings.switch_criteria == "confidence" and not settings.ignore_repeats
+    changes = tuple(change for change in output.changes[row] if change.position <= len(tokens))
+    traced: list[TracedToken] = []
+    for begin, end in pairwise([0, *(change.position for change in changes), len(tokens)]):
+        log_probs = output.log_probs[row, begin:end].tolist()
+        for position, reached in enumerate(confidence(log_probs, settings.window_size).tolist(), start=begin):
+            token, drafted = tokens[position], tokens[position].writer == "pilot"
+            probability = math.exp(log_probs[position - begin]) if drafted else None
+            if not drafted and output.logits:
+                probability = float(output.logits[position][row].softmax(dim=-1)[token.id])
+            shown = drafted and by_confidence and not math.isnan(reached)
+            traced.append(replace(token, probability=probability, confidence=reached if shown else None))
+    return Trace(tuple(traced), changes=changes)
+
+
+def _clause(change: WriterChange) -> str:
+    """Clause about a change of the writer."""
+    reasons = {
+        "confident": "the base took over",
+        "draft_ended": "the pilot was done",
+        "draft_limit": "the draft limit was reached",
+        "left_path": "the base had left the pilot's path",
+    }
+    return f"after {change.position} {reasons[change.reason]}"
 
 
 def _trigger(switch: Switch) -> str:

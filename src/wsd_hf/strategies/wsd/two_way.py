@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
@@ -40,15 +40,19 @@ from .draft import Draft
 from .switch import window_mean
 
 
-class Change(NamedTuple):
-    """A change of the writer within a response."""
+@dataclass(frozen=True)
+class WriterChange:
+    """A change of the writer within a response.
+
+    Attributes:
+        position: number of response tokens before it.
+        writer: "pilot" or "base", of the tokens after it.
+        reason: "left_path" where the pilot drafts again; else as in `WSDOutput.switch_reason`.
+    """
 
     position: int
-    """Number of response tokens before it."""
     writer: Literal["pilot", "base"]
-    """Writer of the tokens after it."""
     reason: SwitchReason | Literal["left_path"]
-    """"left_path": the base's text had become improbable to the pilot; else as in `WSDOutput.switch_reason`."""
 
 
 @dataclass
@@ -65,7 +69,7 @@ class TwoWayOutput(StrategyOutput):
     `past_key_values` is None on the fast path, whose cache has another form than transformers'.
     """
 
-    changes: list[list[Change]] = None  # type: ignore[assignment]
+    changes: list[list[WriterChange]] = None  # type: ignore[assignment]
     log_probs: torch.Tensor = None  # type: ignore[assignment]
 
 
@@ -115,8 +119,8 @@ class TwoWayConfig(WSDConfig):
             reason = f"{self.prefix}engine='step' was given"
         if reason:
             raise WSDValueError(
-                f"strategy={self.name!r} with two vocabularies takes the fast path only, which cannot serve this call: {reason}; "
-                f"without hand-back, {self.prefix}handback_threshold=0, it may go step by step"
+                f"strategy={self.name!r} with two vocabularies takes the fast path, which cannot serve this call: {reason}; "
+                f"without hand-back ({self.prefix}handback_threshold=0) it may go step by step"
             )
         return False
 
@@ -157,7 +161,7 @@ class TwoWayDraft(Draft):
         self.responses: list[list[int]] = [[] for _ in range(rows)]
         self.by_pilot: list[list[bool]] = [[] for _ in range(rows)]
         self.other_log_probs: list[list[float]] = [[] for _ in range(rows)]
-        self.changes: list[list[Change]] = [[] for _ in range(rows)]
+        self.changes: list[list[WriterChange]] = [[] for _ in range(rows)]
         self.reads_pilot = self.weighs_written = handback_threshold > 0 and bridge.token_by_token
         self.one_by_one = handback_threshold > 0 and not bridge.token_by_token  # what is settled is known before the next token
         self._least = math.log(handback_threshold) if handback_threshold else -math.inf
@@ -176,7 +180,7 @@ class TwoWayDraft(Draft):
 
     def stop(self, row: int, reason: SwitchReason) -> None:
         if self.drafting[row] and reason not in ("budget", "stopped"):
-            self.changes[row].append(Change(len(self.responses[row]), "base", reason))
+            self.changes[row].append(WriterChange(len(self.responses[row]), "base", reason))
         super().stop(row, reason)
 
     def weigh(self, pilot: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -225,7 +229,7 @@ class TwoWayDraft(Draft):
         if not self._bridge.begin(row, self.responses[row], self._room[row]):
             self._lost.add(row)
             return
-        self.changes[row].append(Change(len(self.responses[row]), "pilot", "left_path"))
+        self.changes[row].append(WriterChange(len(self.responses[row]), "pilot", "left_path"))
         self._path[row] = []
         self.begin(row, [*self._prompts[row], *self.responses[row]])
 
