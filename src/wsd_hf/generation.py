@@ -39,10 +39,10 @@ class WSDGenerationMixin(GenerationMixin):
 
         Args:
             *args: as for transformers' `generate`.
-            strategy: None (plain transformers), the name of a strategy, or its settings object: "wsd" (`WSDConfig`), "nudging"
-                (`NudgingConfig`), "emulated_fine_tuning" (`EmulatedFineTuningConfig`), "product" (`ProductConfig`), "ensemble"
-                (`EnsembleConfig`), "blend" (`BlendConfig`), "weak_to_strong_search" (`SearchConfig`),
-                "reward_guided" (`RewardGuidedConfig`).
+            strategy: None (plain transformers), the name of a strategy, or its settings object: "wsd" (`WSDConfig`), "two_way"
+                (`TwoWayConfig`), "nudging" (`NudgingConfig`), "emulated_fine_tuning" (`EmulatedFineTuningConfig`), "product"
+                (`ProductConfig`), "ensemble" (`EnsembleConfig`), "blend" (`BlendConfig`), "weak_to_strong_search"
+                (`SearchConfig`), "reward_guided" (`RewardGuidedConfig`).
             assistant_model: the pilot, a loaded causal model. Of `torch.compile(model)` the model inside is used, as of a base
                 in transformers; `model.compile()` compiles the forwards that are run.
             assistant_input_ids: the pilot's prompt, LongTensor[batch, prompt]; default: the base's, or its text.
@@ -57,7 +57,7 @@ class WSDGenerationMixin(GenerationMixin):
 
         Returns:
             LongTensor[batch, prompt + response], or a `StrategyOutput` with `return_dict_in_generate=True`: for "wsd" a
-            `WSDOutput`, for search a `SearchOutput`, for "reward_guided" a `RewardGuidedOutput`.
+            `WSDOutput`, for "two_way" a `TwoWayOutput`, for search a `SearchOutput`, for "reward_guided" a `RewardGuidedOutput`.
 
         Raises:
             WSDValueError: an unknown strategy or keyword, a keyword that would have no effect, an illegal setting, models or

@@ -45,7 +45,7 @@ class Stream(ABC):
         return self.prompts[row][ahead:] + response if ahead < 0 else response[ahead:]
 
     def resume(self, row: int, response: list[int], last: int = 1) -> list[int]:
-        """Tokens to feed so that the logits after the `last` tokens of `response` result: those not held, and these anyway.
+        """Tokens to feed so that the logits after each of the `last` tokens of `response` result: those not held, and these.
 
 
         Rewinds the row to the prefix that `response` shares with the tokens in `responses`, and replaces them.
