@@ -47,7 +47,6 @@ class Stream(ABC):
     def resume(self, row: int, response: list[int], last: int = 1) -> list[int]:
         """Tokens to feed so that the logits after each of the `last` tokens of `response` result: those not held, and these.
 
-
         Rewinds the row to the prefix that `response` shares with the tokens in `responses`, and replaces them.
         """
         self.rewind(row, min(len(common_prefix(self.responses[row], response)), len(response) - last))
