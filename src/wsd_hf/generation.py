@@ -57,7 +57,8 @@ class WSDGenerationMixin(GenerationMixin):
 
         Returns:
             LongTensor[batch, prompt + response], or a `StrategyOutput` with `return_dict_in_generate=True`: for "wsd" a
-            `WSDOutput`, for "two_way" a `TwoWayOutput`, for search a `SearchOutput`, for "reward_guided" a `RewardGuidedOutput`.
+            `WSDOutput`, for "two_way" a `TwoWayOutput`, for search a `SearchOutput`, for "reward_guided" a
+            `RewardGuidedOutput`.
 
         Raises:
             WSDValueError: an unknown strategy or keyword, a keyword that would have no effect, an illegal setting, models or
