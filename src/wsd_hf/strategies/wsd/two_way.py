@@ -130,9 +130,9 @@ class TwoWayConfig(WSDConfig):
         return TwoWayOutput(
             **output,
             stats=stats,
-            written_by_pilot=_table(rule.by_pilot, width, False).to(device),
+            written_by_pilot=_table(rule.by_pilot, width, False, torch.bool).to(device),
             changes=rule.changes,
-            log_probs=_table(rule.other_log_probs, width, math.nan).to(device),
+            log_probs=_table(rule.other_log_probs, width, math.nan, torch.float32).to(device),
         )
 
 
@@ -234,6 +234,6 @@ class TwoWayDraft(Draft):
         self.begin(row, [*self._prompts[row], *self.responses[row]])
 
 
-def _table(rows: Sequence[Sequence[float]], width: int, fill: float) -> torch.Tensor:
+def _table(rows: Sequence[Sequence[float]], width: int, fill: float, dtype: torch.dtype) -> torch.Tensor:
     """Lists of numbers as one tensor, [rows, width]."""
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device="cpu")
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype, device="cpu")
