@@ -32,7 +32,7 @@ class Stats:
         base: of the model that generates.
         pilot: of the small aligned model.
         reference: of the pilot as it was before its tuning; None without one.
-        proposed: tokens that the pilot proposed, in the base's vocabulary.
+        proposed: tokens that were proposed, in the base's vocabulary: by the pilot, n-grams or a rejected step.
         kept: those of them that the responses hold.
         cache_memory: most bytes that both KV caches have taken; None where transformers keeps them.
         peak_memory: most bytes that PyTorch had allocated on the models' CUDA devices since its peak statistics were reset;
