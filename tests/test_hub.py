@@ -425,7 +425,7 @@ def test_a_file_that_arrives_too_short_is_named_and_fetched_again(hub):
 def test_a_file_that_arrives_changed_is_never_read(hub, monkeypatch, name):
     hub.faults = [Fault(f"/{name}", replace=lambda content: content[:-1] + bytes([content[-1] ^ 1]))]
     with monkeypatch.context() as patch:
-        patch.setattr(wsd_hf.hub.loading.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("was read"))
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("was read"))
         for _again in range(2):
             with pytest.raises(WSDHubError, match=rf"{re.escape(name)} is damaged .*: get it again"):
                 load_pilot("me/pilot")

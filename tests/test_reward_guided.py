@@ -419,6 +419,9 @@ def test_a_step_that_the_budget_cuts_is_judged_as_a_whole() -> None:
 # Sampling
 
 
+TEMPERATURE = 0.6
+
+
 def test_sampling_from_one_candidate_is_greedy() -> None:
     base, pilot = pair()
     greedy = guide(base, pilot)
@@ -428,9 +431,9 @@ def test_sampling_from_one_candidate_is_greedy() -> None:
 
 
 def probabilities(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """The next tokens' distributions at temperature 1.5, [rows, V]."""
+    """The next tokens' distributions, [rows, V]."""
     with torch.no_grad():
-        return (model(tokens).logits[:, -1].float() / 1.5).softmax(dim=-1)
+        return (model(tokens).logits[:, -1].float() / TEMPERATURE).softmax(dim=-1)
 
 
 @pytest.mark.parametrize("step_length", [1, 2])
@@ -447,7 +450,7 @@ def test_samples_are_the_pilots_where_a_step_is_kept_and_else_the_bases(step_len
         last = letters().convert_tokens_to_ids([text[-1] for text in texts])
         return [float(token < half) for token in last]
 
-    sampling = {"do_sample": True, "temperature": 1.5, "top_k": 0, "num_return_sequences": draws}
+    sampling = {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0, "num_return_sequences": draws}
     case = {"reward_guided_step_length": step_length, "tokenizer": letters(), "reward_guided_delimiter": "none"}
     out = guide(base, pilot, reward=low, max_new_tokens=2, **case, **sampling)
     observed = torch.tensor(responses(out))
