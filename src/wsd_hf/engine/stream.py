@@ -46,10 +46,6 @@ class Stream(ABC):
 
     def resume(self, row: int, response: list[int], last: int = 1) -> list[int]:
         """Tokens to feed so that the logits after each of the `last` tokens of `response` result: those not held, and these.
-<<<<<<< HEAD
-
-=======
->>>>>>> twoway
 
         Rewinds the row to the prefix that `response` shares with the tokens in `responses`, and replaces them.
         """

@@ -38,11 +38,7 @@ class DraftSteps:
         self._bridge = setup.bridge
         self._warpers = setup.side.warpers
         self._offers = [Offer([], None) for _ in setup.side.prompt.input_ids]
-<<<<<<< HEAD
-        self._logits = torch.empty(0)  # the pilot's at the last step
-=======
         self._logits = torch.empty(0, dtype=torch.float32, device="cpu")  # the pilot's at the last step
->>>>>>> twoway
 
     def advance(self, input_ids: torch.Tensor, logits: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
         """The token that each row must take now, LongTensor[batch]; `FREE` where the base chooses.
