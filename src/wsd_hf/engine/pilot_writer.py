@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -35,12 +35,14 @@ class PilotWriter:
     next one: so pieces in a row are what the pilot would have written alone.
 
     Args:
-        completes: decides whether a piece is complete.
+        longest: most tokens of a piece.
+        completes: decides whether a shorter piece is complete.
     """
 
-    def __init__(self, call: Call, side: PilotSide, bridge: Bridge, stream: Stream, completes: Completes) -> None:
-        self.stream, self._bridge, self._completes = stream, bridge, completes
-        self._choice = choice(side.warpers)
+    def __init__(self, call: Call, side: PilotSide, bridge: Bridge, stream: Stream, longest: int, completes: Completes) -> None:
+        self.stream, self._bridge = stream, bridge
+        self._longest, self._completes = longest, completes
+        self._choice, self._samples = choice(side.warpers), side.warpers is not None
         self._end_token_ids = side.end_token_ids
         if side.one_vocabulary:
             self._end_token_ids = side.end_token_ids | eos_token_ids(call.generation_config)
@@ -55,17 +57,19 @@ class PilotWriter:
         """True where a response is at the end of a piece after which the pilot ends it."""
         return self._next[row] in self._end_token_ids and len(response) == self._lengths[row]
 
-    def write(self, most: Mapping[int, int], rows: Rows) -> dict[int, Piece]:
-        """The next piece in some rows, of at most so many tokens of the pilot.
-
-        There is none for a row whose last character is incomplete, so that it cannot be read.
-        """
-        for row in most:
+    def write(self, turn: list[int], rows: Rows) -> dict[int, Piece]:
+        """The next piece in some rows; none in a row whose last character is incomplete, so that it cannot be read."""
+        for row in turn:
             self._read(row, rows.responses[row])
-        readable = [row for row in most if self._bridge.complete(row)]
-        while writing := [row for row in readable if not self._complete(row, most[row])]:
+        readable = [row for row in turn if self._bridge.complete(row)]
+        while writing := [row for row in readable if not self._complete(row)]:
             self._advance(writing, rows)
         return {row: self._cross(row, rows.responses[row]) for row in readable}
+
+    def drop(self, row: int) -> None:
+        """Forgets a token drawn after a piece that is not appended: should the same text be appended, it is drawn anew."""
+        if self._samples:
+            self._next[row] = None
 
     def _read(self, row: int, response: list[int]) -> None:
         """Begins a piece here; its first token is known if nothing but the last piece has been appended."""
@@ -74,11 +78,11 @@ class PilotWriter:
             self._text[row], self._next[row] = text, None
         self._begin[row] = len(text)
 
-    def _complete(self, row: int, most: int) -> bool:
+    def _complete(self, row: int) -> bool:
         piece, following = self._text[row][self._begin[row] :], self._next[row]
         if following is None:
             return len(self._text[row]) >= self._limits[row]
-        return following in self._end_token_ids or len(piece) >= most or self._completes(piece, following)
+        return following in self._end_token_ids or len(piece) >= self._longest or self._completes(piece, following)
 
     def _advance(self, writing: list[int], rows: Rows) -> None:
         """One token more of some pieces, and the token after it."""

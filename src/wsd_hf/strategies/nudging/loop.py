@@ -54,7 +54,7 @@ class Nudging:
                 self.pilot.stream.select(unfinished)
             opinions = self._ask_base()
             nudged = [row for row in unfinished if self._needs_pilot(row, opinions[row])]
-            words = self.pilot.write(dict.fromkeys(nudged, LONGEST), self.rows)
+            words = self.pilot.write(nudged, self.rows)
             self._write(opinions, words)
 
     def _ask_base(self) -> dict[int, Opinion]:
@@ -114,7 +114,7 @@ def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTok
         open_stream(call.base, real_tokens(*call.prompt), call.budget, capturing=True) as base,
         open_stream(side.model, real_tokens(*side.prompt), call.budget + LONGEST, capturing=True) as stream,
     ):
-        pilot = PilotWriter(call, side, bridge, stream, partial(completes_word, encoder))
+        pilot = PilotWriter(call, side, bridge, stream, LONGEST, partial(completes_word, encoder))
         nudging = Nudging(call, base, pilot, threshold)
         nudging.run()
         rows = nudging.rows

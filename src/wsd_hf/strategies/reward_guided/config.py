@@ -16,7 +16,6 @@ the paper.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...engine.call import Call
 from ...engine.checks import check_kind
-from ...engine.numbers import as_number, check_positive_integer
+from ...engine.numbers import check_number, check_positive_integer
 from ...engine.pilot_side import PilotSide, bridge_to_base, pilot_side
 from ...engine.ragged_stream import real_tokens
 from ...engine.recurrent_support import reads_single_tokens
@@ -73,10 +72,7 @@ class RewardGuidedConfig(StrategyConfig):
     prefix: ClassVar[str] = "reward_guided_"
 
     def __post_init__(self) -> None:
-        threshold = as_number(self.threshold)
-        if threshold is None or not math.isfinite(threshold):
-            raise WSDValueError(f"threshold={self.threshold!r}: must be a finite number")
-        object.__setattr__(self, "threshold", float(threshold))
+        object.__setattr__(self, "threshold", check_number("threshold", self.threshold))
         if not isinstance(self.delimiter, str) or not self.delimiter:
             raise WSDValueError(f"delimiter={self.delimiter!r}: must be a text that is not empty")
         object.__setattr__(self, "step_length", check_positive_integer("step_length", self.step_length))

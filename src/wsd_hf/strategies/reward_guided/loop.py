@@ -86,7 +86,7 @@ class RewardGuided:
         """One step of the pilot in some rows; returns the steps that the base is to write."""
         self._decoding.shrink()
         responses = self._rows.responses
-        written = self._pilot.write(dict.fromkeys(turn, self._rule.longest), self._rows)
+        written = self._pilot.write(turn, self._rows)
         steps = {row: step for row, step in written.items() if step.tokens or step.ended}
         judged = {row: responses[row] + step.tokens for row, step in steps.items()}
         rewards = self._judge.rewards(judged, [step.ended for step in steps.values()])
@@ -123,6 +123,7 @@ class RewardGuided:
         """One step of the base in some rows, to which the rejected ones are proposed."""
         for row in rejected:
             self._rule.begin(row)
+            self._pilot.drop(row)
             self._decoding.base.rewind(row, len(self._rows.responses[row]) - 1)
         # Their last tokens are the base's to write: a kept one that ends a step would be read without need.
         left = self._rows.left
@@ -138,7 +139,7 @@ def decode(call: Call, setup: Setup[Steps], judge: Judge, pilot_text: StepText) 
     """Decodes a call that is supported; `pilot_text` is of the pilot's tokens."""
     with open_decoding(call, setup, SpeculativeConfig()) as decoding:
         stream = decoding.proposer.stream
-        pilot = PilotWriter(call, setup.side, setup.bridge, stream, lambda step, _: pilot_text.ends(step))
+        pilot = PilotWriter(call, setup.side, setup.bridge, stream, setup.longest, lambda step, _: pilot_text.ends(step))
         guided = RewardGuided(call, decoding, pilot, setup.rule, judge)
         guided.run()
         return RewardGuidedOutput(

@@ -21,17 +21,13 @@ class StepText:
 
 
 class Steps(Rule):
-    """The base's steps: a row waits, but for the turns at which the base writes a step in it.
-
-    Attributes:
-        longest: most tokens of a step.
-    """
+    """The base's steps: a row waits, but for the turns at which the base writes a step in it."""
 
     def __init__(self, rows: int, longest: int, text: StepText) -> None:
         super().__init__(rows)
         self.waiting = [True] * rows
         self._steps: list[list[int]] = [[] for _ in range(rows)]
-        self.longest, self._text = longest, text
+        self._longest, self._text = longest, text
 
     def begin(self, row: int) -> None:
         """Begins a step of the base."""
@@ -41,4 +37,4 @@ class Steps(Rule):
     def written(self, row: int, token: int, pilot_log_prob: float) -> None:
         step = self._steps[row]
         step.append(token)
-        self.waiting[row] = len(step) >= self.longest or self._text.ends(step)
+        self.waiting[row] = len(step) >= self._longest or self._text.ends(step)
