@@ -156,9 +156,17 @@ REFERENCE = Path(__file__).parents[1] / "examples" / "tiny_world" / "pilot_untun
 
 def test_all_methods_give_what_generate_gives(compare, pair, tmp_path):
     eft, wss = "emulated_fine_tuning", "weak_to_strong_search"
-    chosen = {"nudging": {"nudging_threshold": 0.8}, eft: {}, wss: {"temperature": 0.7}}
+    targets = ["product", "ensemble", "blend"]
+    chosen = {
+        "nudging": {"nudging_threshold": 0.8},
+        eft: {},
+        wss: {"temperature": 0.7},
+        "two_way": {},
+        **dict.fromkeys(targets, {}),
+    }
     settings = {"reference": REFERENCE, "judge": "tiny_world", "nudging_threshold": 0.8, "max_new_tokens": 64}
-    result = compare(strategies=f"base,pilot,urial,nudging,eft,{wss},wsd", **settings)
+    names = ["base", "pilot", "urial", "nudging", eft, wss, *targets, "two_way", "wsd"]
+    result = compare(strategies=",".join("eft" if name == eft else name for name in names), **settings)
     assert result.exit_code == 0, result.stderr
     base, pilot, tokenizer, assistant_tokenizer = pair
     models = {"assistant_model": pilot, "tokenizer": tokenizer, "assistant_tokenizer": assistant_tokenizer}
@@ -171,13 +179,15 @@ def test_all_methods_give_what_generate_gives(compare, pair, tmp_path):
         inputs = wsd_hf.build_inputs(question["messages"], tokenizer, assistant_tokenizer)
         for method, options in chosen.items():
             torch.manual_seed(0)
-            options = {**options, **models, **({} if method == "nudging" else {"reference_model": reference})}
+            options = {**options, **models, **({"reference_model": reference} if method in (eft, wss) else {})}
             ids = base.generate(**inputs, strategy=method, max_new_tokens=64, **options)
             text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             assert said[number, method] == text.split("\n\n[")[0].strip()
     rows = table(tmp_path / "out")
-    assert list(rows) == ["base", "pilot", "urial", "nudging", eft, wss, "wsd"]
-    assert rows[eft]["reference_forwards"] == rows[eft]["pilot_forwards"] == rows[eft]["base_forwards"] > 0
+    assert list(rows) == names
+    assert rows[eft]["reference_forwards"] == rows[eft]["base_forwards"] > 0
+    for name in (eft, "product", "ensemble"):  # drafted by the pilot
+        assert 0 < rows[name]["base_forwards"] < 0.4 * rows[name]["length"] * len(QUESTIONS)
     assert 0 < rows["nudging"]["pilot_share"] < 1
 
 
