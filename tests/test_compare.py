@@ -162,7 +162,7 @@ def test_all_methods_give_what_generate_gives(compare, pair, tmp_path):
         eft: {},
         wss: {"temperature": 0.7},
         "two_way": {},
-        **dict.fromkeys(targets, {}),
+        **{name: {} for name in targets},
     }
     settings = {"reference": REFERENCE, "judge": "tiny_world", "nudging_threshold": 0.8, "max_new_tokens": 64}
     names = ["base", "pilot", "urial", "nudging", eft, wss, *targets, "two_way", "wsd"]
