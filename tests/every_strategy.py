@@ -129,7 +129,8 @@ class Case(NamedTuple):
     def by_the_base(self) -> dict[str, Any]:
         """Keywords under which the base writes every token, but for the first of a draft."""
         if self.switches:
-            return {self.keyword("max_draft_tokens"): 1, self.keyword("window_size"): 1}
+            once = {"two_way_handback_threshold": 0} if self.strategy == "two_way" else {}
+            return {self.keyword("max_draft_tokens"): 1, self.keyword("window_size"): 1, **once}
         return {"nudging": {"nudging_threshold": 1e-9}, "reward guided": {"reward_guided_threshold": 1.0}}.get(self.way, {})
 
     @property
