@@ -118,7 +118,12 @@ class Case(NamedTuple):
     @property
     def is_served(self) -> bool:
         """Whether the way takes as many vocabularies."""
-        return self.vocabularies == "one" or not (self.is_target or self.way == "two-way step")
+        return self.vocabularies == "one" or not (self.is_target or (self.engine == "step" and not self.goes_step_by_step))
+
+    @property
+    def goes_step_by_step(self) -> bool:
+        """Whether the strategy has a step-by-step path for as many vocabularies."""
+        return self.engine is not None and (self.vocabularies == "one" or self.strategy != "two_way")
 
     @property
     def switches(self) -> bool:
