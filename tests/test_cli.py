@@ -187,7 +187,7 @@ def test_a_system_message_reaches_both_models(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (("--strategy", "best"), "--strategy best: unknown; known are wsd, nudging"),
+        (("--strategy", "best"), "--strategy best: unknown; known are wsd, two_way, nudging"),
         (("--strategy", "weak_to_strong_search"), "--strategy weak_to_strong_search needs --reference"),
         (REFERENCE, "--reference has no effect with --strategy wsd: leave it out"),
         (("--strategy", "nudging", "--window-size", 3), "--window-size has no effect with --strategy nudging"),

@@ -334,7 +334,7 @@ def test_what_leads_elsewhere_is_refused_before_weights_are_read(
     folder: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     HOSTILE[case](folder)
-    for reader in ("wsd_hf.hub.loading.AutoModelForCausalLM.from_pretrained", "wsd_hf.hub.contents.safe_open"):
+    for reader in ("transformers.AutoModelForCausalLM.from_pretrained", "wsd_hf.hub.contents.safe_open"):
         monkeypatch.setattr(reader, lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(WSDHubError):
         load_pilot(folder)

@@ -40,11 +40,17 @@ def logits_behind(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
 
 
 def expected(
-    base: PreTrainedModel, pilot: PreTrainedModel, ids: torch.Tensor, *, threshold: float, max_new_tokens: int
+    base: PreTrainedModel,
+    pilot: PreTrainedModel,
+    ids: torch.Tensor,
+    *,
+    threshold: float,
+    max_new_tokens: int,
+    tokenizer: Any = None,
 ) -> tuple[list[int], list[bool]]:
     """One greedy response without an end and who wrote which token, with one vocabulary."""
     readers = (Reader(model, ids[0].tolist()) for model in (base, pilot))
-    rule = Nudging(*readers, eos_ids(pilot), set(), threshold, spaced_tokenizer())
+    rule = Nudging(*readers, eos_ids(pilot), set(), threshold, tokenizer or spaced_tokenizer())
     tokens = slow_response(base, ids, ones(ids), rule, max_new_tokens=max_new_tokens, eos_token_id=None)
     return tokens, rule.by_pilot
 

@@ -255,7 +255,7 @@ def test_nudging(base_family: str, pilot_family: str) -> None:
         return_dict_in_generate=True,
     )
     for row, prompt in enumerate(PROMPTS):
-        want = expected(base, pilot, prompt[0].tolist(), threshold=0.5, max_new_tokens=16, tokenizer=tokenizer)
+        want = expected(base, pilot, prompt, threshold=0.5, max_new_tokens=16, tokenizer=tokenizer)
         assert out.sequences[row, ids.shape[1] :].tolist() == want[0]
 
 
