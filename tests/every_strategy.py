@@ -58,8 +58,10 @@ WAYS: dict[str, dict[str, Any]] = {
 TARGETS = ("emulated_fine_tuning", "product", "ensemble", "blend")
 """Strategies that are one function of the models' logits; they mix distributions, so that they need one vocabulary."""
 
-SWEPT = ("wsd by n-grams", "emulated fine-tuning step", "ensemble fast", "ensemble step", "blend fast", "blend step")
-"""Ways that only the sweep takes through all checks, since they differ from others by no more than a formula or a proposer."""
+SWEPT = {"wsd by n-grams", "two-way step", "ensemble fast", "blend fast"}
+SWEPT |= {"emulated fine-tuning step", "product step", "ensemble step", "blend step"}
+"""Ways that only the sweep takes through all checks: they differ from others by a proposer, by a formula, or by no more than
+that they go step by step, in the loop that WSD goes through as well."""
 
 THRESHOLDS = {"one": 0.15, "two": 1e-3}
 """Thresholds at which the models of each world switch in the middle of a short response."""
