@@ -22,6 +22,7 @@ from test_faults import PilotBroke, failing
 from test_weak_to_strong_search import letters, models
 from wsd_hf import _compat
 from wsd_hf.engine import cuda_graphs as graphs
+from wsd_hf.strategies import STRATEGIES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -84,6 +85,25 @@ def test_random_calls_give_what_they_give_step_by_step(family: str, cuda_graphs:
     captures = cuda_graphs and family not in UNCAPTURED
     assert bool(captured) == captures
     assert captures or not cuda_graphs or all(model in graphs._REFUSED for models in pairs for model in models)
+
+
+@pytest.mark.parametrize("strategy", ["two_way", "emulated_fine_tuning", "product", "ensemble", "blend"])
+def test_rules_that_are_drafted_give_what_they_give_step_by_step(strategy: str, captured: list[graphs.Graph]) -> None:
+    base, pilot = on_cuda()
+    kind, keyword = STRATEGIES[strategy], STRATEGIES[strategy].prefix
+    settings = {"assistant_model": pilot, "max_new_tokens": 40, "pad_token_id": PAD, "do_sample": False, "strategy": strategy}
+    if "reference" in kind.partners:
+        settings["reference_model"] = on_cuda(noise=0.4)[1]
+    if strategy == "two_way":
+        settings |= {"two_way_threshold": 0.15, "two_way_window_size": 2, "two_way_handback_threshold": 0.05}
+    for seed in range(4):
+        ids, mask = left_padded([random_prompt(seed, 9), random_prompt(seed + 9, 5)], PAD)
+        inputs = {"inputs": ids.cuda(), "attention_mask": mask.cuda(), **settings}
+        step = base.generate(**inputs, **{f"{keyword}engine": "step"})
+        for options in ({}, {"chunk": 3}, {"speculate": "ngram"}):
+            fast = {f"{keyword}{name}": value for name, value in {"engine": "fast", **options}.items()}
+            assert torch.equal(base.generate(**inputs, **fast), step)
+    assert captured
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
