@@ -130,3 +130,17 @@ def test_repetitions_are_counted_over_windows_and_4_grams() -> None:
     draft = switch_rules.Draft()
     draft.tokens = [1, 2, 3, 1, 2, 4]
     assert [draft.repeats(end, 2) for end in (2, 4, 5, 6)] == [False, False, True, False]
+
+
+def test_two_way_switching_is_measured_with_forced_beginnings_and_without(tmp_path: Path) -> None:
+    import two_way
+
+    settings: dict[str, Any] = {"threshold": [0.5], "handback": [0.0, 0.1], "threads": 1}
+    two_way.tiny(count=3, **settings, out=tmp_path / "tiny.json")
+    rows = json.loads((tmp_path / "tiny.json").read_text("utf-8"))["rows"]
+    assert [row["handback"] for row in rows] == [0.0, 0.1] * 4
+    assert all(row["handbacks"] == 0 for row in rows[::2])
+    assert any(row["handbacks"] > 0 for row in rows[1::2])
+    models = {"base": FOLDER / "base", "pilot": FOLDER / "pilot_other_vocab"}
+    two_way.real(**models, prompts=2, tokens=12, **settings, out=tmp_path / "real.json")
+    assert [row["aligned"] for row in json.loads((tmp_path / "real.json").read_text("utf-8"))["rows"]] == [None, None]
