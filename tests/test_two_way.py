@@ -221,7 +221,8 @@ def check_wsd(base: Any, pilot: Any, case: dict[str, Any], seed: int) -> None:
 def test_without_a_threshold_it_is_wsd(part: int, engine: str, tried: Any) -> None:
     rng = random.Random(part)
     for seed in range(6):
-        case = random_case(rng, padded=True) | {"wsd_engine": engine, "do_sample": rng.random() < 0.5}
+        case = random_case(rng, padded=True) | {"wsd_engine": engine}
+        case["do_sample"] = rng.random() < 0.5 and "logits_processor" not in case  # which may leave nothing to draw
         case["switch_criteria"] = rng.choice(["confidence", "relative_confidence", FiresAt(*[3] * len(case["ids"]))])
         check_wsd(*pair("llama", rng.choice([0.05, 0.15, 0.4])), case, seed)
         tried("calls without a hand-back, each against WSD")
