@@ -16,6 +16,7 @@ FLOORS = [
     "_compat",
     "files",
     "text",
+    "pages",
     "engine",
     "speculation",
     "strategies",
@@ -25,7 +26,7 @@ FLOORS = [
     "tiny",
     "pair",
 ]
-FLOORS += ["integrations", "bundle", "comparison", "cli", "__main__"]
+FLOORS += ["integrations", "bundle", "comparison", "diagnosis", "cli", "__main__"]
 """Modules and folders at the top level, each of which imports only those before it."""
 
 MODULES = {

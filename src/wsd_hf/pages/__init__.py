@@ -1,0 +1,1 @@
+"""Pages of HTML that commands write: one look, and no file or script from elsewhere."""
