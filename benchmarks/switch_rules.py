@@ -36,7 +36,7 @@ from wsd_hf.engine.small_model import left_padded
 from wsd_hf.text.bridge import before_end
 from wsd_hf.text.next_turn import before_next_turn
 
-PROMPTS = Path(__file__).parent / "prompts.jsonl"
+PROMPTS = Path(__file__).parents[1] / "examples" / "real_pair" / "prompts.jsonl"
 
 RULES: dict[str, SwitchRule] = {
     "confidence": SwitchCriteria(),

@@ -21,11 +21,11 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
-from real_pair import PROMPTS
 from rich.console import Console
 from rich.table import Table
 from turns import machine
 
+from real_pair import PROMPTS
 from wsd_hf import Pair
 from wsd_hf.text.next_turn import before_next_turn
 from wsd_hf.tiny.judge import judge
