@@ -23,7 +23,7 @@ from wsd_hf import Pair
 from wsd_hf.cli import app
 from wsd_hf.comparison.methods import METHODS, Method
 from wsd_hf.comparison.page import page
-from wsd_hf.comparison.store import Answer
+from wsd_hf.comparison.replies import Answer
 from wsd_hf.comparison.table import markdown, table_rows
 from wsd_hf.tiny import FOLDER, demo_questions, polite_examples
 

@@ -26,9 +26,9 @@ from typer.testing import CliRunner
 from wsd_hf import WSDValueError
 from wsd_hf.cli import app
 from wsd_hf.cli.runs import LINES, progress
+from wsd_hf.comparison import open_answers
 from wsd_hf.comparison.methods import METHODS, Method
-from wsd_hf.comparison.replies import Reply
-from wsd_hf.comparison.store import Answer, Store
+from wsd_hf.comparison.replies import Answer, Reply
 from wsd_hf.integrations.export import AnswerFile
 from wsd_hf.tiny import FOLDER
 
@@ -92,7 +92,9 @@ class Run:
 
     def open(self) -> Any:
         """The file, by the API."""
-        return Store(self.out, {}) if self.kind == "compare" else AnswerFile(self.kind, self.folder / "questions", self.out)
+        if self.kind == "compare":
+            return open_answers(self.out, {})
+        return AnswerFile(self.kind, self.folder / "questions", self.out)
 
     def goes_on(self, whole: list[dict[str, Any]]) -> int:
         """How many answers there were before this run, which must keep them and give the others once."""
@@ -176,15 +178,15 @@ def test_a_write_of_an_answer_may_end_after_any_byte(tmp_path: Path, tried: Any)
     file, settings = tmp_path / "answers.jsonl", {"--base": "a base"}
 
     def add_missing() -> None:
-        with Store(tmp_path, settings) as store:
-            for answer in answers[len(store.answers) :]:
+        with open_answers(tmp_path, settings) as store:
+            for answer in answers[len(store.lines) :]:
                 store.add(answer)
 
     add_missing()
     data, of_settings = file.read_bytes(), (tmp_path / "settings.json").read_bytes()
     for size in range(len(data) + 1):
         file.write_bytes(data[:size])
-        Store(tmp_path, settings).close()
+        open_answers(tmp_path, settings).close()
         assert file.read_bytes() == data[: data.rfind(b"\n", 0, size) + 1]
         add_missing()
         assert file.read_bytes() == data

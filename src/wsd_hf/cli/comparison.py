@@ -12,13 +12,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..comparison import answer_all, comparable, missing
+from ..comparison import Answers, answer_all, comparable, missing, open_answers
 from ..comparison.judges import JUDGES, find_judge
 from ..comparison.methods import ALIASES, METHODS
 from ..comparison.page import page
 from ..comparison.prompts import Record, read_prompts
 from ..comparison.replies import Bench
-from ..comparison.store import Store
 from ..comparison.table import Row, as_csv, markdown, table_rows, terminal
 from ..engine.numbers import check_probability
 from ..errors import WSDValueError
@@ -106,7 +105,7 @@ def compare(
             "--device": device,
             "--dtype": dtype.value,
         }
-        with Store(out, settings) as store:
+        with open_answers(out, settings) as store:
             try:
                 if tasks := missing(records, names, store):
                     needed = reference if any(METHODS[name].needs_reference for name in names) else None
@@ -155,7 +154,7 @@ def _warn(problem: str) -> None:
     say(f"skipped: {problem}", err=True)
 
 
-def _show(folder: Path, records: Sequence[Record], strategies: Sequence[str], settings: dict[str, Any], store: Store) -> None:
+def _show(folder: Path, records: Sequence[Record], strategies: Sequence[str], settings: dict[str, Any], store: Answers) -> None:
     """Writes and prints the table and the page; of a stopped run, of the prompts that every method has answered."""
     answers = comparable(records, strategies, store)
     if not answers:

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from ..errors import WSDValueError
 from .judges import Judge, score
 from .methods import METHODS
 from .prompts import Record
-from .replies import Bench
-from .store import Answer, Store
+from .replies import Answer, Bench
+from .store import Store
 
 Task = tuple[int, str]
 """The number of a prompt, and the name of a method."""
 
+Answers = Store[Answer, Task]
 
-def missing(records: Sequence[Record], strategies: Sequence[str], store: Store) -> list[Task]:
+
+def open_answers(folder: Path, settings: dict[str, Any]) -> Answers:
+    """The answers of a run in its folder; see `Store`."""
+    return Store(folder / "answers.jsonl", Answer, lambda answer: (answer.prompt, answer.strategy), settings)
+
+
+def missing(records: Sequence[Record], strategies: Sequence[str], store: Answers) -> list[Task]:
     """Tasks without an answer: prompt by prompt, so that a busy machine slows all methods alike."""
     tasks = [(number, name) for number in range(len(records)) for name in strategies]
-    return [task for task in tasks if task not in store.answers]
+    return [task for task in tasks if task not in store.lines]
 
 
-def comparable(records: Sequence[Record], strategies: Sequence[str], store: Store) -> dict[Task, Answer]:
+def comparable(records: Sequence[Record], strategies: Sequence[str], store: Answers) -> dict[Task, Answer]:
     """Answers to the prompts that every method has answered: all of a finished run, a part of a stopped one."""
     left = {number for number, _ in missing(records, strategies, store)}
-    return {task: answer for task, answer in store.answers.items() if task[0] not in left}
+    return {task: answer for task, answer in store.lines.items() if task[0] not in left}
 
 
 def answer_all(
@@ -33,7 +42,7 @@ def answer_all(
     records: Sequence[Record],
     bench: Bench,
     judge: Judge | None,
-    store: Store,
+    store: Answers,
     progress: Callable[[Sequence[Task]], Iterable[Task]],
 ) -> None:
     """Answers one task after the other, the same in every run; each answer is stored before the next begins.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ..text.visible import html_text
 from .prompts import Record
-from .store import Answer
+from .replies import Answer
 from .table import Row, shown
 
 STYLE = """

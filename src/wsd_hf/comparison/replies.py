@@ -69,6 +69,15 @@ class Reply:
     html: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer(Reply):
+    """A reply with its prompt (counted from 0), its method, and the judge's score."""
+
+    prompt: int
+    strategy: str
+    score: float | None
+
+
 def by_base(bench: Bench, inputs: Mapping[str, Any]) -> Reply:
     """The base alone."""
     return replace(_plain("base", bench.pair.base, bench.pair.tokenizer, bench, inputs), written_by_pilot=0)

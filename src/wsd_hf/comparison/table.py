@@ -12,8 +12,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from .replies import WORK
-from .store import Answer
+from .replies import WORK, Answer
 
 
 def _percent(value: float) -> str:
