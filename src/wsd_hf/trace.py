@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .engine.strategy import StrategyOutput
 from .errors import WSDValueError
+from .pages.style import BASE_COLOUR, INK, PILOT_COLOURS
 from .speculation.rule import SwitchReason
 from .strategies.wsd.config import WSDConfig
 from .strategies.wsd.output import WSDOutput
@@ -22,11 +23,6 @@ from .strategies.wsd.switch import confidence
 from .strategies.wsd.switch_rules import SWITCH_RULES
 from .strategies.wsd.two_way import TwoWayConfig, TwoWayOutput, WriterChange
 from .text.visible import html_text, visible
-
-PILOT_COLOURS = ("#f4a582", "#f7b799", "#fac8af", "#fcd9c7", "#feeae0")
-"""A drafted token, from one that the base found unlikely to one that it would have written too."""
-
-BASE_COLOUR = "#92c5de"
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class Trace:
         for position, token in enumerate(self.tokens):
             if position and token.writer != self.tokens[position - 1].writer:
                 text.append("│", style="bold white")
-            text.append(visible(token.text), style=f"#101010 on {_colour(token)}")
+            text.append(visible(token.text), style=f"{INK} on {_colour(token)}")
         return text + Text(f"\n{self.summary()}", style="dim italic")
 
     def __str__(self) -> str:
@@ -142,7 +138,8 @@ class Trace:
     def to_html(self) -> str:
         """The trace as one HTML element; hovering over a token shows its writer, probability and confidence."""
         spans = "".join(
-            f'<span title="{html_text(_tooltip(token))}" style="background:{_colour(token)}">{html_text(token.text)}</span>'
+            f'<span title="{html_text(_tooltip(token))}" style="background:{_colour(token)};color:{INK}">'
+            f"{html_text(token.text)}</span>"
             for token in self.tokens
         )
         return f'<p style="white-space:pre-wrap">{spans}<br/><small>{html_text(self.summary())}</small></p>'

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from ..engine.strategy import StrategyOutput
 from ..errors import WSDValueError
+from ..pages.style import BASE_COLOUR, PILOT_COLOURS
 from ..pair import Pair
 from ..text.streaming import Writer, WriterStreamer
 from ..text.visible import visible
-from ..trace import BASE_COLOUR, PILOT_COLOURS
 from .options import one_line
 from .terminal import say
 

@@ -4,56 +4,80 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..pages.document import document, table
 from ..text.visible import html_text
 from .prompts import Record
 from .replies import Answer
 from .table import Row, shown
 
-STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2em; color: #101010; background: #ffffff; }
-table { border-collapse: collapse; margin-bottom: 2em; }
-th, td { border: 1px solid #d0d0d0; padding: .4em .7em; text-align: left; vertical-align: top; }
-th { background: #f2f2f2; position: sticky; top: 0; }
-.numbers td + td { text-align: right; }
-.responses { table-layout: fixed; width: 100%; }
-.responses td { overflow-wrap: anywhere; }
-p { white-space: pre-wrap; margin: 0 0 .5em; }
-.role, .score { color: #606060; font-size: 12px; }
+SCRIPT = """
+const search = document.querySelector("#search");
+const methods = [...document.querySelectorAll("#methods input")];
+const prompts = [...document.querySelectorAll("article")];
+function show() {
+  for (const method of methods)
+    for (const answer of document.querySelectorAll(`[data-method="${method.value}"]`)) answer.hidden = !method.checked;
+  const wanted = search.value.trim().toLowerCase();
+  for (const prompt of prompts) {
+    const texts = [...prompt.querySelectorAll(".label, header p, section:not([hidden]) p")];
+    prompt.hidden = !texts.some(text => text.textContent.toLowerCase().includes(wanted));
+  }
+  const found = prompts.filter(prompt => !prompt.hidden).length;
+  document.querySelector("#found").textContent = `${found} of ${prompts.length} prompts`;
+}
+document.querySelector("#controls").hidden = false;
+document.querySelector("#controls").addEventListener("input", show);
+show();
 """
+"""Shows the prompts that hold the searched text, in themselves or in a shown answer, and the answers of the ticked methods."""
 
 
 def page(
     records: Sequence[Record], strategies: Sequence[str], answers: Mapping[tuple[int, str], Answer], rows: Sequence[Row]
 ) -> str:
-    """The table of numbers, and a line for each prompt that all methods have answered, with a column per method."""
+    """The table of numbers, and each prompt that all methods have answered, with the methods' answers side by side."""
     headings, cells = shown(rows)
-    responses = [
-        [_chat(record), *(_response(answers[number, name]) for name in strategies)]
+    articles = [
+        _article(number, record, {name: answers[number, name] for name in strategies})
         for number, record in enumerate(records)
         if all((number, name) in answers for name in strategies)
     ]
+    body = table("Costs and scores of each method", headings, cells) + "<h2>Answers</h2>\n" + _controls(strategies)
+    return document("wsd-hf compare", body + "".join(articles), SCRIPT)
+
+
+def _controls(strategies: Sequence[str]) -> str:
+    """Search and choice of methods, hidden unless the script runs."""
+    boxes = "".join(
+        f'<label><input type="checkbox" value="{number}" checked="checked"/> {html_text(name)}</label>\n'
+        for number, name in enumerate(strategies)
+    )
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n<title>wsd-hf compare</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n"
-        + _table("numbers", headings, [[html_text(cell) for cell in row] for row in cells])
-        + _table("responses", ["prompt", *strategies], responses)
-        + "</body>\n</html>\n"
+        '<div id="controls" class="controls" role="search" hidden="hidden">\n'
+        '<input type="search" id="search" placeholder="Search" aria-label="Search prompts and answers"/>\n'
+        f'<fieldset id="methods"><legend>Show</legend>\n{boxes}</fieldset>\n'
+        '<output id="found" class="muted"></output>\n</div>\n'
     )
 
 
-def _table(kind: str, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html_text(heading)}</th>" for heading in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in cells)
-    return f'<table class="{kind}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n'
-
-
-def _chat(record: Record) -> str:
-    return "".join(
-        f'<div class="role">{html_text(message["role"])}</div><p>{html_text(message["content"])}</p>'
+def _article(number: int, record: Record, answers: Mapping[str, Answer]) -> str:
+    kind = record.get("kind")
+    label = f' <b class="label">{html_text(kind)}</b>' if isinstance(kind, str) else ""
+    chat = "".join(
+        f'<div class="muted">{html_text(message["role"])}</div><p class="text">{html_text(message["content"])}</p>\n'
         for message in record["messages"]
+    )
+    columns = "".join(
+        f'<section data-method="{column}"><h4>{html_text(name)}</h4>{_response(answer)}</section>\n'
+        for column, (name, answer) in enumerate(answers.items())
+    )
+    return (
+        f"<article>\n<header>\n<h3>Prompt {number + 1}{label}</h3>\n{chat}</header>\n"
+        f'<div class="columns" role="region" aria-label="Answers to prompt {number + 1}" tabindex="0">\n{columns}</div>\n'
+        "</article>\n"
     )
 
 
 def _response(answer: Answer) -> str:
-    score = "" if answer.score is None else f'<div class="score">score {answer.score:g}</div>'
-    return (answer.html or f"<p>{html_text(answer.response)}</p>") + score
+    score = "" if answer.score is None else f'<div class="muted">score {answer.score:g}</div>'
+    return (answer.html or f'<p class="text">{html_text(answer.response)}</p>') + score

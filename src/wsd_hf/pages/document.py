@@ -1,0 +1,49 @@
+"""The parts that pages are made of; each is well-formed as HTML and as XML."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from hashlib import sha256
+
+from ..text.visible import html_text
+from .style import STYLE
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""Content security policy: nothing from elsewhere, no form, and no script."""
+
+
+def document(title: str, body: str, script: str = "") -> str:
+    """A whole page, which needs no other file.
+
+    Args:
+        title: as text; the heading of the page, too.
+        body: as HTML.
+        script: of this page, without `<` and `&`; the page's policy allows no other.
+    """
+    policy, code = POLICY, ""
+    if script:
+        digest = b64encode(sha256(script.encode()).digest()).decode()
+        policy, code = f"{POLICY}; script-src 'sha256-{digest}'", f"<script>{script}</script>\n"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{html_text(policy)}"/>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+        f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n<h1>{html_text(title)}</h1>\n{body}</main>\n{code}</body>\n</html>\n"
+    )
+
+
+def box(label: str, content: str) -> str:
+    """A frame around wide HTML, which scrolls in it by touch, mouse or arrow keys; its label is for screen readers."""
+    return f'<div class="box" role="region" aria-label="{html_text(label)}" tabindex="0">\n{content}</div>\n'
+
+
+def table(label: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of numbers, given as texts; the first of each row is its heading."""
+    head = "".join(f'<th scope="col">{html_text(heading)}</th>' for heading in headings)
+    body = "".join(
+        f'<tr><th scope="row">{html_text(heading)}</th>{"".join(f"<td>{html_text(cell)}</td>" for cell in cells)}</tr>\n'
+        for heading, *cells in rows
+    )
+    return box(label, f'<table class="numbers">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n')

@@ -1,0 +1,87 @@
+"""Pages in a headless browser: Debian's Chromium, or playwright's own; nothing is downloaded."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NARROW, WIDE = 360, 1280
+
+OVERFLOWING = """() => {
+  const scrolls = element => element && (getComputedStyle(element).overflowX === "auto" || scrolls(element.parentElement));
+  const width = document.documentElement.clientWidth;
+  return [...document.body.querySelectorAll("*")]
+    .filter(element => !scrolls(element.parentElement) && element.getBoundingClientRect().right > width + 0.5)
+    .map(element => element.outerHTML.slice(0, 80));
+}"""
+"""The elements that stick out of the page on the right, unless in a box that scrolls."""
+
+TEXTS = """() => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const element = node.parentElement;
+    if (!node.data.trim() || !element.checkVisibility() || element.closest("script, style")) continue;
+    const style = getComputedStyle(element), opaque = colour => !/transparent|, 0\\)/.test(colour);
+    let under = element;
+    while (under && !opaque(getComputedStyle(under).backgroundColor)) under = under.parentElement;
+    found.push([node.data.trim(), element.closest("svg") ? style.fill : style.color,
+                getComputedStyle(under ?? document.body).backgroundColor]);
+  }
+  return found;
+}"""
+"""Each visible text, with its colour and that of its background."""
+
+
+@dataclass
+class Opened:
+    """A page as a reader has it before him.
+
+    Attributes:
+        page: playwright's.
+        messages: errors and warnings on the console, and uncaught errors of scripts.
+        requests: addresses of all that the page loaded, itself included.
+    """
+
+    page: Any
+    messages: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def pixels(self, selector: str) -> list[tuple[int, int, int]]:
+        """Colours of the pixels in the box of an element."""
+        from PIL import Image
+
+        picture = Image.open(io.BytesIO(self.page.locator(selector).screenshot())).convert("RGB")
+        return list(picture.getdata())
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser; the test that needs it is skipped where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    with api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        except api.Error as error:
+            pytest.skip(f"no browser: playwright install chromium ({str(error).splitlines()[0]})")
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, file: Path, width: int = WIDE, scheme: str = "light") -> Iterator[Opened]:
+    """A page from a file, in a window of some width in pixels, in a light or dark system."""
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    found = Opened(page)
+    page.on("console", lambda message: found.messages.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: found.messages.append(str(error)))
+    page.on("request", lambda request: found.requests.append(request.url))
+    page.goto(file.as_uri())
+    yield found
+    page.close()

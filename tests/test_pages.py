@@ -1,0 +1,285 @@
+"""Pages as they are read: in a browser, narrow and wide, light and dark, by keyboard; and the colours of their stylesheet."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import wsd_hf
+from browser import NARROW, OVERFLOWING, TEXTS, WIDE, chromium, opened
+from wsd_hf.cli import app
+from wsd_hf.pages.document import box, document, table
+from wsd_hf.pages.style import STYLE
+from wsd_hf.tiny import demo_questions
+
+QUESTIONS = demo_questions()[:4]
+METHODS = ["base", "pilot", "nudging", "wsd"]
+
+WINDOWS = [pytest.param(width, scheme, id=f"{width}-{scheme}") for width in (NARROW, WIDE) for scheme in ("light", "dark")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def responses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a comparison on the shipped pair."""
+    folder = tmp_path_factory.mktemp("compare")
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(f"{json.dumps(question)}\n" for question in QUESTIONS), "utf-8")
+    options = {"prompts": prompts, "strategies": ",".join(METHODS), "max-new-tokens": 48, "judge": "tiny_world"}
+    given = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    result = CliRunner().invoke(app, ["compare", "--out", str(folder / "out"), *given])
+    assert result.exit_code == 0, result.stderr
+    return folder / "out" / "responses.html"
+
+
+PAGES = ["responses"]
+
+
+# Every page
+
+
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_its_window_and_every_text_can_be_read(browser, request, name, width, scheme):
+    with opened(browser, request.getfixturevalue(name), width, scheme) as shown:
+        assert shown.page.evaluate("document.documentElement.scrollWidth") == width
+        assert shown.page.evaluate(OVERFLOWING) == []
+        texts = shown.page.evaluate(TEXTS)
+        assert len(texts) > 20
+        faint = {text: round(ratio, 2) for text, *pair in texts if (ratio := contrast(*map(channels, pair))) < 4.5}
+        assert faint == {}
+        dark = luminance(channels(shown.page.evaluate("getComputedStyle(document.body).backgroundColor"))) < 0.1
+        assert dark == (scheme == "dark")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_loads_nothing_and_complains_of_nothing(browser, request, name):
+    file = request.getfixturevalue(name)
+    with opened(browser, file) as shown:
+        assert shown.requests == [file.as_uri()]
+        assert shown.messages == []
+        shown.page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/picture.png'}))")
+        shown.page.evaluate(
+            "document.body.append(Object.assign(document.createElement('script'), {text: 'document.title = 1'}))"
+        )
+        assert [message.count("Content Security Policy") for message in shown.messages] == [1, 1]
+        assert shown.page.title() != "1"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_all_that_scrolls_is_reached_and_moved_by_keys(browser, request, name):
+    with opened(browser, request.getfixturevalue(name), NARROW) as shown:
+        wide = "[...document.querySelectorAll('[role=region]')].filter(box => box.scrollWidth > box.clientWidth)"
+        boxes = shown.page.evaluate(f"{wide}.length")
+        assert boxes
+        reached = set()
+        for _ in range(100):
+            shown.page.keyboard.press("Tab")
+            number = shown.page.evaluate(f"{wide}.indexOf(document.activeElement)")
+            if number >= 0 and number not in reached:
+                reached.add(number)
+                assert shown.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        assert reached == set(range(boxes))
+        moved = "new Promise(done => { document.activeElement.onscroll = () => done(true); setTimeout(done, 5000, false); })"
+        shown.page.evaluate(f"{wide}[0].focus(); window.moved = {moved}; null")
+        shown.page.keyboard.press("ArrowRight")
+        assert shown.page.evaluate("window.moved")
+
+
+# The page of a comparison
+
+
+def visible_prompts(shown: Any) -> list[str]:
+    return shown.page.locator("article:visible header p").all_inner_texts()
+
+
+def test_search_leaves_the_prompts_that_hold_the_text(browser, responses):
+    asked = [question["messages"][-1]["content"] for question in QUESTIONS]
+    with opened(browser, responses) as shown:
+        assert visible_prompts(shown) == asked
+        assert shown.page.inner_text("#found") == "4 of 4 prompts"
+        shown.page.fill("#search", asked[2][4:].upper())
+        assert visible_prompts(shown) == [asked[2]]
+        assert shown.page.inner_text("#found") == "1 of 4 prompts"
+        shown.page.fill("#search", "<no such text>")
+        assert visible_prompts(shown) == []
+        answers = shown.page.locator("[data-method='1'] p")
+        shown.page.fill("#search", "")
+        texts = answers.all_inner_texts()
+        word = next(word for word in " ".join(texts).split() if sum(word in text for text in texts) == 1)
+        shown.page.fill("#search", word)
+        assert asked[next(number for number, text in enumerate(texts) if word in text)] in visible_prompts(shown)
+
+
+def test_the_kind_of_a_prompt_is_shown_and_found(browser, responses):
+    with opened(browser, responses) as shown:
+        assert shown.page.locator(".label").all_inner_texts() == [question["kind"] for question in QUESTIONS]
+        shown.page.fill("#search", "harmful")
+        assert len(visible_prompts(shown)) == sum(question["kind"] == "harmful" for question in QUESTIONS)
+
+
+def test_methods_are_chosen_by_keys_and_an_answer_that_is_hidden_is_not_found(browser, responses):
+    with opened(browser, responses) as shown:
+        assert shown.page.locator("article >> nth=0").locator("h4:visible").all_inner_texts() == METHODS
+        shown.page.focus("#search")
+        shown.page.keyboard.press("Tab")
+        shown.page.keyboard.press("Space")
+        assert shown.page.locator("article >> nth=0").locator("h4:visible").all_inner_texts() == METHODS[1:]
+        shown.page.fill("#search", "tokens of")  # in the traces of nudging and WSD
+        assert len(visible_prompts(shown)) == len(QUESTIONS)
+        for number in (2, 3):
+            shown.page.locator("#methods input").nth(number).uncheck()
+        assert visible_prompts(shown) == []
+
+
+def test_the_answers_of_a_prompt_are_side_by_side_in_their_writers_colours(browser, responses):
+    with opened(browser, responses) as shown:
+        boxes = [section.bounding_box() for section in shown.page.locator("article >> nth=0").locator("section").all()]
+        assert len({box["y"] for box in boxes}) == 1
+        assert all(left["x"] + left["width"] <= right["x"] + 1 for left, right in itertools.pairwise(boxes))
+        spans = shown.page.locator("[data-method='3'] span").all()
+        colours = {
+            (span.get_attribute("title").split(";")[0], span.evaluate("span => getComputedStyle(span).backgroundColor"))
+            for span in spans
+        }
+        writers: dict[str, set[str]] = {}
+        for writer, colour in colours:
+            writers.setdefault(writer, set()).add(colour)
+        assert set(writers) == {"pilot", "base"}
+        assert not writers["pilot"] & writers["base"]
+
+
+# The parts, without a browser
+
+
+def test_parts_escape_what_they_are_given():
+    from xml.etree import ElementTree
+
+    nasty = '<b a="\'">&\x1b'
+    page = ElementTree.fromstring(document(nasty, table(nasty, ["", nasty], [[nasty, nasty]]) + box(nasty, "<p/>")))
+    shown = '<b a="\'">&␛'
+    assert page.findtext("head/title") == page.findtext("body/main/h1") == shown
+    assert [cell.text for cell in page.iter("td")] == [shown]
+    assert [cell.text for cell in page.iter("th")] == [None, shown, shown]
+    assert [element.get("aria-label") for element in page.iter("div")] == [shown, shown]
+
+
+def test_a_page_without_a_script_allows_none():
+    assert "script-src" not in document("title", "")
+    assert "script-src &#x27;sha256-" in document("title", "", "show();")
+
+
+# The colours of the stylesheet
+
+Colour = tuple[float, float, float]
+
+PROTANOPIA = ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998))
+DEUTERANOPIA = ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881))
+"""Linear RGB as eyes without one kind of cones have it: Machado, Oliveira and Fernandes, 2009, severity 1."""
+
+SIGHTS = [
+    pytest.param(None, id="all cones"),
+    pytest.param(PROTANOPIA, id="protanopia"),
+    pytest.param(DEUTERANOPIA, id="deuteranopia"),
+]
+
+
+def channels(colour: str) -> Colour:
+    """Linear red, green and blue, from 0 to 1, of `#rrggbb` or `rgb(r, g, b)`."""
+    numbers = re.findall(r"\w\w", colour[1:]) if colour.startswith("#") else re.findall(r"[\d.]+", colour)[:3]
+    values = [(int(number, 16) if colour.startswith("#") else float(number)) / 255 for number in numbers]
+    red, green, blue = (value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values)
+    return red, green, blue
+
+
+def luminance(colour: Colour) -> float:
+    return 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2]
+
+
+def contrast(*colours: Colour) -> float:
+    """Contrast ratio of two colours by WCAG 2, from 1 to 21."""
+    low, high = sorted(map(luminance, colours))
+    return (high + 0.05) / (low + 0.05)
+
+
+def lab(colour: Colour) -> Colour:
+    """CIE L*a*b* under D65."""
+    rows = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
+    white = [sum(row) for row in rows]
+    x, y, z = (max(apply(row, colour) / limit, 0) for row, limit in zip(rows, white, strict=True))
+    x, y, z = (value ** (1 / 3) if value > 0.008856 else 7.787 * value + 16 / 116 for value in (x, y, z))
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def apply(row: Colour, colour: Colour) -> float:
+    return sum(weight * value for weight, value in zip(row, colour, strict=True))
+
+
+def distance(first: str, second: str, sight: Any) -> float:
+    """CIE 1976 distance of two colours, for eyes of some kind; about 2 are just seen side by side."""
+    seen = [
+        channels(colour) if sight is None else tuple(apply(row, channels(colour)) for row in sight)
+        for colour in (first, second)
+    ]
+    return sum((a - b) ** 2 for a, b in zip(*map(lab, seen), strict=True)) ** 0.5
+
+
+def schemes() -> dict[str, dict[str, str]]:
+    """The named colours of the stylesheet, light and dark."""
+    light, dark = (dict(re.findall(r"--(\w+):(#\w{6});", rule)) for rule in re.findall(r":root \{.*?\}", STYLE))
+    return {"light": light, "dark": dark}
+
+
+def pairs(scheme: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Text and background of every rule of the stylesheet that has both, and of all texts on the page and its surfaces."""
+    for rule in re.findall(r"\{([^{}]*)\}", STYLE):
+        colours = dict(re.findall(r"(?<![\w-])(color|background): ([^;]+);", rule))
+        if len(colours) == 2:
+            yield tuple(
+                re.sub(r"var\(--(\w+)\)", lambda name: scheme[name[1]], colours[key]) for key in ("color", "background")
+            )
+    for text, ground in itertools.product(("text", "muted", "accent", "pilot", "base"), ("page", "surface")):
+        yield scheme[text], scheme[ground]
+
+
+def marks() -> dict[str, list[str]]:
+    """Backgrounds of the writers in the stylesheet, from the darkest."""
+    return {writer: re.findall(rf"\.{writer}-\d \{{ background: (#\w+)", STYLE) for writer in ("pilot", "base")}
+
+
+@pytest.mark.parametrize("scheme", schemes())
+def test_every_text_of_the_stylesheet_has_the_contrast_of_wcag(scheme):
+    found = list(pairs(schemes()[scheme]))
+    assert len(found) >= 20
+    assert {pair for pair in found if contrast(*map(channels, pair)) < 4.5} == set()
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_the_writers_are_told_apart_by_all_eyes(sight):
+    for colours in schemes().values():
+        assert distance(colours["pilot"], colours["base"], sight) > 40
+    pilot, (base,) = marks()["pilot"], marks()["base"]
+    assert len(pilot) == 5
+    assert min(distance(colour, base, sight) for colour in pilot) > 20
+    assert min(distance(*couple, sight) for couple in itertools.pairwise(pilot)) > 4
+    assert pilot == sorted(pilot, key=lambda colour: luminance(channels(colour)))
+
+
+def test_a_trace_has_the_colours_of_the_stylesheet_and_an_ink_of_its_own():
+    chances = [None, 0.1, 0.3, 0.5, 0.7, 0.9]
+    tokens = [wsd_hf.TracedToken(1, "a", "pilot", chance) for chance in chances] + [wsd_hf.TracedToken(1, "a", "base")]
+    shown = re.findall(r"background:(#\w+);color:(#\w+)", wsd_hf.Trace(tuple(tokens)).to_html())
+    assert [ground for ground, _ in shown] == [marks()["pilot"][0], *marks()["pilot"], *marks()["base"]]
+    assert min(contrast(*map(channels, pair)) for pair in shown) > 4.5
