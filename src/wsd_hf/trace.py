@@ -171,7 +171,7 @@ def explain(
         raise WSDValueError(f"row={row}: the output has {len(output.sequences)} rows, counted from 0")
     ids = _response(output.sequences[row, output.prompt_length :].tolist(), tokenizer)
     writers = ["pilot" if by_pilot else "base" for by_pilot in output.written_by_pilot[row, : len(ids)].tolist()]
-    tokens = _before(stop_strings, tuple(map(TracedToken, ids, _pieces(ids, tokenizer), writers)))
+    tokens = _before(stop_strings, tuple(map(TracedToken, ids, added_texts(ids, tokenizer), writers)))
     if isinstance(output, TwoWayOutput):
         return _with_changes(tokens, output, row)
     return _with_draft(tokens, output, row) if isinstance(output, WSDOutput) else Trace(tokens)
@@ -262,8 +262,8 @@ def _response(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids[:end]
 
 
-def _pieces(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Text that each token adds; a character cut across tokens is shown by the token that completes it."""
+def added_texts(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """The text that each token adds; a character cut across tokens is shown by the token that completes it."""
     shown = ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:end])
