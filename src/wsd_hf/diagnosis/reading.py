@@ -21,6 +21,8 @@ from ..text.chat import Messages, base_prompts
 from ..text.next_turn import answer_length, next_turn_criteria, turn_headers
 from ..trace import added_texts
 
+Writer = Literal["pilot", "base"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
@@ -42,7 +44,7 @@ class Reading:
     """
 
     prompt: int
-    writer: Literal["pilot", "base"]
+    writer: Writer
     tokens: list[int]
     texts: list[str]
     log_probs: list[float]
