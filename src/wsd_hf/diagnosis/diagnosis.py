@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..comparison.prompts import Record
-from ..engine.checks import check_room
 from ..engine.numbers import check_positive_integer
 from ..errors import WSDValueError
 from ..pair import Pair
 from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchCriteria, SwitchRule
 from ..text.chat import Messages
 from .measures import Band, Firing, Place, by_position, firing, first_choice_share, highest_confidence, perplexity, places
-from .reading import Reading, Writer, read_drafts, read_own_answers
+from .reading import Reading, check_prompts, read, reading_tasks
 from .verdict import verdict
 
 THRESHOLDS, WINDOWS = (0.5, 0.6, 0.7, 0.8, 0.9), (1, 3, 6, 12)
@@ -22,8 +21,6 @@ THRESHOLDS, WINDOWS = (0.5, 0.6, 0.7, 0.8, 0.9), (1, 3, 6, 12)
 
 START = 8
 """Tokens that count as the beginning of a text, for perplexity."""
-
-READERS: Mapping[Writer, Callable[..., Iterator[Reading]]] = {"pilot": read_drafts, "base": read_own_answers}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,27 +139,16 @@ def diagnose(
     if not chats:
         raise WSDValueError("prompts: there are none; give at least one question or chat")
     check_prompts(pair, chats)
-    writers: list[Writer] = ["pilot", "base"] if own_answers else ["pilot"]
     size = check_positive_integer("batch_size", batch_size)
-    found: dict[Writer, list[Reading]] = {"pilot": [], "base": []}
-    for writer, numbers in tasks(len(chats), writers, size, done=()):
-        found[writer] += READERS[writer](pair, [chats[number] for number in numbers], numbers, most)
-    return Diagnosis(drafts=found["pilot"], own=found["base"], max_draft_tokens=most, rule=rule or SwitchCriteria())
+    found = [reading for task in reading_tasks(len(chats), (), size, own_answers) for reading in read(pair, chats, task, most)]
+    return of_readings(found, most, rule)
 
 
-Task = tuple[Writer, list[int]]
-"""A writer, and the numbers of the prompts of one batch."""
-
-
-def tasks(count: int, writers: Sequence[Writer], batch_size: int, done: Iterable[tuple[int, Writer]]) -> list[Task]:
-    """The texts that are still to be read, in batches; `done` are those that are there."""
-    known = set(done)
-    found: list[tuple[int, Task]] = []
-    for writer in writers:
-        left = [number for number in range(count) if (number, writer) not in known]
-        batches = [left[start : start + batch_size] for start in range(0, len(left), batch_size)]
-        found += [(batch[0], (writer, batch)) for batch in batches]
-    return [task for _, task in sorted(found, key=lambda one: one[0])]
+def of_readings(readings: Iterable[Reading], max_draft_tokens: int, rule: SwitchRule | None = None) -> Diagnosis:
+    """The diagnosis of some readings, in the order of their prompts."""
+    found = sorted(readings, key=lambda reading: reading.prompt)
+    drafts, own = ([reading for reading in found if reading.writer == writer] for writer in ("pilot", "base"))
+    return Diagnosis(drafts=drafts, own=own, max_draft_tokens=max_draft_tokens, rule=rule or SwitchCriteria())
 
 
 def messages(prompt: str | Messages | Record) -> Messages:
@@ -170,14 +156,3 @@ def messages(prompt: str | Messages | Record) -> Messages:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     return prompt["messages"] if isinstance(prompt, Mapping) else prompt
-
-
-def check_prompts(pair: Pair, chats: Sequence[Messages]) -> None:
-    """Raises a WSDValueError that names the first prompt which cannot be rendered, or leaves no room for an answer."""
-    for number, chat in enumerate(chats, start=1):
-        try:
-            inputs = pair.inputs([chat])
-            check_room("base", pair.base, inputs["attention_mask"])
-            check_room("pilot", pair.pilot, inputs["assistant_attention_mask"])
-        except WSDValueError as error:
-            raise WSDValueError(f"prompt {number}: {error}") from error
