@@ -23,12 +23,22 @@ p { white-space: pre-wrap; margin: 0 0 .5em; }
 
 
 def page(
-    records: Sequence[Record], strategies: Sequence[str], answers: Mapping[tuple[int, str], Answer], rows: Sequence[Row]
+    records: Sequence[Record],
+    strategies: Sequence[str],
+    answers: Mapping[tuple[int, str], Sequence[Answer]],
+    rows: Sequence[Row],
 ) -> str:
-    """The table of numbers, and a line for each prompt that all methods have answered, with a column per method."""
+    """The table of numbers, and a line for each prompt that all methods have answered, with a column per method.
+
+    Args:
+        records: the prompts.
+        strategies: names of the variants.
+        answers: by number of the prompt and name of the variant.
+        rows: of the table.
+    """
     headings, cells = shown(rows)
     responses = [
-        [_chat(record), *(_response(answers[number, name]) for name in strategies)]
+        [_chat(record), *("".join(map(_response, answers[number, name])) for name in strategies)]
         for number, record in enumerate(records)
         if all((number, name) in answers for name in strategies)
     ]
@@ -55,5 +65,5 @@ def _chat(record: Record) -> str:
 
 
 def _response(answer: Answer) -> str:
-    score = "" if answer.score is None else f'<div class="score">score {answer.score:g}</div>'
-    return (answer.html or f"<p>{html_text(answer.response)}</p>") + score
+    scores = "".join(f'<div class="score">{html_text(judge)} {score:g}</div>' for judge, score in answer.scores.items())
+    return (answer.html or f"<p>{html_text(answer.response)}</p>") + scores
