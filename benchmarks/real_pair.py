@@ -69,7 +69,7 @@ class Measurement:
 def ways_for(bench: Bench, prompt: str, turns: int) -> list[Way]:
     """Every way of answering one prompt."""
     messages, pair, limit = [{"role": "user", "content": prompt}], bench.pair, bench.max_new_tokens
-    inputs = {name: METHODS[name].prompt(bench, messages) for name in WAYS}
+    inputs = {name: METHODS[name].prompt(bench, [messages]) for name in WAYS}
     pilots = {name.removeprefix("assistant_"): value for name, value in inputs["pilot"].items()}
     single = {"max_new_tokens": limit, "do_sample": False, "return_dict_in_generate": True}
     runs = {
@@ -173,7 +173,7 @@ def main(
     pair = Pair.from_pretrained(
         base or folder / "base", pilot or folder / "pilot", device_map=None if device == "cpu" else device
     )
-    bench = Bench(pair, [], {}, tokens)
+    bench = Bench(pair, [], tokens)
     taking = Turns(pair.base, pair.pilot)
     answers = []
     for prompt in PROMPTS[:prompts]:

@@ -21,7 +21,7 @@ import wsd_hf
 from families import tiny_parts
 from wsd_hf import Pair
 from wsd_hf.cli import app
-from wsd_hf.comparison.methods import METHODS, Method
+from wsd_hf.comparison.methods import METHODS
 from wsd_hf.comparison.page import page
 from wsd_hf.comparison.replies import Answer
 from wsd_hf.comparison.table import markdown, table_rows
@@ -79,9 +79,18 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 
 def table(folder: Path) -> dict[str, dict[str, Any]]:
     """The rows of the table, without the times."""
-    rows = json.loads((folder / "table.json").read_text("utf-8"))["strategies"]
+    return rows_of(json.loads((folder / "table.json").read_text("utf-8"))["strategies"])
+
+
+def rows_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     times = ("time", "time_per_token", "seconds")
     return {row["strategy"]: {n: v for n, v in row.items() if n not in times} for row in rows}
+
+
+def repeated(tokens: list[int]) -> float:
+    """Share of 4-grams that are in the text before, by looking for each."""
+    grams = [tokens[start : start + 4] for start in range(len(tokens) - 3)]
+    return sum(gram in grams[:place] for place, gram in enumerate(grams)) / max(1, len(grams))
 
 
 # The table
@@ -106,7 +115,7 @@ def expected(pair: Any, strategy: str, limit: int) -> dict[str, Any]:
     """One row of the table, from calls of `generate` that are counted from outside."""
     base, pilot, tokenizer, pilot_tokenizer = pair
     work = {f"{name}_{unit}": 0 for name in ("base", "pilot", "reference") for unit in ("forwards", "tokens")}
-    lengths, drafts, reasons = [], [], []
+    lengths, ended, repeats, drafts, reasons = [], [], [], [], []
     for question in QUESTIONS:
         chat = [*polite_examples(), *question["messages"]] if strategy == "urial" else question["messages"]
         inputs = wsd_hf.build_inputs(chat, tokenizer, pilot_tokenizer)
@@ -124,7 +133,10 @@ def expected(pair: Any, strategy: str, limit: int) -> dict[str, Any]:
             else:
                 model, prompt = (pilot, own) if strategy == "pilot" else (base, inputs)
                 ids = model.generate(**prompt, max_new_tokens=limit)
-        lengths.append(ids.shape[1] - (own if strategy == "pilot" else inputs)["input_ids"].shape[1])
+        response = ids[0, (own if strategy == "pilot" else inputs)["input_ids"].shape[1] :].tolist()
+        lengths.append(len(response))
+        ended.append(response[-1] == tokenizer.eos_token_id or "[User]" in tokenizer.decode(response))
+        repeats.append(repeated(response))
     confident = [draft for draft, reason in zip(drafts, reasons, strict=True) if reason == "confident"]
     return {
         "strategy": strategy,
@@ -132,11 +144,13 @@ def expected(pair: Any, strategy: str, limit: int) -> dict[str, Any]:
         "missing": 0,
         **work,
         "length": fmean(lengths),
+        "ended": fmean(ended),
+        "repeats": fmean(repeats),
         "pilot_share": sum(drafts) / sum(lengths) if drafts else float(strategy == "pilot"),
         "switch_index": fmean(confident) if confident else None,
         "never_switched": 1 - len(confident) / len(reasons) if reasons else None,
         **{why: reasons.count(why) / len(reasons) if reasons else None for why in NEVER},
-        "score": None,
+        **dict.fromkeys(("distinct", "similarity", "score")),
     }
 
 
@@ -147,7 +161,11 @@ def test_the_table_tells_what_was_done(compare, pair, tmp_path):
     rows = table(tmp_path / "out")
     assert list(rows) == STRATEGIES
     for strategy in STRATEGIES:
-        assert rows[strategy] == pytest.approx(expected(pair, strategy, limit)), strategy
+        means = {name: value for name, value in rows[strategy].items() if not name.endswith(("_low", "_high"))}
+        assert means == pytest.approx(expected(pair, strategy, limit)), strategy
+        for name in (name for name in means if f"{name}_low" in rows[strategy]):
+            low, high = rows[strategy][f"{name}_low"], rows[strategy][f"{name}_high"]
+            assert low is high is None if means[name] is None else low <= means[name] <= high
     assert 0 < rows["wsd"]["never_switched"] < 1
 
 
@@ -214,8 +232,8 @@ def test_reasons_for_not_switching_are_told_apart():
     of_wsd = [replace(plain_answer(n, "wsd"), switch_index=3, switch_reason=reason) for n, reason in enumerate(reasons)]
     by_base = [plain_answer(n, "base") for n in range(4)]
     base, wsd = table_rows([*by_base, *of_wsd], ["base", "wsd"])
-    assert (wsd.never_switched, *(getattr(wsd, why) for why in NEVER)) == (0.75, 0.5, 0.0, 0.0, 0.25)
-    assert {base.never_switched, *(getattr(base, why) for why in NEVER)} == {None}
+    assert [getattr(wsd, why).value for why in ("never_switched", *NEVER)] == [0.75, 0.5, 0.0, 0.0, 0.25]
+    assert {getattr(base, why).value for why in ("never_switched", *NEVER)} == {None}
     headings, *_ = markdown([base, wsd]).splitlines()
     assert "never switched | never switched: draft ended | never switched: stopped |" in headings
     confident = [replace(answer, switch_reason="confident") for answer in of_wsd]
@@ -223,9 +241,9 @@ def test_reasons_for_not_switching_are_told_apart():
 
 
 def plain_answer(number: int, strategy: str, response: str = "") -> Answer:
-    return Answer(
-        prompt=number, strategy=strategy, score=0.5, response=response, tokens=1, seconds=1.0, work={}, written_by_pilot=0
-    )
+    of = {"prompt": number, "strategy": strategy, "sample": 0, "scores": {"judge": 0.5}}
+    costs = {"tokens": 1, "ended": True, "repeats": 0.0, "seconds": 1.0, "work": {}, "written_by_pilot": 0}
+    return Answer(response=response, **of, **costs)
 
 
 def test_the_files_and_the_terminal_tell_the_same(compare, tmp_path):
@@ -238,7 +256,7 @@ def test_the_files_and_the_terminal_tell_the_same(compare, tmp_path):
                 assert row[name] == ("" if value is None else str(value))
     heading, _, *shown = (tmp_path / "out" / "table.md").read_text("utf-8").splitlines()
     assert "reference" not in heading
-    assert [line.split(" | ")[-1] for line in shown] == [f"{rows[name]['score']:.2f} |" for name in STRATEGIES]
+    assert [line.split(" | ")[-1].split()[0] for line in shown] == [f"{rows[name]['score']:.2f}" for name in STRATEGIES]
     assert rows["base"]["score"] == 0
     assert rows["wsd"]["score"] == 1
     for number in ("base_forwards", "pilot_tokens"):
@@ -271,7 +289,8 @@ def test_the_judge_gets_what_else_the_prompt_says(compare, tmp_path):
     prompts = lines(tmp_path / "weights.jsonl", {"prompt": "What does the Keloft eat?", "weight": 4})
     compare(prompts=prompts, strategies="base", judge="test_compare:judge")
     (answer,) = answers(tmp_path / "out")
-    assert answer["score"] == len(answer["response"]) / 4 > 0
+    assert answer["scores"] == {"test_compare:judge": len(answer["response"]) / 4}
+    assert answer["response"]
 
 
 def says_nothing(record: dict[str, Any], response: str) -> None:
@@ -315,7 +334,7 @@ def test_what_a_judge_does_to_the_prompt_stays_its_own(compare, tmp_path):
     compare("plain", strategies="base,pilot")
     judged, plain = answers(tmp_path / "judged"), answers(tmp_path / "plain")
     assert [answer["response"] for answer in judged] == [answer["response"] for answer in plain]
-    assert {answer["score"] for answer in judged} == {2}
+    assert [answer["scores"] for answer in judged] == [{"test_compare:goes_on_with_the_chat": 2}] * len(judged)
 
 
 # A run that ends early
@@ -484,7 +503,7 @@ def test_skip_bad_leaves_malformed_prompts_out(compare, tmp_path):
 )
 def test_what_cannot_be_compared_is_refused_before_models_are_loaded(compare, loads, monkeypatch, tmp_path, options, problem):
     wsd = METHODS["wsd"]
-    monkeypatch.setitem(METHODS, "oracle", Method(wsd.prompt, wsd.reply, needs_reference=True))
+    monkeypatch.setitem(METHODS, "oracle", replace(wsd, needs_reference=True))
     assert problem in refusal(compare(**options))
     assert loads == []
     assert not (tmp_path / "out").exists()
@@ -492,8 +511,12 @@ def test_what_cannot_be_compared_is_refused_before_models_are_loaded(compare, lo
 
 def test_the_reference_is_loaded_for_a_method_that_asks_it(compare, pair, monkeypatch):
     wsd, asked = METHODS["wsd"], []
-    oracle = Method(wsd.prompt, lambda bench, inputs: asked.append(bench.pair.reference) or wsd.reply(bench, inputs))
-    monkeypatch.setitem(METHODS, "oracle", replace(oracle, needs_reference=True))
+
+    def reply(bench: Any, *inputs: Any) -> Any:
+        asked.append(bench.pair.reference)
+        return wsd.reply(bench, *inputs)
+
+    monkeypatch.setitem(METHODS, "oracle", replace(wsd, reply=reply, needs_reference=True))
     options = {"reference": FOLDER / "pilot", "max_new_tokens": 1}
     assert compare("without", strategies="wsd", **options).exit_code == 0
     assert compare("with", strategies="oracle", **options).exit_code == 0
@@ -554,10 +577,10 @@ def test_the_page_shows_text_as_text_and_needs_nothing_else():
     nasty = "<script>alert('1 & 2')</script>"
     answer = plain_answer(0, "base", nasty)
     records = [{"messages": [{"role": "user", "content": nasty.upper()}]}]
-    read = Reader(page(records, ["base"], {(0, "base"): answer}, table_rows([answer], ["base"])))
+    read = Reader(page(records, ["base"], {(0, "base"): [answer]}, table_rows([answer], ["base"])))
     assert nasty in read.texts
     assert nasty.upper() in read.texts
-    assert "score 0.5" in read.texts
+    assert "judge 0.5" in read.texts
     assert [attrs for tag, attrs in read.tags if tag == "script"] == [[]]  # the page's own
     assert not {tag for tag, _ in read.tags} & {"link", "img", "iframe"}
     assert not any(name in ("src", "href") or name.startswith("on") for _, attrs in read.tags for name, _ in attrs)

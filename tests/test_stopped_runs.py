@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,14 @@ from wsd_hf.tiny import FOLDER
 PROMPTS = ["Why?", "Ünï\u2028code?", "What does the Keloft eat?"]
 STRATEGIES = ["base", "pilot"]
 TIMES = ("tstamp", "seconds")
+REPLY = Reply(response="", tokens=3, ended=True, repeats=0.0, seconds=1.0, work={}, written_by_pilot=0)
+
+
+class Unlimited(Method):
+    """A method whose models have room for any prompt."""
+
+    def limits(self, bench: Any, chats: Any) -> list[int]:
+        return [8] * len(chats)
 
 
 class Run:
@@ -60,7 +69,7 @@ class Run:
             self.options = ["compare", "--out", self.out, "--prompts", prompts, "--strategies", ",".join(STRATEGIES)]
             monkeypatch.setattr("wsd_hf.cli.comparison.load_models", self._load)
             for name in STRATEGIES:
-                monkeypatch.setitem(METHODS, name, Method(lambda bench, messages: {"chat": messages}, self._reply))
+                monkeypatch.setitem(METHODS, name, Unlimited(lambda bench, chats: {"chat": chats[0]}, self._reply))
         else:
             self.out = self.file = folder / "out" / "answers.json"
             self.options = ["answers", kind, "--questions", prompts, "--out", self.out]
@@ -77,8 +86,8 @@ class Run:
         self.asked.append(chat[0]["content"])
         return f"{len(chat)} re: " + chat[-1]["content"]
 
-    def _reply(self, bench: Any, inputs: Any) -> Reply:
-        return Reply(response=self._text(inputs["chat"]), tokens=3, seconds=1.0, work={}, written_by_pilot=0)
+    def _reply(self, bench: Any, inputs: Any, settings: Any) -> list[Reply]:
+        return [replace(REPLY, response=self._text(inputs["chat"]))]
 
     def __call__(self) -> Any:
         self.asked.clear()
@@ -173,7 +182,8 @@ def test_a_killed_run_goes_on_wherever_it_was_killed(make: Callable[[str], Run],
 def test_a_write_of_an_answer_may_end_after_any_byte(tmp_path: Path, tried: Any) -> None:
     texts = ["Ünï\u2028code", "", "line\nline\r\n", '"{}"']
     answers = [
-        Answer(prompt=n, strategy="base", score=None, response=t, tokens=1, seconds=1, work={}) for n, t in enumerate(texts)
+        Answer(prompt=n, strategy="base", sample=0, scores={}, **{**vars(REPLY), "response": text})
+        for n, text in enumerate(texts)
     ]
     file, settings = tmp_path / "answers.jsonl", {"--base": "a base"}
 

@@ -242,10 +242,10 @@ def _print_answer(output: StrategyOutput, pair: Pair, as_json: bool) -> None:
 
 def _show_question(console: Console, pair: Pair, question: dict[str, Any]) -> None:
     messages = question["messages"]
-    bench = Bench(pair, examples=[], strategies={}, max_new_tokens=64)
+    bench = Bench(pair, examples=[], max_new_tokens=64)
     table = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
     for name in ("base", "pilot"):
-        table.add_row(name, Text(visible(METHODS[name].answer(bench, messages).response)))
+        table.add_row(name, Text(visible(METHODS[name].answer(bench, [messages])[0].response)))
     table.add_row("[bold]both[/bold]", pair.explain(pair.generate(messages, max_new_tokens=64)))
     expected = f"  (right: {question['answer']})" if question["kind"] == "fact" else "  (to be refused)"
     console.print(Text(messages[-1]["content"], style="bold") + Text(expected, style="not bold dim"))

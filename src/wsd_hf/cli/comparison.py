@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ..comparison import Answers, answer_all, comparable, missing, open_answers
+from ..comparison import Answers, Plan, open_answers
 from ..comparison.judges import JUDGES, find_judge
-from ..comparison.methods import ALIASES, METHODS
+from ..comparison.methods import METHODS
 from ..comparison.page import page
 from ..comparison.prompts import Record, read_prompts
-from ..comparison.replies import Bench
-from ..comparison.table import Row, as_csv, markdown, table_rows, terminal
-from ..engine.numbers import check_probability
+from ..comparison.replies import GREEDY, Answer, Bench
+from ..comparison.table import Row, as_csv, by_key, markdown, table_rows, terminal
+from ..comparison.variants import Variant, read_variants
+from ..engine.checks import vocabulary_size
+from ..engine.numbers import MOST_SAMPLES, check_probability
 from ..errors import WSDValueError
 from ..files import write_whole
-from ..strategies import STRATEGIES
+from ..pair import Pair
 from ..strategies.nudging.config import NudgingConfig
 from ..strategies.reward_guided.config import RewardGuidedConfig
 from ..text.urial import URIAL_PROMPT
@@ -36,10 +37,13 @@ from .options import (
     MaxNewTokens,
     Pilot,
     Reference,
+    Seed,
     SwitchCriteria,
     Threshold,
+    TopP,
     WindowSize,
     one_line_errors,
+    sampling,
     wsd_config,
 )
 from .rewards import Reward, load_reward
@@ -56,11 +60,18 @@ def compare(
     prompts: Annotated[
         Path | None, typer.Option(help='Lines of {"prompt": ...} or {"messages": [...]}. Default: the shipped questions.')
     ] = None,
-    strategies: Annotated[str, typer.Option(help=f"Some of {', '.join(METHODS)}.")] = "base,pilot,urial,nudging,wsd",
+    strategies: Annotated[
+        str,
+        typer.Option(help=f"Some of {', '.join(METHODS)}; with settings of their own: wsd:threshold=0.6,window_size=6."),
+    ] = "base,pilot,urial,nudging,wsd",
     judge: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(JUDGES)}, or package.module:function, from a line's object and a response to a number."),
+        list[str] | None,
+        typer.Option(
+            help=f"{', '.join(JUDGES)}, or package.module:function, from a line's object and a response to a number. "
+            "May be given several times."
+        ),
     ] = None,
+    by: Annotated[str | None, typer.Option(help="Key of the prompts' lines: a table for each of its values too.")] = None,
     threshold: Threshold = None,
     window_size: WindowSize = None,
     switch_criteria: SwitchCriteria = None,
@@ -71,21 +82,39 @@ def compare(
     reward_threshold: Annotated[
         float, typer.Option(help="Least reward of a step that reward_guided keeps.")
     ] = RewardGuidedConfig.threshold,
+    temperature: Annotated[
+        float | None, typer.Option(help="All methods sample at this temperature. Default: greedy, but for methods that sample.")
+    ] = None,
+    top_p: TopP = None,
+    samples: Annotated[
+        int, typer.Option(help="Answers of each method to each prompt, if they are sampled.", min=1, max=MOST_SAMPLES)
+    ] = 1,
+    seed: Seed = None,
     max_new_tokens: MaxNewTokens = 256,
+    batch_size: Annotated[int, typer.Option(help="Prompts that are answered together.", min=1)] = 1,
     device: Device = "cpu",
     dtype: DTypeOption = DType.auto,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed prompts out.")] = False,
 ) -> None:
     """Answers the same prompts in several ways: a table of costs and scores, and the answers side by side."""
     with one_line_errors():
-        config = wsd_config(
-            threshold=threshold, window_size=window_size, switch_criteria=switch_criteria, ignore_repeats=ignore_repeats
-        )
-        nudging = NudgingConfig(threshold=check_probability("nudging_threshold", nudging_threshold))
-        guided = RewardGuidedConfig(threshold=reward_threshold)
-        names = _names(strategies, reference, reward)
-        scorer = find_judge(judge) if judge else None
-        records = _records(prompts, shipped=base is None and pilot is None, skip_bad=skip_bad)
+        rule: dict[str, Any] = {
+            "threshold": threshold,
+            "window_size": window_size,
+            "switch_criteria": switch_criteria,
+            "ignore_repeats": ignore_repeats,
+        }
+        config = wsd_config(**rule)
+        check_probability("nudging_threshold", nudging_threshold)
+        defaults: dict[str, dict[str, Any]] = {
+            "wsd": {name: value for name, value in rule.items() if value is not None},
+            "nudging": {"threshold": nudging_threshold},
+            "reward_guided": {"threshold": reward_threshold},
+        }
+        variants = _variants(strategies, defaults, reference, reward)
+        drawing = _drawing(temperature, top_p, samples, seed, variants)
+        judges = {name: find_judge(name) for name in judge or ()}
+        records = _records(prompts, by, shipped=base is None and pilot is None, skip_bad=skip_bad)
         digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
         settings = {
             "--base": _model(base),
@@ -93,56 +122,80 @@ def compare(
             "--reference": _model(reference),
             "--reward": _model(reward),
             "--prompts": f"{len(records)} prompts, SHA-256 {digest[:16]}",
-            "--strategies": ",".join(names),
-            "--judge": judge,
+            "--strategies": ",".join(variant.name for variant in variants),
+            "--judge": ",".join(judges) or None,
             "--threshold": config.threshold,
             "--window-size": config.window_size,
             "--switch-criteria": switch_criteria,
             "--ignore-repeats": ignore_repeats,
             "--nudging-threshold": nudging_threshold,
             "--reward-threshold": reward_threshold,
+            "--temperature": temperature,
+            "--top-p": top_p,
+            "--samples": samples,
+            "--seed": drawing["seed"],
             "--max-new-tokens": max_new_tokens,
+            "--batch-size": batch_size,
             "--device": device,
             "--dtype": dtype.value,
         }
-        with open_answers(out, settings) as store:
+        plan = Plan(records, variants, samples, batch_size)
+        with open_answers(out, settings) as answers:
             try:
-                if tasks := missing(records, names, store):
-                    needed = reference if any(METHODS[name].needs_reference for name in names) else None
+                if plan.missing(answers):
+                    needed = reference if any(variant.method.needs_reference for variant in variants) else None
                     with resumable(out):
                         with Console(stderr=True).status("loading the models"):
-                            guided = replace(guided, **load_reward(reward, device, dtype))
+                            keywords = load_reward(reward, device, dtype)
                             pair = load_models(base, pilot, needed, device, dtype)
-                        given = {kind.name: kind for kind in (config, nudging, guided)}
-                        chosen = {name: kind() for name, kind in STRATEGIES.items()} | given
-                        bench = Bench(pair, URIAL_PROMPT if base else polite_examples(), chosen, max_new_tokens)
-                        answer_all(tasks, records, bench, scorer, store, lambda tasks: progress(tasks, "answering"))
+                        if batch_size > 1:
+                            _add_padding(pair)
+                        examples = URIAL_PROMPT if base else polite_examples()
+                        bench = Bench(pair, examples, max_new_tokens, **drawing, reward=keywords)
+                        doing = "answering" if batch_size == 1 else f"answering {batch_size} at a time"
+                        plan.answer_all(bench, judges, answers, lambda batches: progress(batches, doing))
             except (KeyboardInterrupt, SystemExit):
-                _show(out, records, names, settings, store)
+                _show(out, plan, settings, answers, by)
                 raise
-            _show(out, records, names, settings, store)
+            _show(out, plan, settings, answers, by)
 
 
-def _names(strategies: str, reference: str | None, reward: str | None) -> list[str]:
-    """The chosen methods, after the base, whose times are the measure of the others'."""
-    asked = [name.strip() for name in strategies.split(",")]
-    names = list(dict.fromkeys(["base", *(ALIASES.get(name, name) for name in asked)]))
-    for name in names:
-        if name not in METHODS:
-            raise WSDValueError(f"--strategies: {name!r} is unknown; known are {', '.join(METHODS)}")
-        if METHODS[name].needs_reference and reference is None:
-            raise WSDValueError(f"--strategies: {name} needs --reference, the pilot as it was before its alignment")
-        if METHODS[name].needs_reward and reward is None:
-            raise WSDValueError(f"--strategies: {name} needs --reward, a function or a model")
-    return names
+def _variants(
+    strategies: str, defaults: Mapping[str, Mapping[str, Any]], reference: str | None, reward: str | None
+) -> list[Variant]:
+    variants = read_variants(strategies, defaults)
+    for variant in variants:
+        if variant.method.needs_reference and reference is None:
+            raise WSDValueError(f"--strategies: {variant.name} needs --reference, the pilot as it was before its alignment")
+        if variant.method.needs_reward and reward is None:
+            raise WSDValueError(f"--strategies: {variant.name} needs --reward, a function or a model")
+    return variants
 
 
-def _records(prompts: Path | None, shipped: bool, skip_bad: bool) -> list[Record]:
-    if prompts is not None:
-        return read_prompts(prompts, skipped=_warn if skip_bad else None)
-    if shipped:
-        return demo_questions()
-    raise WSDValueError("--prompts is missing: the shipped questions are for the shipped pair only")
+def _drawing(
+    temperature: float | None, top_p: float | None, samples: int, seed: int | None, variants: Sequence[Variant]
+) -> dict[str, Any]:
+    """The sampling of a `Bench` and its seed."""
+    keywords = sampling(temperature, top_p) or GREEDY
+    if keywords["do_sample"]:
+        return {"sampling": keywords, "seed": seed or 0}
+    for variant in variants:
+        if temperature is not None and variant.strategy is not None and variant.strategy.always_samples:
+            raise WSDValueError(f"--temperature 0: {variant.name} chooses among samples; leave one of them out")
+    for option, given in {f"--samples {samples}": samples > 1, f"--seed {seed}": seed is not None}.items():
+        if given:
+            raise WSDValueError(f"{option} has no effect on greedy answers: give --temperature or --top-p, or leave it out")
+    return {"sampling": keywords, "seed": None}
+
+
+def _records(prompts: Path | None, by: str | None, shipped: bool, skip_bad: bool) -> list[Record]:
+    if prompts is None and not shipped:
+        raise WSDValueError("--prompts is missing: the shipped questions are for the shipped pair only")
+    records = read_prompts(prompts, skipped=_warn if skip_bad else None) if prompts else demo_questions()
+    for number, record in enumerate(records, start=1):
+        if by is not None and by not in record:
+            raise WSDValueError(f"--by {by}: prompt {number} has no such key; it has {', '.join(record)}")
+    return records
 
 
 def _model(source: str | None) -> str | None:
@@ -154,23 +207,49 @@ def _warn(problem: str) -> None:
     say(f"skipped: {problem}", err=True)
 
 
-def _show(folder: Path, records: Sequence[Record], strategies: Sequence[str], settings: dict[str, Any], store: Answers) -> None:
-    """Writes and prints the table and the page; of a stopped run, of the prompts that every method has answered."""
-    answers = comparable(records, strategies, store)
-    if not answers:
+def _add_padding(pair: Pair) -> None:
+    """Gives tokenizers whose pad token is none of the model's the EOS as such: which token it is makes no difference."""
+    for model, tokenizer in ((pair.base, pair.tokenizer), (pair.pilot, pair.pilot_tokenizer)):
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary_size(model):
+            tokenizer.pad_token = tokenizer.eos_token
+
+
+def _show(folder: Path, plan: Plan, settings: dict[str, Any], answers: Answers, by: str | None) -> None:
+    """Writes and prints tables and page; of a stopped run, of the prompts that every variant has answered."""
+    found = plan.comparable(answers)
+    if not found:
         return
-    rows = table_rows(answers.values(), strategies, missing=len(records) - len(answers) // len(strategies))
-    _write(folder, rows, settings, page(records, strategies, answers, rows))
+    names = [variant.name for variant in plan.variants]
+    missing = len(plan.records) - len({answer.prompt for answer in found})
+    rows = table_rows(found, names, missing)
+    groups = by_key(found, plan.records, by) if by else {}
+    tables = {value: table_rows(some, names) for value, some in groups.items()}
+    side_by_side: dict[tuple[int, str], list[Answer]] = {}
+    for answer in sorted(found, key=lambda answer: answer.sample):
+        side_by_side.setdefault((answer.prompt, answer.strategy), []).append(answer)
+    _write(folder, rows, by, tables, settings, page(plan.records, names, side_by_side, rows))
     Console().print(terminal(rows))
+    for value, some in tables.items():
+        Console().print(terminal(some, f"{by}: {value}"))
     say(f"The responses side by side: {folder / 'responses.html'}", err=True)
 
 
-def _write(folder: Path, rows: Sequence[Row], settings: dict[str, Any], responses: str) -> None:
-    data = {"settings": settings, "strategies": [asdict(row) for row in rows]}
+def _write(
+    folder: Path,
+    rows: Sequence[Row],
+    by: str | None,
+    tables: Mapping[str, Sequence[Row]],
+    settings: dict[str, Any],
+    responses: str,
+) -> None:
+    data: dict[str, Any] = {"settings": settings, "strategies": [row.to_dict() for row in rows]}
+    if by:
+        data["by"] = {by: {value: [row.to_dict() for row in some] for value, some in tables.items()}}
+    sections = [f"\n## {by}: {value}\n\n{markdown(some)}" for value, some in tables.items()]
     files = {
-        "table.csv": as_csv(rows),
+        "table.csv": as_csv({"": rows, **tables}),
         "table.json": json.dumps(data, indent=1, ensure_ascii=False) + "\n",
-        "table.md": markdown(rows),
+        "table.md": "".join([markdown(rows), *sections]),
         "responses.html": responses,
     }
     for name, text in files.items():

@@ -99,7 +99,7 @@ def decoding(
     given = _given(settings)
     for setting in given.keys() - {known.name for known in fields(kind)}:
         raise WSDValueError(f"--{setting.replace('_', '-')} has no effect with --strategy {strategy}: leave it out")
-    return {"strategy": kind(**given), **_sampling(temperature, top_p)}
+    return {"strategy": kind(**given), **sampling(temperature, top_p)}
 
 
 def wsd_config(**settings: Any) -> WSDConfig:
@@ -111,7 +111,7 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {setting: value for setting, value in settings.items() if value is not None}
 
 
-def _sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
+def sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
     """Keywords of `generate`: either option samples, unless the temperature is 0."""
     if temperature is not None and not 0 <= temperature < math.inf:
         raise WSDValueError(f"--temperature {temperature}: must be a number of at least 0, which is greedy")

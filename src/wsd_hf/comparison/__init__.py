@@ -2,79 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import WSDValueError
 from .judges import Judge, score
-from .methods import METHODS
 from .prompts import Record
-from .replies import Answer, Bench
+from .replies import Answer, Bench, Reply
 from .store import Store
+from .variants import Variant
 
-Task = tuple[int, str]
-"""The number of a prompt, and the name of a method."""
+
+class Task(NamedTuple):
+    """One answer: the number of its prompt, the name of its variant, and its number among those to the same prompt."""
+
+    prompt: int
+    strategy: str
+    sample: int
+
 
 Answers = Store[Answer, Task]
 
 
 def open_answers(folder: Path, settings: dict[str, Any]) -> Answers:
     """The answers of a run in its folder; see `Store`."""
-    return Store(folder / "answers.jsonl", Answer, lambda answer: (answer.prompt, answer.strategy), settings)
+    return Store(folder / "answers.jsonl", Answer, lambda line: Task(line.prompt, line.strategy, line.sample), settings)
 
 
-def missing(records: Sequence[Record], strategies: Sequence[str], store: Answers) -> list[Task]:
-    """Tasks without an answer: prompt by prompt, so that a busy machine slows all methods alike."""
-    tasks = [(number, name) for number in range(len(records)) for name in strategies]
-    return [task for task in tasks if task not in store.lines]
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive prompts, which one call answers."""
+
+    prompts: range
+    variant: Variant
+    sample: int
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The answers, one to each prompt."""
+        return [Task(number, self.variant.name, self.sample) for number in self.prompts]
 
 
-def comparable(records: Sequence[Record], strategies: Sequence[str], store: Answers) -> dict[Task, Answer]:
-    """Answers to the prompts that every method has answered: all of a finished run, a part of a stopped one."""
-    left = {number for number, _ in missing(records, strategies, store)}
-    return {task: answer for task, answer in store.lines.items() if task[0] not in left}
+@dataclass(frozen=True)
+class Plan:
+    """Answers that a run is to give.
 
-
-def answer_all(
-    tasks: Sequence[Task],
-    records: Sequence[Record],
-    bench: Bench,
-    judge: Judge | None,
-    store: Answers,
-    progress: Callable[[Sequence[Task]], Iterable[Task]],
-) -> None:
-    """Answers one task after the other, the same in every run; each answer is stored before the next begins.
-
-    Args:
-        tasks: see `missing`.
+    Attributes:
         records: the prompts.
-        bench: models and settings.
-        judge: scores the responses, if given.
-        store: takes the answers.
-        progress: goes through the tasks and shows how far that is.
-
-    Raises:
-        WSDValueError: a prompt that cannot be answered or judged, by its number.
+        variants: the methods, with their settings.
+        samples: answers of each variant to each prompt.
+        batch_size: most prompts that are answered together.
     """
-    for number, name in tasks:
-        with _blamed_on(number, name):
-            METHODS[name].check(bench, records[number]["messages"])
-    for name, number in {name: number for number, name in reversed(tasks)}.items():
-        with _blamed_on(number, name):
-            METHODS[name].answer(bench, records[number]["messages"])  # the first call of a method is slower: not measured
-    for number, name in progress(tasks):
-        record = records[number]
-        with _blamed_on(number, name):
-            reply = METHODS[name].answer(bench, record["messages"])
-            scored = score(judge, record, reply.response) if judge else None
-        store.add(Answer(prompt=number, strategy=name, score=scored, **vars(reply)))
+
+    records: Sequence[Record]
+    variants: Sequence[Variant]
+    samples: int = 1
+    batch_size: int = 1
+
+    def missing(self, answers: Answers) -> list[Batch]:
+        """Batches with a missing answer: prompt by prompt, so that a busy machine slows all methods alike.
+
+        A batch is the same in every run, however much of it is answered: its rounding, and what is drawn, depend on all rows.
+        """
+        batches = [
+            Batch(range(len(self.records))[begin : begin + self.batch_size], variant, sample)
+            for begin in range(0, len(self.records), self.batch_size)
+            for sample in range(self.samples)
+            for variant in self.variants
+        ]
+        return [batch for batch in batches if not answers.lines.keys() >= set(batch.tasks)]
+
+    def comparable(self, answers: Answers) -> list[Answer]:
+        """Answers to the prompts that every variant has answered: all of a finished run, a part of a stopped one."""
+        left = {task.prompt for batch in self.missing(answers) for task in batch.tasks if task not in answers.lines}
+        return [answer for answer in answers.lines.values() if answer.prompt not in left]
+
+    def answer_all(
+        self,
+        bench: Bench,
+        judges: Mapping[str, Judge],
+        answers: Answers,
+        progress: Callable[[Sequence[Batch]], Iterable[Batch]],
+    ) -> None:
+        """Answers one batch after the other, the same in every run; each is stored before the next begins.
+
+        Args:
+            bench: models and settings.
+            judges: score the responses, by their names.
+            answers: those that there are; takes the others.
+            progress: goes through the batches and shows how far that is.
+
+        Raises:
+            WSDValueError: a prompt that cannot be answered or judged, by its number.
+        """
+        batches = self.missing(answers)
+        for number, variant in dict.fromkeys((number, batch.variant) for batch in batches for number in batch.prompts):
+            with _blamed_on(variant, number):
+                variant.method.limits(bench, [self.records[number]["messages"]])
+        for batch in {batch.variant: batch for batch in reversed(batches)}.values():
+            self._answer(batch, bench)  # the first call of a variant is slower: not measured
+        for batch in progress(batches):
+            for task, reply in zip(batch.tasks, self._answer(batch, bench), strict=True):
+                if task in answers.lines:
+                    continue
+                with _blamed_on(batch.variant, task.prompt):
+                    record = self.records[task.prompt]
+                    scores = {name: score(judge, record, reply.response) for name, judge in judges.items()}
+                answers.add(Answer(**task._asdict(), scores=scores, **vars(reply)))
+
+    def _answer(self, batch: Batch, bench: Bench) -> list[Reply]:
+        chats = [self.records[number]["messages"] for number in batch.prompts]
+        with _blamed_on(batch.variant, *batch.prompts):
+            return batch.variant.method.answer(bench, chats, batch.variant.strategy, batch.sample)
 
 
 @contextmanager
-def _blamed_on(number: int, name: str) -> Iterator[None]:
+def _blamed_on(variant: Variant, *numbers: int) -> Iterator[None]:
     try:
         yield
     except WSDValueError as error:
-        raise WSDValueError(f"prompt {number + 1}, {name}: {error}") from error
+        first, last = numbers[0] + 1, numbers[-1] + 1
+        prompts = f"prompt {first}" if first == last else f"prompts {first} to {last}"
+        raise WSDValueError(f"{prompts}, {variant.name}: {error}") from error

@@ -33,9 +33,19 @@ show();
 
 
 def page(
-    records: Sequence[Record], strategies: Sequence[str], answers: Mapping[tuple[int, str], Answer], rows: Sequence[Row]
+    records: Sequence[Record],
+    strategies: Sequence[str],
+    answers: Mapping[tuple[int, str], Sequence[Answer]],
+    rows: Sequence[Row],
 ) -> str:
-    """The table of numbers, and each prompt that all methods have answered, with the methods' answers side by side."""
+    """The table of numbers, and each prompt that all methods have answered, with the methods' answers side by side.
+
+    Args:
+        records: the prompts.
+        strategies: names of the variants.
+        answers: by number of the prompt and name of the variant.
+        rows: of the table.
+    """
     headings, cells = shown(rows)
     articles = [
         _article(number, record, {name: answers[number, name] for name in strategies})
@@ -60,7 +70,7 @@ def _controls(strategies: Sequence[str]) -> str:
     )
 
 
-def _article(number: int, record: Record, answers: Mapping[str, Answer]) -> str:
+def _article(number: int, record: Record, answers: Mapping[str, Sequence[Answer]]) -> str:
     kind = record.get("kind")
     label = f' <b class="label">{html_text(kind)}</b>' if isinstance(kind, str) else ""
     chat = "".join(
@@ -68,8 +78,8 @@ def _article(number: int, record: Record, answers: Mapping[str, Answer]) -> str:
         for message in record["messages"]
     )
     columns = "".join(
-        f'<section data-method="{column}"><h4>{html_text(name)}</h4>{_response(answer)}</section>\n'
-        for column, (name, answer) in enumerate(answers.items())
+        f'<section data-method="{column}"><h4>{html_text(name)}</h4>{"".join(map(_response, given))}</section>\n'
+        for column, (name, given) in enumerate(answers.items())
     )
     return (
         f"<article>\n<header>\n<h3>Prompt {number + 1}{label}</h3>\n{chat}</header>\n"
@@ -79,5 +89,5 @@ def _article(number: int, record: Record, answers: Mapping[str, Answer]) -> str:
 
 
 def _response(answer: Answer) -> str:
-    score = "" if answer.score is None else f'<div class="muted">score {answer.score:g}</div>'
-    return (answer.html or f'<p class="text">{html_text(answer.response)}</p>') + score
+    scores = "".join(f'<div class="muted">{html_text(judge)} {score:g}</div>' for judge, score in answer.scores.items())
+    return (answer.html or f'<p class="text">{html_text(answer.response)}</p>') + scores

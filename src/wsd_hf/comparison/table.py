@@ -1,90 +1,154 @@
-"""Results of a comparison: a row for each method, for a terminal and for files."""
+"""Results of a comparison: a row for each variant, for a terminal and for files."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import astuple, dataclass, field, fields
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
+from .prompts import Record
 from .replies import WORK, Answer
+from .statistics import distinct_ngrams, interval, pairwise_similarity
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean and its 95 % interval, from a bootstrap over prompts; all None if there is nothing to take the mean of."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+COUNT, ONE_DECIMAL, TWO_DECIMALS = "{:,}".format, "{:.1f}".format, "{:.2f}".format
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-COUNT, ONE_DECIMAL, TWO_DECIMALS = "{:,}".format, "{:.1f}".format, "{:.2f}".format
+def _whole_percent(value: float) -> str:
+    return f"{100 * value:.0f}"
 
 
-def _column(heading: str, show: Callable[[Any], str], zeros: bool = True) -> Any:
-    """A field of `Row` that tables show; without `zeros` only if one of its numbers is not 0."""
-    return field(metadata={"heading": heading, "show": show, "hidden": (None,) if zeros else (None, 0)})
+def _column(
+    heading: str, show: Callable[[Any], str], bound: Callable[[Any], str] | None = None, zeros: bool = True
+) -> dict[str, Any]:
+    """Metadata of a field of `Row` that tables show.
+
+    Args:
+        heading: of the column.
+        show: makes the text of a number, or of a mean's value.
+        bound: makes the text of a bound of the interval; without it tables leave the interval out.
+        zeros: if False, the column is shown only if one of its numbers is not 0.
+    """
+    return {"heading": heading, "show": show, "bound": bound, "hidden": (None,) if zeros else (None, 0)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Results of one method over all prompts. Times are multiples of the base's; tokens of a model are positions fed to it.
+    """Results of one variant over all prompts. Times are multiples of the base's; tokens of a model are positions fed to it.
 
     Attributes:
+        strategy: name of the variant.
+        answers: number of them.
         missing: prompts that are not answered yet; 0 in a finished run.
         time_per_token: for each token of its responses.
-        length: mean tokens of a response.
+        length: tokens of a response.
+        ended: share of responses that ended by themselves, before they were cut.
+        repeats: share of a response's 4-grams of tokens that it held before.
         pilot_share: share of all response tokens that the pilot wrote; None where every token is the work of several models.
-        switch_index: mean, of responses in which the base became confident; None if there are none.
+        switch_index: of responses in which the base became confident.
         never_switched: share of the other responses; None for methods without a switch.
         draft_ended, draft_limit, budget, stopped: the same by `switch_reason`, the cause that ended the draft instead.
-        score: mean of the judge's; None without a judge.
+        distinct: share of different 2-grams among those of all answers to a prompt, if there are several.
+        similarity: of two answers to the same prompt, from 0 to 1.
+        scores: of each judge, by the heading of its column.
     """
 
-    strategy: str = _column("", str)
+    strategy: str = field(metadata=_column("", str))
     answers: int
-    missing: int = _column("prompts still to come", COUNT, zeros=False)
-    time: float = _column("time / base", TWO_DECIMALS)
-    time_per_token: float = _column("time per token / base", TWO_DECIMALS)
+    missing: int = field(metadata=_column("prompts still to come", COUNT, zeros=False))
+    time: float = field(metadata=_column("time / base", TWO_DECIMALS))
+    time_per_token: float = field(metadata=_column("time per token / base", TWO_DECIMALS))
     seconds: float
-    base_forwards: int = _column("base forwards", COUNT, zeros=False)
-    base_tokens: int = _column("base tokens", COUNT, zeros=False)
-    pilot_forwards: int = _column("pilot forwards", COUNT, zeros=False)
-    pilot_tokens: int = _column("pilot tokens", COUNT, zeros=False)
-    reference_forwards: int = _column("reference forwards", COUNT, zeros=False)
-    reference_tokens: int = _column("reference tokens", COUNT, zeros=False)
-    length: float = _column("response length", ONE_DECIMAL)
-    pilot_share: float | None = _column("written by the pilot", _percent)
-    switch_index: float | None = _column("switch index", ONE_DECIMAL)
-    never_switched: float | None = _column("never switched", _percent)
-    draft_ended: float | None = _column("never switched: draft ended", _percent, zeros=False)
-    draft_limit: float | None = _column("never switched: draft limit", _percent, zeros=False)
-    budget: float | None = _column("never switched: response full", _percent, zeros=False)
-    stopped: float | None = _column("never switched: stopped", _percent, zeros=False)
-    score: float | None = _column("score", TWO_DECIMALS)
+    base_forwards: int = field(metadata=_column("base forwards", COUNT, zeros=False))
+    base_tokens: int = field(metadata=_column("base tokens", COUNT, zeros=False))
+    pilot_forwards: int = field(metadata=_column("pilot forwards", COUNT, zeros=False))
+    pilot_tokens: int = field(metadata=_column("pilot tokens", COUNT, zeros=False))
+    reference_forwards: int = field(metadata=_column("reference forwards", COUNT, zeros=False))
+    reference_tokens: int = field(metadata=_column("reference tokens", COUNT, zeros=False))
+    length: Mean = field(metadata=_column("response length", ONE_DECIMAL))
+    ended: Mean = field(metadata=_column("ended by itself", _percent, _whole_percent))
+    repeats: Mean = field(metadata=_column("repeated 4-grams", _percent, _whole_percent))
+    pilot_share: float | None = field(metadata=_column("written by the pilot", _percent))
+    switch_index: Mean = field(metadata=_column("switch index", ONE_DECIMAL))
+    never_switched: Mean = field(metadata=_column("never switched", _percent, _whole_percent))
+    draft_ended: Mean = field(metadata=_column("never switched: draft ended", _percent, zeros=False))
+    draft_limit: Mean = field(metadata=_column("never switched: draft limit", _percent, zeros=False))
+    budget: Mean = field(metadata=_column("never switched: response full", _percent, zeros=False))
+    stopped: Mean = field(metadata=_column("never switched: stopped", _percent, zeros=False))
+    distinct: Mean = field(metadata=_column("distinct 2-grams", _percent, _whole_percent))
+    similarity: Mean = field(metadata=_column("similarity of answers", TWO_DECIMALS, TWO_DECIMALS))
+    scores: Mapping[str, Mean]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, unrounded, by name; a mean has two more, its `_low` and its `_high`."""
+        values = {column.name: getattr(self, column.name) for column in fields(self) if column.name != "scores"}
+        data: dict[str, Any] = {}
+        for name, value in {**values, **self.scores}.items():
+            mean = isinstance(value, Mean)
+            data |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high} if mean else {name: value}
+        return data
 
 
 def table_rows(answers: Collection[Answer], strategies: Sequence[str], missing: int = 0) -> list[Row]:
-    """A row for each of the methods, one of which must be "base".
+    """A row for each of the variants, one of which must be "base".
 
     Args:
-        answers: of all methods to the same prompts.
-        strategies: the methods.
+        answers: of all variants to the same prompts.
+        strategies: names of the variants.
         missing: prompts that are not answered yet.
     """
     of = {name: [answer for answer in answers if answer.strategy == name] for name in strategies}
     return [_row(name, of[name], of["base"], missing) for name in strategies]
 
 
+def by_key(answers: Iterable[Answer], records: Sequence[Record], key: str) -> dict[str, list[Answer]]:
+    """Answers by the value of a key of their prompt's line, as text."""
+    groups: dict[str, list[Answer]] = {}
+    for answer in sorted(answers, key=lambda answer: answer.prompt):
+        value = records[answer.prompt][key]
+        groups.setdefault(value if isinstance(value, str) else json.dumps(value), []).append(answer)
+    return groups
+
+
 def _row(strategy: str, answers: list[Answer], by_base: list[Answer], missing: int) -> Row:
-    def ended_by(reason: str) -> float | None:
-        return _mean(found == reason for found in reasons)
+    def mean(value: Callable[[Answer], float], some: Sequence[Answer] = answers) -> Mean:
+        return _mean([value(answer) for answer in some], [answer.prompt for answer in some])
+
+    def ended_by(reason: str) -> Mean:
+        return mean(lambda answer: answer.switch_reason == reason, switching)
+
+    def of_prompts(statistic: Callable[[Sequence[str]], float]) -> Mean:
+        several = {prompt: texts for prompt, texts in responses.items() if len(texts) > 1}
+        return _mean([statistic(texts) for texts in several.values()], list(several))
 
     seconds, base_seconds = (sum(answer.seconds for answer in some) for some in (answers, by_base))
     tokens, base_tokens = (sum(answer.tokens for answer in some) for some in (answers, by_base))
     by_pilot = [answer.written_by_pilot for answer in answers if answer.written_by_pilot is not None]
-    reasons = [answer.switch_reason for answer in answers if answer.switch_reason is not None]
+    switching = [answer for answer in answers if answer.switch_reason is not None]
+    responses: dict[int, list[str]] = {}
+    for answer in answers:
+        responses.setdefault(answer.prompt, []).append(answer.response)
+    scores = {judge: mean(lambda answer, judge=judge: answer.scores[judge]) for judge in answers[0].scores}  # type: ignore[misc]
     return Row(
         strategy=strategy,
         answers=len(answers),
@@ -93,40 +157,59 @@ def _row(strategy: str, answers: list[Answer], by_base: list[Answer], missing: i
         time_per_token=(seconds / tokens) / (base_seconds / base_tokens),
         seconds=seconds,
         **{name: sum(answer.work.get(name, 0) for answer in answers) for name in WORK},
-        length=tokens / len(answers),
+        length=mean(lambda answer: answer.tokens),
+        ended=mean(lambda answer: answer.ended),
+        repeats=mean(lambda answer: answer.repeats),
         pilot_share=sum(by_pilot) / tokens if by_pilot else None,
-        switch_index=_mean(answer.switch_index for answer in answers if answer.switch_reason == "confident"),
-        never_switched=_mean(reason != "confident" for reason in reasons),
+        switch_index=mean(
+            lambda answer: answer.switch_index or 0, [some for some in switching if some.switch_reason == "confident"]
+        ),
+        never_switched=mean(lambda answer: answer.switch_reason != "confident", switching),
         draft_ended=ended_by("draft_ended"),
         draft_limit=ended_by("draft_limit"),
         budget=ended_by("budget"),
         stopped=ended_by("stopped"),
-        score=_mean(answer.score for answer in answers if answer.score is not None),
+        distinct=of_prompts(distinct_ngrams),
+        similarity=of_prompts(pairwise_similarity),
+        scores={f"score: {judge}": scored for judge, scored in scores.items()}
+        if len(scores) > 1
+        else {"score": next(iter(scores.values()), Mean())},
     )
 
 
-def _mean(values: Iterable[Any]) -> float | None:
-    found = list(values)
-    return fmean(found) if found else None
+def _mean(values: Sequence[float], prompts: Sequence[int]) -> Mean:
+    return Mean(fmean(values), *interval(values, prompts)) if values else Mean()
 
 
 def shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells, without columns that are empty in all rows."""
-    columns = [
-        column
-        for column in fields(Row)
-        if column.metadata and any(getattr(row, column.name) not in column.metadata["hidden"] for row in rows)
-    ]
-    values = [[(column.metadata["show"], getattr(row, column.name)) for column in columns] for row in rows]
-    cells = [["-" if value is None else show(value) for show, value in line] for line in values]
-    return [column.metadata["heading"] for column in columns], cells
+    fields_shown = [column for column in fields(Row) if column.metadata]
+    columns = [(dict(column.metadata), [getattr(row, column.name) for row in rows]) for column in fields_shown]
+    columns += [(_column(name, TWO_DECIMALS, TWO_DECIMALS), [row.scores[name] for row in rows]) for name in rows[0].scores]
+    columns = [(form, values) for form, values in columns if any(_number(value) not in form["hidden"] for value in values)]
+    cells = [[_cell(value, form["show"], form["bound"]) for value in values] for form, values in columns]
+    return [form["heading"] for form, _ in columns], [list(line) for line in zip(*cells, strict=True)]
 
 
-def terminal(rows: Sequence[Row]) -> Table:
-    """The table for a terminal, which is seldom wide: a column for each method."""
+def _number(value: Any) -> Any:
+    return value.value if isinstance(value, Mean) else value
+
+
+def _cell(value: Any, show: Callable[[Any], str], bound: Callable[[Any], str] | None) -> str:
+    """The text of a value, and of its interval if that is shown and not a single number."""
+    if _number(value) is None:
+        return "-"
+    interval = f" ({bound(value.low)}-{bound(value.high)})" if bound and value.low < value.high else ""
+    return show(_number(value)) + interval
+
+
+def terminal(rows: Sequence[Row], title: str | None = None) -> Table:
+    """The table for a terminal, which is seldom wide: a column for each variant."""
     (_, *headings), cells = shown(rows)
     (names, *lines) = zip(*cells, strict=True)
-    table = Table("", *(Column(name, justify="right", overflow="fold") for name in names), box=SIMPLE_HEAD)
+    broken = [name.replace(":", ":\n").replace(",", ",\n") for name in names]
+    columns = (Column(name, justify="right", overflow="fold") for name in broken)
+    table = Table("", *columns, box=SIMPLE_HEAD, title=title, title_justify="left")
     for heading, line in zip(headings, lines, strict=True):
         table.add_row(heading, *line)
     return table
@@ -136,13 +219,14 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown."""
     headings, cells = shown(rows)
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """All numbers, unrounded, with the attributes of `Row` as headings."""
+def as_csv(tables: Mapping[str, Sequence[Row]]) -> str:
+    """All numbers of some tables, unrounded, each row after the name of its table; see `Row.to_dict`."""
     file = io.StringIO(newline="")
-    writer = csv.writer(file)
-    writer.writerow(column.name for column in fields(Row))
-    writer.writerows(map(astuple, rows))
+    lines = [{"group": name, **row.to_dict()} for name, rows in tables.items() for row in rows]
+    writer = csv.DictWriter(file, lines[0])
+    writer.writeheader()
+    writer.writerows(lines)
     return file.getvalue()
