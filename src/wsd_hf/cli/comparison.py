@@ -28,11 +28,9 @@ from ..strategies.nudging.config import NudgingConfig
 from ..strategies.reward_guided.config import RewardGuidedConfig
 from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
-from .models import DType, load_models
+from .models import Loading, load_models, takes_loading
 from .options import (
     Base,
-    Device,
-    DTypeOption,
     IgnoreRepeats,
     MaxNewTokens,
     Pilot,
@@ -48,6 +46,7 @@ from .runs import progress, resumable
 from .terminal import say
 
 
+@takes_loading
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for answers, tables and page; a run that was stopped is resumed there.")],
     base: Base = None,
@@ -73,8 +72,8 @@ def compare(
         float, typer.Option(help="Least reward of a step that reward_guided keeps.")
     ] = RewardGuidedConfig.threshold,
     max_new_tokens: MaxNewTokens = 256,
-    device: Device = "cpu",
-    dtype: DTypeOption = DType.auto,
+    *,
+    loading: Loading,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed prompts out.")] = False,
 ) -> None:
     """Answers the same prompts in several ways: a table of costs and scores, and the answers side by side."""
@@ -103,17 +102,15 @@ def compare(
             "--nudging-threshold": nudging_threshold,
             "--reward-threshold": reward_threshold,
             "--max-new-tokens": max_new_tokens,
-            "--device": device,
-            "--dtype": dtype.value,
-        }
+        } | loading.options()
         with Store(out, settings) as store:
             try:
                 if tasks := missing(records, names, store):
                     needed = reference if any(METHODS[name].needs_reference for name in names) else None
                     with resumable(out):
                         with Console(stderr=True).status("loading the models"):
-                            guided = replace(guided, **load_reward(reward, device, dtype))
-                            pair = load_models(base, pilot, needed, device, dtype)
+                            guided = replace(guided, **load_reward(reward, loading))
+                            pair = load_models(base, pilot, needed, loading=loading)
                         given = {kind.name: kind for kind in (config, nudging, guided)}
                         chosen = {name: kind() for name, kind in STRATEGIES.items()} | given
                         bench = Bench(pair, URIAL_PROMPT if base else polite_examples(), chosen, max_new_tokens)
