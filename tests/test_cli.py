@@ -198,8 +198,8 @@ def test_a_system_message_reaches_both_models(run, tmp_path):
         (("--top-p", 0), "--top-p=0.0: must be a number above 0"),
         (("--top-p", 0.9, "--temperature", 0), "--top-p has no effect with --temperature 0"),
         ((*SEARCH, "--temperature", 0), "chooses among samples"),
-        (("--load-in-4bit",), "the shipped pair is small"),
-        (("--load-in-4bit", *pair()), "there is no CUDA device; leave it out"),
+        (("--quantization", "4bit"), "the shipped pair is small"),
+        (("--device", "cuda", "--device-map", "auto"), "--device cuda has no effect with --device-map auto: leave one out"),
     ],
 )
 def test_options_without_effect_are_refused_before_models_are_loaded(run, monkeypatch, command, options, problem):
@@ -212,26 +212,27 @@ def test_options_without_effect_are_refused_before_models_are_loaded(run, monkey
     assert problem in line
 
 
-def test_four_bits_are_for_the_base_on_cuda_with_the_extra(run, monkeypatch):
+def test_four_bits_are_for_the_base_with_the_extra(run, monkeypatch):
     installed, given = set(), {}
 
     def load(base, pilot, **kwargs):
         given.update(kwargs)
         raise wsd_hf.WSDHubError("enough")
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name in installed or None)
     monkeypatch.setattr("wsd_hf.cli.models.known_device", torch.device)
     monkeypatch.setattr(wsd_hf.Pair, "from_pretrained", load)
-    asked = ("generate", "--load-in-4bit", *pair(), QUESTION)
-    assert "not on --device cpu; give --device cuda" in run(*asked).stderr
-    remedy = 'bitsandbytes and accelerate not installed; pip install "wsd_hf[4bit]"'
-    assert remedy in run(*asked, "--device", "cuda").stderr
+    asked = ("generate", *pair(), QUESTION, "--quantization")
+    remedy = '--quantization 4bit: bitsandbytes and accelerate not installed; pip install "wsd_hf[quantization]"'
+    assert remedy in run(*asked, "4bit").stderr
     installed.update(["bitsandbytes", "accelerate"])
-    assert "wsd-hf: enough" in run(*asked, "--device", "cuda:1").stderr
+    assert "wsd-hf: enough" in run(*asked, "4bit", "--device", "cuda:1").stderr
     assert given["device_map"] == {"": "cuda:1"}
     assert given["quantization_config"].load_in_4bit
     assert given["quantization_config"].bnb_4bit_compute_dtype == torch.bfloat16
+    assert "wsd-hf: enough" in run(*asked, "8bit", "--device-map", "auto").stderr
+    assert given["device_map"] == "auto"
+    assert given["quantization_config"].load_in_8bit
 
 
 def test_the_old_name_of_an_option_is_answered_with_the_new_one(run):

@@ -44,7 +44,7 @@ def loads(pair: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     load, shipped = Pair.tiny, Pair(*pair)
 
-    def tiny(reference: Any = None) -> Pair:
+    def tiny(reference: Any = None, **_: Any) -> Pair:
         calls.append("shipped pair")
         return shipped if reference is None else load(reference=reference)
 

@@ -120,14 +120,22 @@ class Pair:
         return cls(enable_wsd(read_model(fetched, **kwargs)), loaded, fetched.tokenizer, pilot_tokenizer, small)
 
     @classmethod
-    def tiny(cls: type[P], pilot: str = "pilot", *, reference: str | os.PathLike[str] | None = None) -> P:
-        """Loads the shipped pair of a few megabytes, in float32; it was trained on one made-up world only.
+    def tiny(
+        cls: type[P],
+        pilot: str = "pilot",
+        *,
+        reference: str | os.PathLike[str] | None = None,
+        dtype: Any = torch.float32,
+        **kwargs: Any,
+    ) -> P:
+        """Loads the shipped pair of a few megabytes; it was trained on one made-up world only.
 
         Args:
             pilot: "pilot", or "pilot_other_vocab", which has a vocabulary of its own.
             reference: as for `from_pretrained`; the repository has one in `examples/tiny_world/pilot_untuned`.
+            dtype, **kwargs: as for `from_pretrained`.
         """
-        return cls.from_pretrained(FOLDER / "base", FOLDER / pilot, reference=reference, dtype=torch.float32)
+        return cls.from_pretrained(FOLDER / "base", FOLDER / pilot, reference=reference, dtype=dtype, **kwargs)
 
     def inputs(self, chats: Chats) -> BatchEncoding:
         """The prompts of both models, on the base's device; `build_inputs` documents the keys.

@@ -27,15 +27,12 @@ from .answer_files import answers
 from .comparison import compare
 from .conversation import Conversation, summary
 from .evaluation import evaluate
-from .models import DType, load_models
+from .models import Loading, load_models, takes_loading
 from .options import (
     AnyThreshold,
     AnyWindowSize,
     Base,
-    Device,
-    DTypeOption,
     IgnoreRepeats,
-    LoadIn4bit,
     MaxNewTokens,
     Pilot,
     Reference,
@@ -101,6 +98,7 @@ def demo(
 
 
 @app.command()
+@takes_loading
 def generate(
     question: Annotated[str | None, typer.Argument(help="Question to answer.", show_default=False)] = None,
     base: Base = None,
@@ -123,9 +121,8 @@ def generate(
     top_p: TopP = None,
     seed: Seed = None,
     max_new_tokens: MaxNewTokens = 256,
-    device: Device = "cpu",
-    dtype: DTypeOption = DType.auto,
-    load_in_4bit: LoadIn4bit = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Answers one question, or the last message of a chat. The answer goes to standard output, all else to standard error.
 
@@ -140,8 +137,8 @@ def generate(
         check_messages(chat)
         status = Console(stderr=True)
         with status.status("loading the models"):
-            settings |= load_reward(reward, device, dtype)
-            pair = load_models(base, pilot, reference, device, dtype, load_in_4bit)
+            settings |= load_reward(reward, loading)
+            pair = load_models(base, pilot, reference, loading=loading)
         with status.status("writing"):
             _seed(seed)
             output = pair.generate(chat, max_new_tokens=max_new_tokens, **settings)
@@ -149,6 +146,7 @@ def generate(
 
 
 @app.command()
+@takes_loading
 def chat(
     base: Base = None,
     pilot: Pilot = None,
@@ -164,9 +162,8 @@ def chat(
     top_p: TopP = None,
     seed: Seed = None,
     max_new_tokens: MaxNewTokens = 256,
-    device: Device = "cpu",
-    dtype: DTypeOption = DType.auto,
-    load_in_4bit: LoadIn4bit = False,
+    *,
+    loading: Loading,
 ) -> None:
     """A chat: the answer is shown while it is written, the pilot's part in orange and the base's in blue, or after a │.
 
@@ -179,8 +176,8 @@ def chat(
         )
         check_text("--system", system or "")
         with Console(stderr=True).status("loading the models"):
-            settings |= load_reward(reward, device, dtype)
-            pair = load_models(base, pilot, reference, device, dtype, load_in_4bit)
+            settings |= load_reward(reward, loading)
+            pair = load_models(base, pilot, reference, loading=loading)
         _seed(seed)
         Conversation(pair, system, max_new_tokens=max_new_tokens, **settings).run()
 

@@ -10,11 +10,9 @@ from rich.console import Console
 
 from ..integrations.export import KINDS, AnswerFile
 from ..text.chat import Messages
-from .models import DType, load_models
+from .models import Loading, load_models, takes_loading
 from .options import (
     Base,
-    Device,
-    DTypeOption,
     IgnoreRepeats,
     MaxNewTokens,
     Pilot,
@@ -27,6 +25,7 @@ from .options import (
 from .runs import progress, resumable
 
 
+@takes_loading
 def answers(
     kind: Annotated[str, typer.Argument(help=f"The judge: {', '.join(KINDS)}.", show_default=False)],
     questions: Annotated[Path, typer.Option(help="The judge's question file.")],
@@ -39,8 +38,8 @@ def answers(
     switch_criteria: SwitchCriteria = None,
     ignore_repeats: IgnoreRepeats = None,
     max_new_tokens: MaxNewTokens = 1024,
-    device: Device = "cpu",
-    dtype: DTypeOption = DType.auto,
+    *,
+    loading: Loading,
 ) -> None:
     """Answers a judge's questions, greedily, in a file that the judge reads."""
     with one_line_errors():
@@ -53,7 +52,7 @@ def answers(
                 return
             with resumable(file.path):
                 with Console(stderr=True).status("loading both models"):
-                    pair = load_models(base, pilot, device=device, dtype=dtype)
+                    pair = load_models(base, pilot, loading=loading)
 
                 def ask(chat: Messages) -> str:
                     return pair.answers(pair.generate(chat, config, max_new_tokens=max_new_tokens, do_sample=False))[0]

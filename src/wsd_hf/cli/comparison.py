@@ -28,11 +28,9 @@ from ..strategies.nudging.config import NudgingConfig
 from ..strategies.reward_guided.config import RewardGuidedConfig
 from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
-from .models import DType, load_models
+from .models import Loading, load_models, takes_loading
 from .options import (
     Base,
-    Device,
-    DTypeOption,
     IgnoreRepeats,
     MaxNewTokens,
     Pilot,
@@ -51,6 +49,7 @@ from .runs import progress, resumable
 from .terminal import say
 
 
+@takes_loading
 def compare(
     out: Annotated[Path, typer.Option(help="Folder for answers, tables and page; a run that was stopped is resumed there.")],
     base: Base = None,
@@ -92,8 +91,8 @@ def compare(
     seed: Seed = None,
     max_new_tokens: MaxNewTokens = 256,
     batch_size: Annotated[int, typer.Option(help="Prompts that are answered together.", min=1)] = 1,
-    device: Device = "cpu",
-    dtype: DTypeOption = DType.auto,
+    *,
+    loading: Loading,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed prompts out.")] = False,
 ) -> None:
     """Answers the same prompts in several ways: a table of costs and scores, and the answers side by side."""
@@ -136,9 +135,7 @@ def compare(
             "--seed": drawing["seed"],
             "--max-new-tokens": max_new_tokens,
             "--batch-size": batch_size,
-            "--device": device,
-            "--dtype": dtype.value,
-        }
+        } | loading.options()
         plan = Plan(records, variants, samples, batch_size)
         with open_answers(out, settings) as answers:
             try:
@@ -146,8 +143,8 @@ def compare(
                     needed = reference if any(variant.method.needs_reference for variant in variants) else None
                     with resumable(out):
                         with Console(stderr=True).status("loading the models"):
-                            keywords = load_reward(reward, device, dtype)
-                            pair = load_models(base, pilot, needed, device, dtype)
+                            keywords = load_reward(reward, loading)
+                            pair = load_models(base, pilot, needed, loading=loading)
                         if batch_size > 1:
                             _add_padding(pair)
                         examples = URIAL_PROMPT if base else polite_examples()

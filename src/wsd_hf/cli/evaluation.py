@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,17 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import WSDValueError
-from .models import DType, known_device
-from .options import (
-    Device,
-    DTypeOption,
-    IgnoreRepeats,
-    SwitchCriteria,
-    Threshold,
-    WindowSize,
-    one_line_errors,
-    wsd_config,
-)
+from ..pair import Pair
+from .models import Loading, load_models, takes_loading
+from .options import MODEL, IgnoreRepeats, SwitchCriteria, Threshold, WindowSize, one_line_errors, wsd_config
 from .terminal import say
 
 
@@ -30,12 +23,20 @@ class Harness(str, Enum):
     lm_eval = "lm-eval"
 
 
-def run_lm_eval(tasks: list[str], models: dict[str, Any], include_path: Path | None, gen_kwargs: str, **options: Any) -> Any:
+def run_lm_eval(
+    tasks: list[str],
+    load: Callable[[], Pair],
+    models: dict[str, Any],
+    include_path: Path | None,
+    gen_kwargs: str,
+    **options: Any,
+) -> Any:
     """Runs the lm-evaluation-harness, and prints its table.
 
     Args:
         tasks: names of tasks, groups and tags, or patterns of them.
-        models: arguments of `WSDHFLM`.
+        load: makes the pair.
+        models: arguments of `WSDHFLM` as they are kept in the results, with the names of the models.
         include_path: folder with more tasks.
         gen_kwargs: settings of `generate`, as the harness reads them.
         **options: of `lm_eval.simple_evaluate`; and `max_gen_toks`, which beats the tasks'.
@@ -58,21 +59,26 @@ def run_lm_eval(tasks: list[str], models: dict[str, Any], include_path: Path | N
             raise WSDValueError(f"--tasks {task}: unknown to the harness; `lm_eval ls tasks` lists what it has")
     length = options.pop("max_gen_toks")
     settings = simple_parse_args_string(gen_kwargs) | ({} if length is None else {"max_gen_toks": length})
+    pair = load()
+    loaded = {"pretrained": pair.base, "pilot": pair.pilot}
+    tokenizers = {"tokenizer": pair.tokenizer, "pilot_tokenizer": pair.pilot_tokenizer}
     results = simple_evaluate(
         "wsd-hf",
-        model_args=models,
+        model_args=models | loaded | tokenizers,
         tasks=manager.match_tasks(tasks),
         task_manager=manager,
         gen_kwargs=settings,
         **options,
     )
+    results["config"]["model_args"] = models
     say(make_table(results))
     return json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
 
 
+@takes_loading
 def evaluate(
-    base: Annotated[str, typer.Option(help="Base model, a path or Hub id.")],
-    pilot: Annotated[str, typer.Option(help="Pilot, a path or Hub id.")],
+    base: Annotated[str, typer.Option(help=f"Base model, {MODEL}.")],
+    pilot: Annotated[str, typer.Option(help=f"Pilot, {MODEL}.")],
     tasks: Annotated[str, typer.Option(help="The harness's names of tasks, with commas between them.")],
     harness: Annotated[Harness, typer.Option(help="Program that runs the tasks.")] = Harness.lm_eval,
     out: Annotated[Path | None, typer.Option(help="JSON file for results and samples.")] = None,
@@ -90,8 +96,8 @@ def evaluate(
     switch_criteria: SwitchCriteria = None,
     ignore_repeats: IgnoreRepeats = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens in an answer. Default: the task's.", min=1)] = None,
-    device: Device = "cpu",
-    dtype: DTypeOption = DType.auto,
+    *,
+    loading: Loading,
 ) -> None:
     """Runs tasks of an evaluation harness on base and pilot together. Answer files for judges: wsd-hf answers."""
     with one_line_errors():
@@ -99,12 +105,14 @@ def evaluate(
             threshold=threshold, window_size=window_size, switch_criteria=switch_criteria, ignore_repeats=ignore_repeats
         )
         _check(out, include_path, gen_kwargs)
+        loading.keywords()  # refuses here, before the harness reads its tasks
         results = run_lm_eval(
             [task.strip() for task in tasks.split(",")],
+            lambda: load_models(base, pilot, loading=loading),
             {
                 "pretrained": base,
                 "pilot": pilot,
-                "dtype": dtype.value,
+                "dtype": loading.dtype.value,
                 "threshold": config.threshold,
                 "window_size": config.window_size,
                 "switch_criteria": config.switch_criteria,
@@ -117,7 +125,7 @@ def evaluate(
             apply_chat_template=apply_chat_template,
             num_fewshot=num_fewshot,
             max_gen_toks=max_new_tokens,
-            device=str(known_device(device)),
+            device=loading.device,
         )
         if out:
             out.write_text(f"{results}\n", encoding="utf-8")

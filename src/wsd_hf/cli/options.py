@@ -17,11 +17,13 @@ from ..strategies import STRATEGIES
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.switch_rules import SWITCH_RULES
 from ..text.visible import visible
-from .models import DType
 from .terminal import say
 
-Base = Annotated[str | None, typer.Option(help="Base model, a path or Hub id. Default: the shipped pair.")]
-Pilot = Annotated[str | None, typer.Option(help="Pilot, a path or Hub id.")]
+MODEL = "a path or Hub id, as NAME@REVISION, FILE.gguf or MODEL+ADAPTER too"
+"""Help for an option that names a model."""
+
+Base = Annotated[str | None, typer.Option(help=f"Base model, {MODEL}. Default: the shipped pair.")]
+Pilot = Annotated[str | None, typer.Option(help=f"Pilot, {MODEL}.")]
 Reference = Annotated[str | None, typer.Option(help="The pilot before its alignment, for strategies that need it.")]
 Strategy = Annotated[str, typer.Option(help=f"{', '.join(STRATEGIES)}.")]
 Threshold = Annotated[
@@ -57,9 +59,6 @@ TopP = Annotated[float | None, typer.Option(help="Sample from the likeliest toke
 Seed = Annotated[int | None, typer.Option(help="Seed of the sampling.", min=0, max=2**32 - 1)]
 System = Annotated[str | None, typer.Option(help="A system message.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens in an answer, the draft included.", min=1)]
-Device = Annotated[str, typer.Option(help="Device of the models: cpu, cuda, cuda:1, ...")]
-DTypeOption = Annotated[DType, typer.Option(help="Data type of the models.")]
-LoadIn4bit = Annotated[bool, typer.Option("--load-in-4bit", help="Load the base in 4 bits; needs CUDA and wsd_hf[4bit].")]
 
 
 def decoding(

@@ -10,7 +10,7 @@ import typer
 from ..comparison.judges import find_function
 from ..errors import WSDValueError
 from ..hub.loading import fetch_model, read_model
-from .models import DType, known_device
+from .models import Loading
 
 REWARDS = {"tiny_world": "wsd_hf.tiny.judge:manners"}
 """Functions by their names."""
@@ -24,7 +24,7 @@ Reward = Annotated[
 ]
 
 
-def load_reward(name: str | None, device: str, dtype: DType) -> dict[str, Any]:
+def load_reward(name: str | None, loading: Loading) -> dict[str, Any]:
     """Keywords of `generate` for the reward that an option names; none without one.
 
     Raises:
@@ -34,10 +34,10 @@ def load_reward(name: str | None, device: str, dtype: DType) -> dict[str, Any]:
         return {}
     if name in REWARDS or (":" in name and not Path(name).exists()):
         return {"reward": find_function("--reward", name, REWARDS)}
-    place = known_device(device)
+    keywords = loading.keywords()
     try:
         fetched = fetch_model(name, "reward model", use_safetensors=None)
-        model = read_model(fetched, dtype.torch or "auto")
+        model = read_model(fetched, **keywords)
     except Exception as error:  # the readers of weights and tokenizers raise what they like over a damaged file
         raise WSDValueError(f"--reward {name}: {error}") from error
-    return {"reward": model.to(place), "reward_tokenizer": fetched.tokenizer}
+    return {"reward": loading.place(model), "reward_tokenizer": fetched.tokenizer}

@@ -41,7 +41,7 @@ class WSDHFLM(HFLM):
 
     Args:
         pretrained: the base, a path, a Hub id, or a loaded model (which `wsd_hf.enable_wsd` is then applied to).
-        pilot: path or Hub id of the pilot.
+        pilot: path or Hub id of the pilot; or a loaded model, whose tokenizer is `pilot_tokenizer`.
         threshold, window_size, switch_criteria, ignore_repeats: as in `WSDConfig`.
         **kwargs: as `HFLM` takes them.
 
@@ -54,11 +54,12 @@ class WSDHFLM(HFLM):
     def __init__(
         self,
         pretrained: Any,
-        pilot: str,
+        pilot: Any,
         threshold: float | None = None,
         window_size: int | None = None,
         switch_criteria: SwitchRuleName = "confidence",
         ignore_repeats: bool = False,
+        pilot_tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
         for name in WITHOUT_EFFECT:
@@ -66,11 +67,14 @@ class WSDHFLM(HFLM):
                 raise WSDValueError(f"{name}={kwargs[name]!r}: would have no effect on wsd-hf; leave it out")
         rule = {"switch_criteria": switch_criteria, "wsd_ignore_repeats": ignore_repeats}
         self._settings = WSDConfig.resolve({"wsd_threshold": threshold, "wsd_window_size": window_size, **rule}, None)
-        assistant, tokenizer = load_pilot(pilot, dtype=kwargs.get("dtype", "auto"))  # the smaller one first: faults show sooner
+        if named := isinstance(pilot, str):  # before the base, which is larger: faults show sooner
+            pilot, pilot_tokenizer = load_pilot(pilot, dtype=kwargs.get("dtype", "auto"))
         super().__init__(pretrained, **kwargs)
         enable_wsd(self.model)
-        tokenizer = configure_pad_token(tokenizer, model_config=assistant.config)
-        self.pair = Pair(self.model, assistant.to(input_device(self.model)), self.tokenizer, tokenizer)
+        pilot_tokenizer = configure_pad_token(pilot_tokenizer, model_config=pilot.config)
+        if named:
+            pilot = pilot.to(input_device(self.model))
+        self.pair = Pair(self.model, pilot, self.tokenizer, pilot_tokenizer)
 
     @property
     def tokenizer_name(self) -> str:
