@@ -20,7 +20,7 @@ from wsd_hf.comparison.endpoint import LONGEST_WAIT, WAITS, Endpoint
 from wsd_hf.comparison.judges import Checks, Unscored, scores
 from wsd_hf.comparison.llm_judge import PROMPT, LLMJudge, filled, read_score
 
-PROMPTS = Path(__file__).parents[1] / "benchmarks" / "prompts.jsonl"
+PROMPTS = Path(__file__).parents[1] / "examples/real_pair/prompts.jsonl"
 KEY = "sk-a-secret-of-the-tests"
 
 
