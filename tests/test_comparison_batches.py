@@ -133,7 +133,9 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone(pair: Pair) -> None:
         assert len(set(found.values())) > 4
         torch.manual_seed(1234)  # of no account, and left as it was
         state = torch.get_rng_state()
-        again = variant.method.answer(bench(pair, sampling=SAMPLED, seed=7, max_new_tokens=16), [QUESTIONS[2]], variant.strategy, 2)
+        again = variant.method.answer(
+            bench(pair, sampling=SAMPLED, seed=7, max_new_tokens=16), [QUESTIONS[2]], variant.strategy, 2
+        )
         assert again[0].response == found[7, 2, 2]
         assert torch.equal(torch.get_rng_state(), state)
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
+from rich.text import Text
 
+from ..text.visible import visible
 from .prompts import Record
 from .replies import WORK, Answer
 from .statistics import distinct_ngrams, interval, pairwise_similarity
@@ -26,6 +28,9 @@ class Mean:
     low: float | None = None
     high: float | None = None
 
+
+UNSWITCHED = ("draft_ended", "draft_limit", "budget", "stopped")
+"""Reasons other than the base's confidence, by which a draft ends; as in `WSDOutput.switch_reason`."""
 
 COUNT, ONE_DECIMAL, TWO_DECIMALS = "{:,}".format, "{:.1f}".format, "{:.2f}".format
 
@@ -131,24 +136,19 @@ def by_key(answers: Iterable[Answer], records: Sequence[Record], key: str) -> di
 
 
 def _row(strategy: str, answers: list[Answer], by_base: list[Answer], missing: int) -> Row:
-    def mean(value: Callable[[Answer], float], some: Sequence[Answer] = answers) -> Mean:
-        return _mean([value(answer) for answer in some], [answer.prompt for answer in some])
-
-    def ended_by(reason: str) -> Mean:
-        return mean(lambda answer: answer.switch_reason == reason, switching)
-
-    def of_prompts(statistic: Callable[[Sequence[str]], float]) -> Mean:
-        several = {prompt: texts for prompt, texts in responses.items() if len(texts) > 1}
-        return _mean([statistic(texts) for texts in several.values()], list(several))
-
     seconds, base_seconds = (sum(answer.seconds for answer in some) for some in (answers, by_base))
     tokens, base_tokens = (sum(answer.tokens for answer in some) for some in (answers, by_base))
     by_pilot = [answer.written_by_pilot for answer in answers if answer.written_by_pilot is not None]
     switching = [answer for answer in answers if answer.switch_reason is not None]
+    confident = [answer for answer in switching if answer.switch_reason == "confident"]
     responses: dict[int, list[str]] = {}
     for answer in answers:
         responses.setdefault(answer.prompt, []).append(answer.response)
-    scores = {judge: mean(lambda answer, judge=judge: answer.scores[judge]) for judge in answers[0].scores}  # type: ignore[misc]
+    several = {prompt: texts for prompt, texts in responses.items() if len(texts) > 1}
+    work: dict[str, Any] = {name: sum(answer.work.get(name, 0) for answer in answers) for name in WORK}
+    reasons: dict[str, Any] = {
+        reason: _mean((answer.prompt, answer.switch_reason == reason) for answer in switching) for reason in UNSWITCHED
+    }
     return Row(
         strategy=strategy,
         answers=len(answers),
@@ -156,29 +156,34 @@ def _row(strategy: str, answers: list[Answer], by_base: list[Answer], missing: i
         time=seconds / base_seconds,
         time_per_token=(seconds / tokens) / (base_seconds / base_tokens),
         seconds=seconds,
-        **{name: sum(answer.work.get(name, 0) for answer in answers) for name in WORK},
-        length=mean(lambda answer: answer.tokens),
-        ended=mean(lambda answer: answer.ended),
-        repeats=mean(lambda answer: answer.repeats),
+        **work,
+        length=_mean((answer.prompt, answer.tokens) for answer in answers),
+        ended=_mean((answer.prompt, answer.ended) for answer in answers),
+        repeats=_mean((answer.prompt, answer.repeats) for answer in answers),
         pilot_share=sum(by_pilot) / tokens if by_pilot else None,
-        switch_index=mean(
-            lambda answer: answer.switch_index or 0, [some for some in switching if some.switch_reason == "confident"]
-        ),
-        never_switched=mean(lambda answer: answer.switch_reason != "confident", switching),
-        draft_ended=ended_by("draft_ended"),
-        draft_limit=ended_by("draft_limit"),
-        budget=ended_by("budget"),
-        stopped=ended_by("stopped"),
-        distinct=of_prompts(distinct_ngrams),
-        similarity=of_prompts(pairwise_similarity),
-        scores={f"score: {judge}": scored for judge, scored in scores.items()}
-        if len(scores) > 1
-        else {"score": next(iter(scores.values()), Mean())},
+        switch_index=_mean((answer.prompt, answer.switch_index) for answer in confident),
+        never_switched=_mean((answer.prompt, answer.switch_reason != "confident") for answer in switching),
+        **reasons,
+        distinct=_mean((prompt, distinct_ngrams(texts)) for prompt, texts in several.items()),
+        similarity=_mean((prompt, pairwise_similarity(texts)) for prompt, texts in several.items()),
+        scores={
+            heading: _mean((answer.prompt, answer.scores[judge]) for answer in answers)
+            for judge, heading in score_headings(answers[0].scores).items()
+        }
+        or {"score": Mean()},
     )
 
 
-def _mean(values: Sequence[float], prompts: Sequence[int]) -> Mean:
-    return Mean(fmean(values), *interval(values, prompts)) if values else Mean()
+def score_headings(judges: Collection[str]) -> dict[str, str]:
+    """Headings of the columns of scores, by the names of the judges."""
+    return {judge: "score" if len(judges) == 1 else f"score: {judge}" for judge in judges}
+
+
+def _mean(found: Iterable[tuple[int, float | None]]) -> Mean:
+    """The mean of values, each with the number of its prompt; None is no value."""
+    pairs = [(prompt, value) for prompt, value in found if value is not None]
+    values = [value for _, value in pairs]
+    return Mean(fmean(values), *interval(values, [prompt for prompt, _ in pairs])) if pairs else Mean()
 
 
 def shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -207,9 +212,9 @@ def terminal(rows: Sequence[Row], title: str | None = None) -> Table:
     """The table for a terminal, which is seldom wide: a column for each variant."""
     (_, *headings), cells = shown(rows)
     (names, *lines) = zip(*cells, strict=True)
-    broken = [name.replace(":", ":\n").replace(",", ",\n") for name in names]
-    columns = (Column(name, justify="right", overflow="fold") for name in broken)
-    table = Table("", *columns, box=SIMPLE_HEAD, title=title, title_justify="left")
+    broken = [visible(name).replace(":", ":\n").replace(",", ",\n") for name in names]
+    columns = (Column(Text(name), justify="right", overflow="fold") for name in broken)
+    table = Table("", *columns, box=SIMPLE_HEAD, title=title and Text(visible(title)), title_justify="left")
     for heading, line in zip(headings, lines, strict=True):
         table.add_row(heading, *line)
     return table
