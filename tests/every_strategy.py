@@ -155,6 +155,12 @@ class Case(NamedTuple):
         return [pytest.mark.sweep] if self.way in SWEPT else []
 
     @property
+    def marks_of_long_checks(self) -> list[pytest.MarkDecorator]:
+        """Those for a check that takes long: outside of the sweep one case of a strategy, with two vocabularies if it can."""
+        long = self.engine != "step" and (self.vocabularies == "two" or self.is_target)
+        return self.marks if long else [pytest.mark.sweep]
+
+    @property
     def roles(self) -> list[str]:
         """The base, and the arguments that hold the small models."""
         return ["base", *(f"{name}_model" for name in STRATEGIES[self.strategy].partners)]
@@ -211,6 +217,9 @@ def each(cases: Iterable[Case]) -> Any:
 
 
 every_case = each(CASES)
+every_long_case = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=str(case), marks=case.marks_of_long_checks) for case in CASES]
+)
 every_model = pytest.mark.parametrize(
     ("case", "role"),
     [pytest.param(case, role, id=f"{case}, {role}", marks=case.marks) for case in CASES for role in case.roles],

@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, PreTrainedModel, TextIteratorStreamer
 from transformers.generation import BaseStreamer
 
 import wsd_hf
-from every_strategy import CASES, Case, counting, every_case, every_model, some
+from every_strategy import CASES, Case, counting, every_case, every_long_case, every_model, some
 from oracle import left_padded
 from test_concurrency import HANG, together
 from test_fast_path import live_tensors
@@ -73,14 +73,16 @@ def test_all_models_of_a_call_take_part_in_it(case: Case) -> None:
 
 @every_model
 @pytest.mark.parametrize("shift", some(1, len(ERRORS)))
+@pytest.mark.parametrize("part", some(1, 3))
 def test_an_error_at_any_forward_comes_through_and_leaves_nothing_changed(
-    case: Case, role: str, shift: int, tried: Any
+    case: Case, role: str, shift: int, part: int, tried: Any
 ) -> None:
     ids = case.prompt(1)
     want, count = case.seeded(ids), forwards(case, role, ids)
     before = {name: state(model) for name, model in case.models.items()}
-    for at in range(1, count + 1):
-        error, streamer = ERRORS[(at + shift) % len(ERRORS)](), Concatenates()
+    struck = range(1 + part, count + 1, 3)
+    for number, at in enumerate(struck, start=shift):
+        error, streamer = ERRORS[number % len(ERRORS)](), Concatenates()
         with failing(case.models[role], at, error), pytest.raises(type(error)) as caught:
             case.seeded(ids, streamer=streamer)
         assert caught.value is error
@@ -89,11 +91,22 @@ def test_an_error_at_any_forward_comes_through_and_leaves_nothing_changed(
         assert {name: state(model) for name, model in case.models.items()} == before
         assert torch.is_grad_enabled()
         assert torch.equal(case.seeded(ids), want)
-    tried("errors raised in a forward", count)
+    tried("errors raised in a forward", len(struck))
 
 
-@every_model
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    ("case", "role", "value"),
+    [
+        pytest.param(case, role, value, id=f"{case}, {role}, {value}", marks=marks)
+        for case in CASES
+        for value, marks in {
+            torch.nan: case.marks,
+            torch.inf: case.marks_of_long_checks,
+            -torch.inf: case.marks_of_long_checks,
+        }.items()
+        for role in case.roles
+    ],
+)
 def test_logits_that_are_no_numbers_raise_wherever_they_are_read(case: Case, role: str, value: float, tried: Any) -> None:
     ids = case.prompt(1)
     want, count, raised = case.seeded(ids), forwards(case, role, ids), 0
@@ -385,7 +398,7 @@ def test_calls_that_fail_or_are_refused_disturb_no_other(case: Case, tried: Any)
     tried("calls in threads at the same time", 6)
 
 
-@every_case
+@every_long_case
 @pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.sweep)])
 def test_many_calls_leave_nothing_in_memory(case: Case, count: int, tried: Any) -> None:
     ids, models = case.prompt(1), itertools.cycle(case.models.values())

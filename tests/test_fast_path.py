@@ -150,7 +150,7 @@ def random_case(rng: random.Random, padded: bool) -> dict[str, Any]:
     return case
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, 1, pytest.param(2, marks=pytest.mark.sweep), pytest.param(3, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("family", EXACT + ROUNDED + UNPADDED)
 def test_random_calls_give_what_they_give_step_by_step(family: str, part: int) -> None:
     rng = random.Random(f"{family} {part}")
@@ -194,9 +194,9 @@ def test_a_row_that_stops_as_another_becomes_full_is_called_stopped() -> None:
     base, pilot = pair("llama", 0.05)
     ids = torch.cat([random_prompt(1, 6), random_prompt(3, 6)])
     reasons = set()
-    for budget, token in itertools.product(range(2, 12), range(VOCABULARY)):
-        kwargs = {"max_new_tokens": budget, "switch_criteria": FiresAt(1, 99), "stopping_criteria": [Ends(token)]}
-        if token in plain_tokens(pilot, ids[1:], budget - 1):
+    for budget in range(2, 12):
+        for token in set(plain_tokens(pilot, ids[1:], budget - 1)):
+            kwargs = {"max_new_tokens": budget, "switch_criteria": FiresAt(1, 99), "stopping_criteria": [Ends(token)]}
             reasons.add(both(base, pilot, ids, wsd_chunk=2, **kwargs)[0].switch_reason[1])
     assert reasons == {"stopped"}
 
@@ -456,7 +456,11 @@ def exact(
     return probability
 
 
-@pytest.mark.parametrize("sampling", SAMPLING)
+SWEPT = {"plain", "warped", "penalised", "without speculation"}
+"""Those of which test_random_calls.py always draws the whole: warped and penalised, from the same loop."""
+
+
+@pytest.mark.parametrize("sampling", [pytest.param(n, marks=[pytest.mark.sweep] if n in SWEPT else []) for n in SAMPLING])
 def test_ten_thousand_continuations_are_distributed_as_the_bases(sampling: str) -> None:
     options = {"do_sample": True, "top_k": 0, "wsd_chunk": 2, **SAMPLING[sampling]}
     base, pilot = wsd_hf.enable_wsd(tiny(5, 0)), tiny(5, 7)
@@ -544,10 +548,11 @@ def test_a_pilot_that_samples_leaves_a_greedy_base_its_choice() -> None:
         assert out.sequences[0, 6 + drafted :].tolist() == plain_tokens(base, out.sequences[:, : 6 + drafted], 14 - drafted)
 
 
-def test_a_greedy_call_leaves_the_random_state_alone_a_hundred_times() -> None:
+@pytest.mark.parametrize("times", [10, pytest.param(100, marks=pytest.mark.sweep)])
+def test_a_greedy_call_leaves_the_random_state_alone_every_time(times: int) -> None:
     before = torch.random.get_rng_state()
     first = decode(*pair("llama"))
-    for _ in range(100):
+    for _ in range(times):
         again = decode(*pair("llama"))
         assert torch.equal(again.sequences, first.sequences)
         assert torch.equal(again.draft_log_probs, first.draft_log_probs)
@@ -770,7 +775,8 @@ def live_tensors() -> tuple[int, int]:
     return len(tensors), sum(tensor.nbytes for tensor in tensors)
 
 
-def test_a_thousand_calls_leave_nothing_behind() -> None:
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.sweep)])
+def test_many_calls_leave_nothing_behind(count: int) -> None:
     base, pilot = pair("llama")
 
     def call(index: int) -> None:
@@ -783,7 +789,7 @@ def test_a_thousand_calls_leave_nothing_behind() -> None:
     for index in range(50):
         call(index)
     before = live_tensors()
-    for index in range(1000):
+    for index in range(count):
         call(index)
     assert all(now <= then for now, then in zip(live_tensors(), before, strict=True))
 

@@ -552,10 +552,11 @@ def test_a_sampling_call_advances_the_random_state(base: Any, pilot: Any) -> Non
     assert not torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_greedy_decoding_is_identical_a_hundred_times(base: Any, pilot: Any) -> None:
+@pytest.mark.parametrize("times", [10, pytest.param(100, marks=pytest.mark.sweep)])
+def test_greedy_decoding_is_identical_every_time(base: Any, pilot: Any, times: int) -> None:
     prompt = random_prompt(0, 5)
     first = decode(base, pilot, prompt, max_new_tokens=8, output_logits=True, **rule(0.3, 2))
-    for _ in range(100):
+    for _ in range(times):
         again = decode(base, pilot, prompt, max_new_tokens=8, output_logits=True, **rule(0.3, 2))
         assert torch.equal(again.sequences, first.sequences)
         assert all(torch.equal(x, y) for x, y in zip(again.logits, first.logits, strict=True))

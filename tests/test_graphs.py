@@ -25,6 +25,8 @@ from wsd_hf.engine import cuda_graphs as graphs
 from wsd_hf.speculation.pace import CAPTURED, Price
 from wsd_hf.strategies import STRATEGIES
 
+SWEEP = pytest.mark.sweep
+
 
 class Captures:
     """What was captured, and how often it was replayed."""
@@ -308,7 +310,9 @@ def test_a_choice_that_waits_for_the_device_leaves_the_forward_captured(
     assert not warnings()
 
 
-@pytest.mark.parametrize("sampling", [{}, {"do_sample": True}, {"do_sample": True, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "sampling", [{"do_sample": True}, *(pytest.param(other, marks=SWEEP) for other in ({}, {"do_sample": True, "top_p": 0.9}))]
+)
 def test_a_seed_gives_the_same_response_with_graphs_and_without(sampling: dict[str, Any], captures: Captures) -> None:
     base, pilot = pair("llama")
 
@@ -321,7 +325,7 @@ def test_a_seed_gives_the_same_response_with_graphs_and_without(sampling: dict[s
     assert captures.replays
 
 
-@pytest.mark.parametrize("noise", [0.02, 0.15, 0.4])
+@pytest.mark.parametrize("noise", [0.15, pytest.param(0.02, marks=SWEEP), pytest.param(0.4, marks=SWEEP)])
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_a_first_call_captures_few_shapes(
     noise: float, do_sample: bool, captures: Captures, monkeypatch: pytest.MonkeyPatch

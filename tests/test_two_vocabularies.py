@@ -551,7 +551,15 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.usefixtures("few_texts")
-@pytest.mark.parametrize(("sampling", "pilot_seed"), [("a long chunk", 0), *((sampling, 7) for sampling in SAMPLING)])
+@pytest.mark.parametrize(
+    ("sampling", "pilot_seed"),
+    [
+        ("a long chunk", 7),
+        ("warped and penalised, with a greedy pilot", 7),
+        pytest.param("a long chunk", 0, marks=pytest.mark.sweep),
+        pytest.param("without speculation", 7, marks=pytest.mark.sweep),
+    ],
+)
 def test_ten_thousand_continuations_are_distributed_as_the_bases(sampling: str, pilot_seed: int) -> None:
     options = {"do_sample": True, "top_k": 0, "wsd_chunk": 2, **SAMPLING[sampling]}
     world, prompt = letters(0, pilot_seed), torch.tensor([[1, 3]])
