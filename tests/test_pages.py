@@ -168,7 +168,7 @@ def test_parts_escape_what_they_are_given():
     from xml.etree import ElementTree
 
     nasty = '<b a="\'">&\x1b'
-    page = ElementTree.fromstring(document(nasty, table(nasty, ["", nasty], [[nasty, nasty]]) + box(nasty, "<p/>")))
+    page = ElementTree.fromstring(document(nasty, table(nasty, ["", nasty], [(nasty, [nasty])]) + box(nasty, "<p/>")))
     shown = '<b a="\'">&␛'
     assert page.findtext("head/title") == page.findtext("body/main/h1") == shown
     assert [cell.text for cell in page.iter("td")] == [shown]

@@ -46,14 +46,15 @@ def page(
         answers: by number of the prompt and name of the variant.
         rows: of the table.
     """
-    headings, cells = shown(rows)
+    headings, lines = shown(rows)
     articles = [
         _article(number, record, {name: answers[number, name] for name in strategies})
         for number, record in enumerate(records)
         if all((number, name) in answers for name in strategies)
     ]
-    body = table("Costs and scores of each method", headings, cells) + "<h2>Answers</h2>\n" + _controls(strategies)
-    return document("wsd-hf compare", body + "".join(articles), SCRIPT)
+    costs = table("Costs and scores of each method", headings, [(name, cells) for name, *cells in lines])
+    body = [costs, "<h2>Answers</h2>\n", _controls(strategies), *articles]
+    return document("wsd-hf compare", "".join(body), SCRIPT)
 
 
 def _controls(strategies: Sequence[str]) -> str:

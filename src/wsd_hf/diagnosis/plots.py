@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ..errors import WSDValueError
 from ..pages.style import LIGHT
 from ..text.visible import html_text
+from .measures import Band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,35 +21,21 @@ WIDTH = 5.0
 """Inches; at 72 points each, the numbers on an axis are as large as small print on the narrowest phones."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A mean at each of some positions.
+def positions_plot(positions: Mapping[str, Sequence[Band]]) -> str:
+    """The base's mean probability of a token by the token's position, in a band of one standard error.
 
-    Attributes:
-        name: in the legend.
-        writer: of the text, which gives the colour.
-        positions: counted from 1.
-        means: of the base's probabilities there.
-        errors: standard errors of the means.
-        dashed: for the second curve of a writer.
+    Args:
+        positions: as of `Diagnosis.positions`.
     """
-
-    name: str
-    writer: Literal["pilot", "base"]
-    positions: Sequence[float]
-    means: Sequence[float]
-    errors: Sequence[float]
-    dashed: bool = False
-
-
-def positions_plot(curves: Sequence[Curve]) -> str:
-    """The base's mean probability of a token by the token's position, each curve in a band of one standard error."""
     figure, axes = _axes(3.4, "position in the text", "the base's probability")
-    for curve in curves:
-        low, high = ([m + sign * e for m, e in zip(curve.means, curve.errors, strict=True)] for sign in (-1, 1))
-        colour, style = LIGHT[curve.writer], "--" if curve.dashed else "-"
-        axes.fill_between(curve.positions, low, high, color=colour, alpha=0.1 if curve.dashed else 0.2, linewidth=0)
-        axes.plot(curve.positions, curve.means, style, color=colour, linewidth=1.8, marker="o", markersize=3, label=curve.name)
+    for name, bands in positions.items():
+        text, _, without = name.partition(", ")
+        colour, label = (LIGHT["pilot"], "pilot's draft") if text == "draft" else (LIGHT["base"], "base's own answer")
+        places = [math.sqrt(band.first * band.last) for band in bands]
+        low, high = ([band.probability + sign * band.error for band in bands] for sign in (-1, 1))
+        axes.fill_between(places, low, high, color=colour, alpha=0.1 if without else 0.2, linewidth=0)
+        means, style = [band.probability for band in bands], "--" if without else "-"
+        axes.plot(places, means, style, color=colour, linewidth=1.8, marker="o", markersize=3, label=without or label)
     axes.set_ylim(0, 1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
@@ -56,28 +43,37 @@ def positions_plot(curves: Sequence[Curve]) -> str:
     return _svg(figure, "positions", "The base's mean probability of a token, by its position in the text")
 
 
-def highest_plot(highest: Sequence[float], threshold: float, measure: str) -> str:
-    """How many drafts reach which highest confidence; those right of the threshold switch."""
-    figure, axes = _axes(3, f"highest {measure} of a draft", "drafts")
+def highest_plot(highest: Sequence[float], threshold: float | None) -> str:
+    """Number of drafts by the highest confidence that each reaches, and the threshold, if there is one for it."""
+    figure, axes = _axes(3, "highest confidence of a draft", "drafts")
     axes.hist(highest, bins=[number / 20 for number in range(21)], color=LIGHT["pilot"], edgecolor=LIGHT["page"])
-    axes.axvline(threshold, color=LIGHT["text"], linestyle="--", label=f"threshold {threshold:g}")
+    if threshold is not None:
+        axes.axvline(threshold, color=LIGHT["text"], linestyle="--", label=f"threshold {threshold:g}")
     axes.set_xlim(0, 1)
     axes.locator_params(axis="y", integer=True)
     _legend(figure)
-    return _svg(figure, "highest", f"Number of drafts by the highest {measure} that each reaches")
+    return _svg(figure, "highest", "Number of drafts by the highest confidence that each reaches")
 
 
-def confidence_plot(drafts: Sequence[Sequence[float]], switches: Sequence[int | None], threshold: float, measure: str) -> str:
-    """Confidence along some drafts, from each one's first full window on, with a dot where the base takes over."""
-    figure, axes = _axes(3.4, "position in the draft", measure)
+def confidence_plot(drafts: Sequence[Sequence[float]], switches: Sequence[int | None], threshold: float | None) -> str:
+    """Confidence along some drafts, from the first full window on.
+
+    Args:
+        drafts: confidence at each token, NaN where there is none.
+        switches: switch index of each draft, which gets a dot.
+        threshold: of the confidence, if there is one.
+    """
+    figure, axes = _axes(3.4, "position in the draft", "confidence")
     for confidences in drafts:
         axes.plot(range(1, len(confidences) + 1), confidences, color=LIGHT["pilot"], linewidth=1.2, alpha=0.7)
-    found = [(k, confidences[k - 1]) for confidences, k in zip(drafts, switches, strict=True) if k is not None]
-    axes.plot([k for k, _ in found], [value for _, value in found], "o", color=LIGHT["base"], label="switch")
-    axes.axhline(threshold, color=LIGHT["text"], linestyle="--", label=f"threshold {threshold:g}")
+    found = [(index, draft[index - 1]) for draft, index in zip(drafts, switches, strict=True) if index is not None]
+    if found:
+        axes.plot(*zip(*found, strict=True), "o", color=LIGHT["base"], clip_on=False, zorder=3, label="the base takes over")
+    if threshold is not None:
+        axes.axhline(threshold, color=LIGHT["text"], linestyle="--", label=f"threshold {threshold:g}")
     axes.set_ylim(0, 1)
     _legend(figure)
-    return _svg(figure, "confidence", f"{measure.capitalize()} along {len(drafts)} drafts")
+    return _svg(figure, "confidence", f"Confidence along {len(drafts)} drafts")
 
 
 def _axes(height: float, x: str, y: str) -> tuple[Figure, Axes]:

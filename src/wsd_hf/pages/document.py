@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
+from typing import Any
 
 from ..text.visible import html_text
 from .style import STYLE
@@ -39,11 +40,27 @@ def box(label: str, content: str) -> str:
     return f'<div class="box" role="region" aria-label="{html_text(label)}" tabindex="0">\n{content}</div>\n'
 
 
-def table(label: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of numbers, given as texts; the first of each row is its heading."""
+def text_cell(text: str) -> str:
+    """A cell of a table that shows a text."""
+    return f"<td>{html_text(text)}</td>"
+
+
+def table(
+    label: str,
+    headings: Sequence[str],
+    rows: Iterable[tuple[str, Sequence[Any]]],
+    cell: Callable[[Any], str] = text_cell,
+) -> str:
+    """A table of numbers in a box.
+
+    Args:
+        label: see `box`.
+        headings: of all columns, as texts.
+        rows: each with its heading, which is a text in the first column, and the cells of the others.
+        cell: makes the HTML of a cell.
+    """
     head = "".join(f'<th scope="col">{html_text(heading)}</th>' for heading in headings)
     body = "".join(
-        f'<tr><th scope="row">{html_text(heading)}</th>{"".join(f"<td>{html_text(cell)}</td>" for cell in cells)}</tr>\n'
-        for heading, *cells in rows
+        f'<tr><th scope="row">{html_text(heading)}</th>{"".join(map(cell, cells))}</tr>\n' for heading, cells in rows
     )
     return box(label, f'<table class="numbers">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n')

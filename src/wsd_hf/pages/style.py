@@ -60,7 +60,8 @@ small, figcaption, .muted {{ font-size: .875rem; color: var(--muted); }}
 a {{ color: var(--accent); }}
 :focus-visible {{ outline: 3px solid var(--accent); outline-offset: 2px; }}
 
-.box {{ overflow-x: auto; max-width: 100%; margin-bottom: 1rem; border: 1px solid var(--line); border-radius: 4px; }}
+.box {{ overflow-x: auto; width: fit-content; max-width: 100%; margin-bottom: 1rem;
+  border: 1px solid var(--line); border-radius: 4px; }}
 table {{ border-collapse: collapse; font-size: .875rem; overflow-wrap: normal; }}
 th, td {{ padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }}
 tbody tr:last-child > * {{ border-bottom: 0; }}
@@ -70,7 +71,10 @@ tbody th {{ position: sticky; left: 0; min-width: 6rem; }}
 .numbers td, .numbers thead th + th {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .numbers thead th + th {{ min-width: 5rem; white-space: normal; }}
 
-.text, .trace {{ white-space: pre-wrap; }}
+.numbers td[class] {{ padding: .3rem .5rem; text-align: center; font-size: .75rem; }}
+td b {{ font-size: 1rem; }}
+
+.text {{ white-space: pre-wrap; }}
 .base-0 {{ background: {BASE_COLOUR}; color: {INK}; }}
 {_SHADES}
 span[title] {{ color: {INK}; }}

@@ -1,0 +1,33 @@
+"""A picture of a page, for the docs: the page in a headless browser, in few colours so that the file is small.
+
+python tests/pictures.py out/diagnosis.html docs/images/diagnosis.png --width 1000 --height 1400
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+
+from browser import WIDE, chromium, opened
+
+
+def main(
+    page: Annotated[Path, typer.Argument(help="HTML file.")],
+    picture: Annotated[Path, typer.Argument(help="PNG file to write.")],
+    width: Annotated[int, typer.Option(help="Of the window, in pixels.")] = WIDE,
+    height: Annotated[int, typer.Option(help="Pixels from the top; 0 is the whole page.")] = 0,
+    dark: Annotated[bool, typer.Option("--dark", help="As a dark system shows it.")] = False,
+) -> None:
+    with chromium() as browser, opened(browser, page.resolve(), width, "dark" if dark else "light") as shown:
+        part = {"clip": {"x": 0, "y": 0, "width": width, "height": height}} if height else {}
+        taken = shown.page.screenshot(full_page=True, **part)
+    Image.open(io.BytesIO(taken)).convert("RGB").quantize(64).save(picture, optimize=True)
+    print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    typer.run(main)
