@@ -6,25 +6,29 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import NamedTuple
 
+from ..strategies.blend import BlendConfig
 from ..strategies.wsd.switch import confidence
-from ..strategies.wsd.switch_rules import REPEATED, SWITCH_RULES, SwitchRule
+from ..strategies.wsd.switch_rules import SWITCH_RULES, GrowingText, SwitchRule
 from .reading import Reading
 from .switches import repeats, switch_index
 
 BANDS = ((1, 1), (2, 4), *((2**power + 1, 2 ** (power + 1)) for power in range(2, 12)))
 """First and last position of the bands that probabilities are averaged over; counted from 1."""
 
+START = 8
+"""Tokens that count as the beginning of a text, for perplexity."""
+
 BEFORE, AFTER = 12, 8
 """Tokens that are shown before the window of a switch, and after it."""
 
 
 class Band(NamedTuple):
-    """The base's probabilities of the tokens at some positions of all texts.
+    """The base's mean probability of the tokens at some positions of all texts.
 
-    `error` is the standard error of the mean, 0 for a single token.
+    `error` is the standard error of that mean, with whole texts as samples, whose tokens resemble each other; 0 for one text.
     """
 
     first: int
@@ -39,49 +43,71 @@ def by_position(readings: Sequence[Reading], with_repeats: bool = True) -> list[
 
     Args:
         readings: the texts.
-        with_repeats: False leaves out tokens that complete a 4-gram which occurred earlier in the same text.
+        with_repeats: False leaves out `repeated` tokens.
     """
-    places: dict[int, list[float]] = {}
-    for reading in readings:
-        repeated = repeated_places(reading)
-        for place, log_prob in enumerate(reading.log_probs, start=1):
-            if with_repeats or place not in repeated:
-                places.setdefault(place, []).append(math.exp(log_prob))
+    texts = [
+        [math.nan if again and not with_repeats else math.exp(log_prob) for log_prob, again in places]
+        for places in (zip(reading.log_probs, repeated(reading), strict=True) for reading in readings)
+    ]
     bands = []
     for first, last in BANDS:
-        found = [probability for place in range(first, last + 1) for probability in places.get(place, [])]
-        if found:
-            error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
-            bands.append(Band(first, last, len(found), fmean(found), error))
+        parts = [[value for value in text[first - 1 : last] if not math.isnan(value)] for text in texts]
+        if parts := [part for part in parts if part]:
+            bands.append(Band(first, last, sum(map(len, parts)), *_mean(parts)))
     return bands
 
 
-def repeated_places(reading: Reading) -> set[int]:
-    """Positions, from 1, of the tokens that complete a 4-gram which occurred earlier in the same text."""
-    seen, found = set[tuple[int, ...]](), set[int]()
-    for end in range(REPEATED, len(reading.tokens) + 1):
-        ngram = tuple(reading.tokens[end - REPEATED : end])
-        if ngram in seen:
-            found.add(end)
-        seen.add(ngram)
-    return found
+def _mean(parts: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Mean of all numbers and its standard error, with parts as samples: that of a ratio of two sums."""
+    count = sum(map(len, parts))
+    mean = math.fsum(chain.from_iterable(parts)) / count
+    squares = math.fsum((math.fsum(part) - mean * len(part)) ** 2 for part in parts)
+    return mean, math.sqrt(squares * len(parts) / (len(parts) - 1)) / count if len(parts) > 1 else 0.0
 
 
-def first_choice_share(readings: Sequence[Reading]) -> float | None:
-    """Share of all tokens that are the base's first choice in their places; None without tokens."""
-    pairs = [*chain.from_iterable(zip(reading.log_probs, reading.best_log_probs, strict=True) for reading in readings)]
-    return fmean(log_prob == best for log_prob, best in pairs) if pairs else None
+def repeated(reading: Reading) -> list[bool]:
+    """For each token whether it completes a 4-gram that the base's prompt or the text held before, as for `ignore_repeats`."""
+    text = GrowingText(reading.base_prompt)
+    return [text.repeats(token) for token in reading.tokens]
 
 
-def perplexity(readings: Sequence[Reading], first: int = 1, last: int | None = None) -> float | None:
-    """The base's perplexity of the tokens at positions `first` to `last` of all texts; None without such tokens."""
-    log_probs = [*chain.from_iterable(reading.log_probs[first - 1 : last] for reading in readings)]
-    return math.exp(-fmean(log_probs)) if log_probs else None
+def of_texts(readings: Sequence[Reading]) -> dict[str, float | None]:
+    """Numbers of one writer's texts, of which there is at least one; see `Diagnosis.texts`."""
+    tokens = [token for reading in readings for token in reading.drafted]
+    again = [one for reading in readings for one in repeated(reading)]
+    new = [token.log_prob for token, repeats in zip(tokens, again, strict=True) if not repeats]
+    return {
+        "texts": len(readings),
+        "length": fmean(len(reading.tokens) for reading in readings),
+        "ended": fmean(reading.ended for reading in readings),
+        "repeated": mean(again),
+        "probability": mean([math.exp(token.log_prob) for token in tokens]),
+        "probability_without_repeats": mean([math.exp(log_prob) for log_prob in new]),
+        "first_choice": mean([token.log_prob == token.best_log_prob for token in tokens]),
+        "unsure": mean([math.exp(token.best_log_prob) < BlendConfig.threshold for token in tokens]),
+        "perplexity": _perplexity(readings, 0, None),
+        "perplexity_start": _perplexity(readings, 0, START),
+        "perplexity_rest": _perplexity(readings, START, None),
+    }
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean; None without values."""
+    return fmean(values) if values else None
+
+
+def _perplexity(readings: Sequence[Reading], first: int, last: int | None) -> float | None:
+    """The base's perplexity of some tokens of each text; infinite where a token has no probability."""
+    log_probs = [*chain.from_iterable(reading.log_probs[first:last] for reading in readings)]
+    if not log_probs:
+        return None
+    entropy = -math.fsum(log_probs) / len(log_probs)
+    return math.exp(entropy) if math.isfinite(entropy) else math.inf
 
 
 def confidences(reading: Reading, window_size: int) -> list[float]:
     """The paper's confidence at each token of a text, NaN before the first full window."""
-    values: list[float] = confidence(reading.log_probs, window_size).tolist()
+    values: list[float] = confidence(reading.log_probs, window_size).tolist() if reading.tokens else []
     return values
 
 
@@ -92,7 +118,7 @@ def highest_confidence(reading: Reading, window_size: int) -> float:
 
 @dataclass(frozen=True)
 class Firing:
-    """What a switch rule does with some drafts.
+    """The effect of a switch rule on some drafts.
 
     Attributes:
         rule: its name.
@@ -114,7 +140,7 @@ class Firing:
 
 
 def firing(drafts: Sequence[Reading], rule: SwitchRule) -> Firing:
-    """See `Firing`; `drafts` holds one or more."""
+    """The effect of a rule on at least one draft; see `Firing`."""
     indices = [switch_index(draft, rule) for draft in drafts]
     found = [(draft, index) for draft, index in zip(drafts, indices, strict=True) if index is not None]
     drafted = sum(len(draft.tokens) for draft in drafts)
@@ -124,9 +150,9 @@ def firing(drafts: Sequence[Reading], rule: SwitchRule) -> Firing:
         rule.threshold,
         rule.window_size,
         rule.ignore_repeats,
-        never=1 - len(found) / len(drafts),
-        median=median(index for _, index in found) if found else None,
-        on_repeats=fmean(repeats(draft, index, rule.window_size) for draft, index in found) if found else None,
+        never=(len(drafts) - len(found)) / len(drafts),
+        median=float(median(index for _, index in found)) if found else None,
+        on_repeats=mean([repeats(draft, index, rule.window_size) for draft, index in found]),
         kept=kept / drafted if drafted else 1.0,
     )
 

@@ -238,7 +238,7 @@ class RowSwitch:
 
     def __init__(self, rule: SwitchRule, prompt: Iterable[int]) -> None:
         self._rule, self._measures = rule, list[float]()
-        self._text = _Text(prompt) if rule.ignore_repeats else None
+        self._text = GrowingText(prompt) if rule.ignore_repeats else None
 
     def ends(self, drafted: Drafted) -> bool:
         """Takes the next drafted token; True if it is the last."""
@@ -248,7 +248,7 @@ class RowSwitch:
         return self._rule.fires(self._measures)
 
 
-class _Text:
+class GrowingText:
     """Tokens that grow, and their n-grams."""
 
     def __init__(self, tokens: Iterable[int]) -> None:
