@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,32 +14,36 @@ from ..errors import WSDValueError
 from ..pair import Pair
 from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchCriteria, SwitchRule
 from ..text.chat import Messages
-from .measures import Band, Firing, Place, by_position, firing, first_choice_share, highest_confidence, perplexity, places
+from .measures import Band, Firing, Place, by_position, firing, highest_confidence, of_texts, places
 from .reading import Reading, check_prompts, read, reading_tasks
 from .verdict import verdict
 
 THRESHOLDS, WINDOWS = (0.5, 0.6, 0.7, 0.8, 0.9), (1, 3, 6, 12)
 """Of the grid."""
 
-START = 8
-"""Tokens that count as the beginning of a text, for perplexity."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What a base makes of a pilot's drafts: everything is measured from one draft and one reading of it per prompt.
+    """Measures of a pair: all of them follow from one draft of the pilot, and one reading of it by the base, per prompt.
 
     Attributes:
         drafts: of the pilot, at least one.
-        own: the base's own answers to the same prompts; empty if they were not asked for.
-        max_draft_tokens: most tokens of a text.
-        rule: the switch rule that `verdict` and `places` are about.
+        own: the base's own answers to the same prompts; may be empty.
+        max_draft_tokens: most tokens of a text, in the base's vocabulary.
+        rule: the switch rule that `verdict`, `places` and `highest` are about.
+
+    Raises:
+        WSDValueError: there is no draft.
     """
 
     drafts: Sequence[Reading]
     own: Sequence[Reading] = ()
     max_draft_tokens: int
     rule: SwitchRule = field(default_factory=SwitchCriteria)
+
+    def __post_init__(self) -> None:
+        if not self.drafts:
+            raise WSDValueError("drafts: there are none; a diagnosis is made from at least one")
 
     def positions(self) -> dict[str, list[Band]]:
         """The base's mean probability by position, of drafts and own answers, with and without repeated 4-grams."""
@@ -70,28 +76,20 @@ class Diagnosis:
         return verdict(self.drafts, self.own, self.rule)
 
     def texts(self) -> dict[str, dict[str, float | None]]:
-        """Numbers of the drafts and of the base's own answers.
+        """Numbers of the texts of each writer, "pilot" and "base"; None where there is no token to count.
 
-        These are the mean length, the share that ended before the limit, the base's perplexity of them (of the first 8 tokens
-        and of those after them, too), and the share of tokens that are its first choice.
+        `texts` is their number and `length` their mean tokens; `ended` is the share that ended before the limit. The others
+        are over all tokens: the share `repeated` that completes a 4-gram of the prompt or the text; the base's mean
+        `probability`, also `_without_repeats`; the share that is the base's `first_choice`; the share `unsure` in whose places
+        no token has 0.4 of the base's probability, which is where `"blend"` and nudging intervene; and the base's `perplexity`,
+        also of the first 8 tokens (`_start`) and of those after them (`_rest`).
         """
-        kinds = {"pilot": self.drafts, "base": self.own} if self.own else {"pilot": self.drafts}
-        return {
-            writer: {
-                "texts": len(readings),
-                "length": sum(len(reading.tokens) for reading in readings) / len(readings),
-                "ended": sum(reading.ended for reading in readings) / len(readings),
-                "perplexity": perplexity(readings),
-                "perplexity_start": perplexity(readings, last=START),
-                "perplexity_rest": perplexity(readings, first=START + 1),
-                "first_choice": first_choice_share(readings),
-            }
-            for writer, readings in kinds.items()
-        }
+        return {writer: of_texts(readings) for writer, readings in (("pilot", self.drafts), ("base", self.own)) if readings}
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers as plain data, ready for JSON."""
-        return {
+        """All measures as plain data, ready for JSON; None for a number that is not finite."""
+        data: dict[str, Any] = {
+            "prompts": len(self.drafts),
             "max_draft_tokens": self.max_draft_tokens,
             "rule": asdict(firing(self.drafts, self.rule)),
             "verdict": self.verdict(),
@@ -102,57 +100,76 @@ class Diagnosis:
             "highest": self.highest(),
             "places": [asdict(place) for place in self.places()],
         }
+        return _finite(data)  # type: ignore[no-any-return]
+
+
+def _finite(data: Any) -> Any:
+    """JSON data with None in place of numbers that JSON cannot hold."""
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def diagnose(
     pair: Pair,
-    prompts: Iterable[str | Messages | Record],
+    prompts: Sequence[str | Messages | Record],
     *,
     max_draft_tokens: int = 96,
     batch_size: int = 1,
     own_answers: bool = True,
     rule: SwitchRule | None = None,
 ) -> Diagnosis:
-    """Reads the pilot's drafts with the base: where would it take over, and why?
+    """Measures whether Weak-to-Strong Decoding suits a pair, before any answers are compared.
 
-    Costs one greedy draft of the pilot and one reading of it by the base per prompt, and for comparison the base's own greedy
-    answer. Every threshold, window and named rule is then read off without another forward, exactly as `generate` would find
-    it.
+    The pilot drafts one greedy text for each prompt, and the base reads it once, 64 tokens in a forward. The switch of any
+    threshold, window and named rule follows without another forward; it is that of `generate` with greedy decoding.
 
     Args:
         pair: the models.
-        prompts: questions, chats, or records with `messages`.
-        max_draft_tokens: most tokens of a draft and of an own answer.
-        batch_size: prompts that are read together.
-        own_answers: whether the base answers too.
+        prompts: questions, chats, or records with a chat as `messages`.
+        max_draft_tokens: most tokens of a draft and of an own answer, >= 1, in the base's vocabulary.
+        batch_size: prompts that are answered at a time, >= 1; the base's logits of all their tokens are held.
+        own_answers: whether the base answers too, which takes most of the time; else all that compares its own text is missing.
         rule: the switch rule that the verdict is about; default: the paper's.
 
     Raises:
-        WSDValueError: no prompts, one that cannot be rendered or leaves no room for an answer, or a number out of range.
+        WSDValueError: no prompts, one that cannot be rendered or leaves no room for an answer, or a number out of its range;
+            before any forward.
+        WSDLogitsError: NaN in a model's logits.
 
-    >>> diagnosis = diagnose(Pair.tiny(), ["What does the Keloft eat?"], max_draft_tokens=32)
-    >>> diagnosis.grid()[0].never
-    0.0
+    >>> diagnosis = diagnose(Pair.tiny(), ["What does the Keloft eat?"], own_answers=False)
+    >>> print(diagnosis.verdict()[0])
+    The base gives the first token of a draft 0.33: it may begin like this itself.
     """
     most = check_positive_integer("max_draft_tokens", max_draft_tokens)
-    chats = [messages(prompt) for prompt in prompts]
-    if not chats:
-        raise WSDValueError("prompts: there are none; give at least one question or chat")
+    rows = check_positive_integer("batch_size", batch_size)
+    chats = _chats(prompts)
     check_prompts(pair, chats)
-    size = check_positive_integer("batch_size", batch_size)
-    found = [reading for task in reading_tasks(len(chats), (), size, own_answers) for reading in read(pair, chats, task, most)]
-    return of_readings(found, most, rule)
+    tasks = reading_tasks(len(chats), (), rows, own_answers)
+    return of_readings((reading for task in tasks for reading in read(pair, chats, task, most)), most, rule)
 
 
 def of_readings(readings: Iterable[Reading], max_draft_tokens: int, rule: SwitchRule | None = None) -> Diagnosis:
-    """The diagnosis of some readings, in the order of their prompts."""
+    """The diagnosis of readings of both writers, in any order."""
     found = sorted(readings, key=lambda reading: reading.prompt)
     drafts, own = ([reading for reading in found if reading.writer == writer] for writer in ("pilot", "base"))
     return Diagnosis(drafts=drafts, own=own, max_draft_tokens=max_draft_tokens, rule=rule or SwitchCriteria())
 
 
-def messages(prompt: str | Messages | Record) -> Messages:
-    """The chat of a question, a chat, or a record."""
+def _chats(prompts: Sequence[str | Messages | Record]) -> list[Messages]:
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence) or not prompts:
+        raise WSDValueError(f"prompts={prompts!r}: must be a list of questions, chats or records, at least one")
+    return [_chat(f"prompts[{number}]", prompt) for number, prompt in enumerate(prompts)]
+
+
+def _chat(name: str, prompt: str | Messages | Record) -> Messages:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
-    return prompt["messages"] if isinstance(prompt, Mapping) else prompt
+    chat = prompt.get("messages") if isinstance(prompt, Mapping) else prompt
+    if not isinstance(chat, Sequence) or isinstance(chat, str):
+        raise WSDValueError(
+            f"{name}={reprlib.repr(prompt)}: must be a question, a list of messages, or a record with such a list"
+        )
+    return chat

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
+from ..strategies.blend import BlendConfig
 from ..strategies.wsd.switch_rules import SwitchCriteria, SwitchRule
-from .measures import by_position, firing, first_choice_share, highest_confidence, rule_name
+from .measures import by_position, firing, highest_confidence, of_texts, rule_name
 from .reading import Reading
 
 RARELY = 0.5
@@ -16,7 +18,7 @@ ON_REPETITION = 0.25
 """Share of switches on repeated text from which repetition counts as a cause."""
 
 INTERVENTIONS = 0.2
-"""Share of tokens that are not the base's first choice, above which the base and the pilot write different texts."""
+"""Share of unsure places above which methods that intervene there do badly (BlendIn, arXiv 2606.11201)."""
 
 WALL = 0.2
 """The base's mean probability of first tokens below which the beginning of an answer is what it would not write."""
@@ -26,7 +28,7 @@ def verdict(drafts: Sequence[Reading], own: Sequence[Reading], rule: SwitchRule)
     """Sentences about a rule on some drafts, and on the base's own answers if there are any. They name no best setting."""
     if not any(draft.tokens for draft in drafts):
         return ["The pilot ended every draft at once, so there is nothing to read. Does it get the right chat template?"]
-    return [*_beginning(drafts), *_firing(drafts, rule), *_own(own, rule), *_interventions(drafts)]
+    return [*_beginning(drafts), *_firing(drafts, rule), *_own(own, rule), *_interventions(own or drafts)]
 
 
 def _percent(share: float) -> str:
@@ -45,7 +47,7 @@ def _beginning(drafts: Sequence[Reading]) -> list[str]:
         return []
     begins = f"The base gives the first token of a draft {first.probability:.2f}"
     if first.probability >= WALL:
-        return [f"{begins}: its own answers begin much like the pilot's."]
+        return [f"{begins}: it may begin like this itself."]
     grows = rest[-1].probability > 2 * first.probability
     ending = "it would not begin like this, but it goes along" if grows else "it does not grow sure of this pilot's texts"
     return [f"{begins}, and the last ones {rest[-1].probability:.2f}: {ending}."]
@@ -60,7 +62,7 @@ def _firing(drafts: Sequence[Reading], rule: SwitchRule) -> list[str]:
         word = "rarely fires" if found.never > RARELY else "fires"
         sentences = [
             f"The rule {word} ({_shown(rule)}): in {_percent(1 - found.never)} of the drafts, at token {found.median:g} "
-            f"in the median; the pilot writes {_percent(found.kept)} of its drafts."
+            f"in the median; {_percent(found.kept)} of the drafted tokens are kept."
         ]
     if found.never > RARELY and isinstance(rule, SwitchCriteria):
         reached = median(highest_confidence(draft, rule.window_size) for draft in drafts)
@@ -73,23 +75,24 @@ def _firing(drafts: Sequence[Reading], rule: SwitchRule) -> list[str]:
 
 
 def _own(own: Sequence[Reading], rule: SwitchRule) -> list[str]:
-    """About a rule on what the base writes itself."""
+    """About a rule on the base's own text, without repeats: in a loop any greedy base is sure of itself."""
     if not any(answer.tokens for answer in own):
         return []
-    fires = 1 - firing(own, rule).never
+    kind: Any = type(rule)
+    fires = 1 - firing(own, kind(rule.threshold, rule.window_size, ignore_repeats=True)).never
+    fired = f"In the base's own answers, repeats left out, the rule would fire in {_percent(fires)}"
     if fires >= RARELY:
-        return [f"The rule would fire in {_percent(fires)} of the base's own answers too: this base reaches the threshold."]
-    return [
-        f"In the base's own answers the rule would fire in {_percent(fires)} only: the threshold is above what this base gives "
-        "its own text."
-    ]
+        return [f"{fired}: this base reaches the threshold."]
+    return [f"{fired} only: the threshold is above what this base gives its own text."]
 
 
-def _interventions(drafts: Sequence[Reading]) -> list[str]:
-    """About tokens that the base would not have chosen."""
-    share = 1 - (first_choice_share(drafts) or 0.0)
-    more = "more" if share > INTERVENTIONS else "no more"
+def _interventions(texts: Sequence[Reading]) -> list[str]:
+    """About the places at which methods intervene that do so where the base is unsure."""
+    share = of_texts(texts)["unsure"]
+    if share is None:
+        return []
+    more, outcome = ("more", "do badly") if share > INTERVENTIONS else ("no more", "may serve")
     return [
-        f"{_percent(share)} of the drafted tokens are not the base's first choice, {more} than {_percent(INTERVENTIONS)}: "
-        + ("the two models write different texts." if share > INTERVENTIONS else "the two models write much the same text.")
+        f"At {_percent(share)} of the tokens the base's largest probability is below {BlendConfig.threshold:g}, {more} than "
+        f"{_percent(INTERVENTIONS)}: methods that let the pilot write there, such as nudging and blend, {outcome}."
     ]
