@@ -51,15 +51,17 @@ def page(diagnosis: Measured) -> str:
     Raises:
         WSDValueError: matplotlib is missing.
     """
+    words = "".join(f"<p>{html_text(sentence)}</p>\n" for sentence in diagnosis.verdict())
+    if not any(draft.tokens for draft in diagnosis.drafts):
+        return document("wsd-hf diagnose", words)
     sections = {
-        "": "".join(f"<p>{html_text(sentence)}</p>\n" for sentence in diagnosis.verdict()),
         "Where the base takes over": _figures(diagnosis),
         "The text at these places": _places(diagnosis),
         "The texts": _texts(diagnosis.texts()),
         "Other rules": _rules(diagnosis.rules()),
     }
-    headed = [(f"<h2>{heading}</h2>\n" if heading else "") + content for heading, content in sections.items()]
-    return document("wsd-hf diagnose", "".join(headed))
+    headed = [f"<h2>{heading}</h2>\n{content}" for heading, content in sections.items()]
+    return document("wsd-hf diagnose", words + "".join(headed))
 
 
 def _figures(diagnosis: Measured) -> str:
