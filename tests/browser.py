@@ -53,12 +53,12 @@ class Opened:
     messages: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
-    def pixels(self, selector: str) -> list[tuple[int, int, int]]:
-        """Colours of the pixels in the box of an element."""
+    def colours(self, selector: str) -> list[tuple[int, tuple[int, int, int]]]:
+        """The colours in the box of an element, each with its number of pixels."""
         from PIL import Image
 
         picture = Image.open(io.BytesIO(self.page.locator(selector).screenshot())).convert("RGB")
-        return list(picture.getdata())
+        return picture.getcolors(maxcolors=picture.width * picture.height)
 
 
 @contextmanager
@@ -77,7 +77,8 @@ def chromium() -> Iterator[Any]:
 @contextmanager
 def opened(browser: Any, file: Path, width: int = WIDE, scheme: str = "light") -> Iterator[Opened]:
     """A page from a file, in a window of some width in pixels, in a light or dark system."""
-    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    window = {"viewport": {"width": width, "height": 800}, "device_scale_factor": 2 if width == NARROW else 1}
+    page = browser.new_page(**window, color_scheme=scheme)
     found = Opened(page)
     page.on("console", lambda message: found.messages.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: found.messages.append(str(error)))

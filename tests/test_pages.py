@@ -5,9 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +20,8 @@ from typer.testing import CliRunner
 import wsd_hf
 from browser import NARROW, OVERFLOWING, TEXTS, WIDE, chromium, opened
 from wsd_hf.cli import app
+from wsd_hf.diagnosis.diagnosis import Diagnosis, diagnose
+from wsd_hf.diagnosis.page import page
 from wsd_hf.pages.document import box, document, table
 from wsd_hf.pages.style import STYLE
 from wsd_hf.tiny import demo_questions
@@ -44,7 +51,25 @@ def responses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out" / "responses.html"
 
 
-PAGES = ["responses"]
+@pytest.fixture(scope="module")
+def pair() -> wsd_hf.Pair:
+    return wsd_hf.Pair.tiny()
+
+
+@pytest.fixture(scope="module")
+def diagnosis(pair: wsd_hf.Pair) -> Diagnosis:
+    return diagnose(pair, [question["messages"] for question in demo_questions()[:8]], max_draft_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def diagnosed(diagnosis: Diagnosis, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a diagnosis of the shipped pair."""
+    file = tmp_path_factory.mktemp("diagnose") / "diagnosis.html"
+    file.write_text(page(diagnosis), "utf-8")
+    return file
+
+
+PAGES = ["responses", "diagnosed"]
 
 
 # Every page
@@ -161,12 +186,141 @@ def test_the_answers_of_a_prompt_are_side_by_side_in_their_writers_colours(brows
         assert not writers["pilot"] & writers["base"]
 
 
+# The page of a diagnosis
+
+MARKS = """svg => {
+  const wide = svg.getBoundingClientRect().width, colour = name => {
+    const probe = document.body.appendChild(document.createElement("i"));
+    probe.style.color = `var(--${name})`;
+    return getComputedStyle(probe).color;
+  };
+  const writers = Object.fromEntries(["pilot", "base"].map(name => [colour(name), name]));
+  return [...svg.querySelectorAll("path, use")].filter(mark => !mark.closest("defs")).flatMap(mark => {
+    const {fill, stroke} = getComputedStyle(mark), {width, height, bottom, x} = mark.getBoundingClientRect();
+    const kind = fill === "none" ? "curve" : mark.matches("use") && width * 20 < wide ? "dot" : "area";
+    const writer = writers[kind === "curve" ? stroke : fill];
+    return writer ? [{kind, writer, width: width / wide, height, bottom, x}] : [];
+  });
+}"""
+"""The marks of a plot that have the colour of a writer, with their size; widths are shares of the plot's."""
+
+
+def marks(shown: Any, figure: int, kind: str, writer: str) -> list[dict[str, Any]]:
+    found = shown.page.locator("figure svg").nth(figure).evaluate(MARKS)
+    return [mark for mark in found if (mark["kind"], mark["writer"]) == (kind, writer) and mark["height"] > 0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_every_plot_is_drawn_in_its_writers_colours(browser, diagnosed, width, scheme):
+    pilot = [int(digits, 16) for digits in re.findall("[0-9a-f]{2}", schemes()[scheme]["pilot"])]
+    with opened(browser, diagnosed, width, scheme) as shown:
+        assert shown.page.locator("figure svg").count() == 3
+        assert shown.page.locator("figure table").count() == 1
+        for figure in range(3):
+            box = shown.page.locator("figure svg").nth(figure).bounding_box()
+            assert width * 0.4 < box["width"] <= width
+            assert box["height"] > 150
+            near = [
+                pixels
+                for pixels, colour in shown.colours(f"figure:nth-of-type({figure + 1}) svg")
+                if all(abs(value - wanted) < 40 for value, wanted in zip(colour, pilot, strict=True))
+            ]
+            assert sum(near) > 100
+
+
+def test_the_curves_of_both_writers_go_across_the_plot(browser, diagnosed):
+    with opened(browser, diagnosed) as shown:
+        for writer in ("pilot", "base"):
+            curves = marks(shown, 0, "curve", writer)
+            assert len([curve for curve in curves if curve["width"] > 0.4]) == 2  # with repeats and without
+            assert len(marks(shown, 0, "area", writer)) == 2  # their standard errors
+
+
+def test_the_bars_are_as_high_as_there_are_drafts(browser, diagnosed, diagnosis):
+    counts = Counter(
+        min(int(max(confidences[5:], default=0) * 20), 19)
+        for confidences in (wsd_hf.confidence(draft.log_probs, 6).tolist() for draft in diagnosis.drafts)
+    )
+    with opened(browser, diagnosed) as shown:
+        bars = sorted(marks(shown, 1, "area", "pilot"), key=lambda bar: bar["x"])
+    assert len({round(bar["bottom"]) for bar in bars}) == 1
+    unit = sum(bar["height"] for bar in bars) / len(diagnosis.drafts)
+    assert [round(bar["height"] / unit, 1) for bar in bars] == [counts[place] for place in sorted(counts)]
+
+
+def test_some_drafts_have_a_curve_and_a_dot_where_the_base_takes_over(browser, diagnosed):
+    with opened(browser, diagnosed) as shown:
+        curves = [curve for curve in marks(shown, 2, "curve", "pilot") if curve["width"] > 0.1]
+        assert 3 <= len(curves) <= 6
+        assert len(marks(shown, 2, "dot", "base")) == len(curves) + 1  # and the legend's
+
+
+def test_the_grid_holds_the_switches_of_each_setting(diagnosis):
+    read = ElementTree.fromstring(page(diagnosis)).find(".//figure//table")
+    windows = [int(heading.text.removeprefix("window ")) for heading in read.findall("thead//th")[1:]]
+    lines = {float(line.findtext("th")): line.findall("td") for line in read.findall("tbody/tr")}
+    assert len(windows) * len(lines) == 20
+    for threshold, cells in lines.items():
+        for window, cell in zip(windows, cells, strict=True):
+            found = [wsd_hf.switch_index(draft.log_probs, threshold, window) for draft in diagnosis.drafts]
+            switches = [index for index in found if index is not None]
+            assert cell.findtext("b") == (f"{median(switches):g}" if switches else "-")
+            assert f"never {100 * found.count(None) / len(found):.0f} %" in "".join(cell.itertext())
+
+
+def test_a_place_is_where_generate_switches(pair, diagnosis):
+    shown = [
+        "".join(place.itertext())
+        for place in ElementTree.fromstring(page(diagnosis)).iter("p")
+        if "│" in "".join(place.itertext())
+    ]
+    assert shown
+    for place in shown:
+        prompt, kept = int(place.split()[1]) - 1, place.split("│")
+        output = pair.generate(demo_questions()[prompt]["messages"], max_new_tokens=40, return_dict_in_generate=True)
+        tokens = pair.explain(output).tokens
+        drafted = [token.text for token in tokens if token.writer == "pilot"]
+        assert kept[1] == "".join(drafted[-6:])
+        assert "".join(drafted).endswith(kept[0].split("…")[-1].split(f"prompt {prompt + 1} ")[-1] + kept[1])
+
+
+def test_the_page_of_a_diagnosis_is_the_same_every_time_and_its_ids_are_unique(diagnosis):
+    text = page(diagnosis)
+    assert page(diagnosis) == text
+    ids = [element.get("id") for element in ElementTree.fromstring(text).iter() if element.get("id")]
+    assert len(ids) == len(set(ids)) > 50
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    assert used <= set(ids)
+
+
+def test_texts_of_a_draft_are_escaped(diagnosis):
+    nasty = "</p><script>alert(1)</script>\x1b[2J"
+    draft = replace(diagnosis.drafts[0], texts=[nasty for _ in diagnosis.drafts[0].texts])
+    read = ElementTree.fromstring(page(replace(diagnosis, drafts=[draft])))
+    assert not list(read.iter("script"))
+    assert "".join(read.itertext()).count("</p><script>alert(1)</script>␛[2J") > 6
+
+
+def test_a_pilot_that_writes_nothing_has_a_page_too(diagnosis):
+    silent = [replace(draft, tokens=[], texts=[], log_probs=[], best_log_probs=[], entropies=[]) for draft in diagnosis.drafts]
+    read = ElementTree.fromstring(page(replace(diagnosis, drafts=silent, own=[])))
+    assert not list(read.iter("figure"))
+    assert "ended every draft at once" in "".join(read.itertext())
+
+
+def test_a_missing_library_is_named_with_the_remedy(diagnosis, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(wsd_hf.WSDValueError, match=re.escape('pip install "wsd_hf[diagnose]"')):
+        page(diagnosis)
+
+
 # The parts, without a browser
 
 
 def test_parts_escape_what_they_are_given():
-    from xml.etree import ElementTree
-
     nasty = '<b a="\'">&\x1b'
     page = ElementTree.fromstring(document(nasty, table(nasty, ["", nasty], [(nasty, [nasty])]) + box(nasty, "<p/>")))
     shown = '<b a="\'">&␛'
@@ -254,7 +408,7 @@ def pairs(scheme: dict[str, str]) -> Iterator[tuple[str, str]]:
         yield scheme[text], scheme[ground]
 
 
-def marks() -> dict[str, list[str]]:
+def grounds() -> dict[str, list[str]]:
     """Backgrounds of the writers in the stylesheet, from the darkest."""
     return {writer: re.findall(rf"\.{writer}-\d \{{ background: (#\w+)", STYLE) for writer in ("pilot", "base")}
 
@@ -270,7 +424,7 @@ def test_every_text_of_the_stylesheet_has_the_contrast_of_wcag(scheme):
 def test_the_writers_are_told_apart_by_all_eyes(sight):
     for colours in schemes().values():
         assert distance(colours["pilot"], colours["base"], sight) > 40
-    pilot, (base,) = marks()["pilot"], marks()["base"]
+    pilot, (base,) = grounds()["pilot"], grounds()["base"]
     assert len(pilot) == 5
     assert min(distance(colour, base, sight) for colour in pilot) > 20
     assert min(distance(*couple, sight) for couple in itertools.pairwise(pilot)) > 4
@@ -281,5 +435,5 @@ def test_a_trace_has_the_colours_of_the_stylesheet_and_an_ink_of_its_own():
     chances = [None, 0.1, 0.3, 0.5, 0.7, 0.9]
     tokens = [wsd_hf.TracedToken(1, "a", "pilot", chance) for chance in chances] + [wsd_hf.TracedToken(1, "a", "base")]
     shown = re.findall(r"background:(#\w+);color:(#\w+)", wsd_hf.Trace(tuple(tokens)).to_html())
-    assert [ground for ground, _ in shown] == [marks()["pilot"][0], *marks()["pilot"], *marks()["base"]]
+    assert [ground for ground, _ in shown] == [grounds()["pilot"][0], *grounds()["pilot"], *grounds()["base"]]
     assert min(contrast(*map(channels, pair)) for pair in shown) > 4.5

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from ..pages.document import document, table
 from ..pages.style import PILOT_COLOURS
 from ..strategies.wsd.switch_rules import SwitchCriteria, SwitchRule
 from ..text.visible import html_text
-from .measures import AFTER, BEFORE, Band, Firing, Place, confidences
+from .measures import AFTER, BEFORE, START, Band, Firing, Place, confidences
 from .plots import confidence_plot, highest_plot, positions_plot
 from .reading import Reading
 from .switches import switch_index
@@ -51,15 +51,17 @@ def page(diagnosis: Measured) -> str:
     Raises:
         WSDValueError: matplotlib is missing.
     """
+    words = "".join(f"<p>{html_text(sentence)}</p>\n" for sentence in diagnosis.verdict())
+    if not any(draft.tokens for draft in diagnosis.drafts):
+        return document("wsd-hf diagnose", words)
     sections = {
-        "": "".join(f"<p>{html_text(sentence)}</p>\n" for sentence in diagnosis.verdict()),
         "Where the base takes over": _figures(diagnosis),
         "The text at these places": _places(diagnosis),
         "The texts": _texts(diagnosis.texts()),
         "Other rules": _rules(diagnosis.rules()),
     }
-    headed = [(f"<h2>{heading}</h2>\n" if heading else "") + content for heading, content in sections.items()]
-    return document("wsd-hf diagnose", "".join(headed))
+    headed = [f"<h2>{heading}</h2>\n{content}" for heading, content in sections.items()]
+    return document("wsd-hf diagnose", words + "".join(headed))
 
 
 def _figures(diagnosis: Measured) -> str:
@@ -135,18 +137,10 @@ def _token(draft: Reading, at: int) -> str:
 
 
 def _texts(texts: Mapping[str, Mapping[str, float | None]]) -> str:
+    """A line for each measure, and a column for each writer."""
     names = {"pilot": "the pilot's drafts", "base": "the base's own answers"}
-    columns = {
-        "texts": ("texts", _number),
-        "length": ("tokens each", _number),
-        "ended": ("ended by themselves", _percent),
-        "perplexity": ("perplexity under the base", _number),
-        "perplexity_start": ("at the beginning", _number),
-        "perplexity_rest": ("after it", _number),
-        "first_choice": ("the base's first choice", _percent),
-    }
-    rows = [(names[writer], [show(numbers[key]) for key, (_, show) in columns.items()]) for writer, numbers in texts.items()]
-    return table("The texts", ["", *(heading for heading, _ in columns.values())], rows)
+    lines = [(heading, [show(numbers[key]) for numbers in texts.values()]) for key, (heading, show) in MEASURES.items()]
+    return table("The texts", ["", *(names[writer] for writer in texts)], lines)
 
 
 def _rules(rules: Sequence[Firing]) -> str:
@@ -182,3 +176,19 @@ def _number(value: float | None) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"
+
+
+MEASURES: Mapping[str, tuple[str, Callable[[float | None], str]]] = {
+    "texts": ("texts", _number),
+    "length": ("mean length in tokens", _number),
+    "ended": ("ended by themselves", _percent),
+    "repeated": ("repeated tokens", _percent),
+    "probability": ("mean probability under the base", _number),
+    "probability_without_repeats": ("the same without repeats", _number),
+    "first_choice": ("tokens that are the base's first choice", _percent),
+    "unsure": ("places where the base is unsure", _percent),
+    "perplexity": ("perplexity under the base", _number),
+    "perplexity_start": (f"of the first {START} tokens", _number),
+    "perplexity_rest": ("of those after them", _number),
+}
+"""Numbers of a writer's texts, in the order of the page: keys as in `Diagnosis.texts`, headings, and forms."""

@@ -63,13 +63,14 @@ a {{ color: var(--accent); }}
 .box {{ overflow-x: auto; width: fit-content; max-width: 100%; margin-bottom: 1rem;
   border: 1px solid var(--line); border-radius: 4px; }}
 table {{ border-collapse: collapse; font-size: .875rem; overflow-wrap: normal; }}
-th, td {{ padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }}
+th, td {{ padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }}
 tbody tr:last-child > * {{ border-bottom: 0; }}
 th {{ color: var(--text); background: var(--surface); font-weight: 600; }}
 thead th {{ vertical-align: bottom; }}
-tbody th {{ position: sticky; left: 0; min-width: 6rem; }}
+tbody th {{ position: sticky; left: 0; min-width: min(9rem, 35vw); max-width: 12rem; overflow-wrap: anywhere; }}
+tr:has(td[class]) th {{ min-width: 0; }}
 .numbers td, .numbers thead th + th {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
-.numbers thead th + th {{ min-width: 5rem; white-space: normal; }}
+.numbers thead th + th {{ min-width: 4rem; white-space: normal; }}
 
 .numbers td[class] {{ padding: .3rem .5rem; text-align: center; font-size: .75rem; }}
 td b {{ font-size: 1rem; }}
