@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from wsd_hf import WSDHubError, WSDValueError, load_pilot, pack
+from wsd_hf import WSDHubError, load_pilot, pack
 from wsd_hf.cli import app
 from wsd_hf.tiny import FOLDER
 
@@ -292,11 +292,6 @@ def test_a_damaged_folder_is_refused_or_loads(folder: Path, count: int, tried: C
         (folder / name).write_bytes(content)
 
 
-@pytest.fixture(scope="module")
-def pair() -> tuple[Any, Any]:
-    return load_pilot(PILOT)
-
-
 def run(*arguments: Any) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -319,11 +314,8 @@ def test_a_hostile_pilot_on_the_command_line_is_one_line(folder: Path, case: str
 
 
 @pytest.mark.parametrize("case", COMMANDS)
-def test_a_hostile_base_on_the_command_line_is_one_line(
-    folder: Path, case: str, pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hostile_base_on_the_command_line_is_one_line(folder: Path, case: str) -> None:
     HOSTILE[case](folder)
-    monkeypatch.setattr("wsd_hf.pair.load_pilot", lambda *_, **__: pair)
     check_refused(run("generate", "--base", folder, "--pilot", PILOT, "Hi"), folder.parent / "out")
     if case not in LOADED_ONLY:
         check_refused(run("pack", "--copy", "--base", folder, "--pilot", PILOT, folder.parent / "out"), folder.parent / "out")
@@ -445,20 +437,3 @@ def test_an_index_beside_whole_weights_is_not_what_is_read(folder: Path) -> None
     load_pilot(folder)
     save_file({"model.norm.weight": torch.ones(96)}, folder / "none.safetensors", metadata={"format": "pt"})
     assert not torch.equal(load_pilot(folder)[0].model.norm.weight, torch.ones(96))
-
-
-@pytest.mark.parametrize("without", [os.listdir(PILOT), ["model.safetensors"]])
-def test_a_gguf_file_is_called_what_it_is(tmp_path: Path, without: list[str]) -> None:
-    place = tmp_path / "model"
-    shutil.copytree(PILOT, place, ignore=lambda *_: without)
-    (place / "a.Q4_K_M.gguf").write_bytes(b"GGUF")
-    for name in (place, place / "a.Q4_K_M.gguf"):
-        with pytest.raises(WSDHubError, match=r"is in GGUF format.*: give the model that it was made from"):
-            load_pilot(name)
-        for pair in (("--base", BASE, "--pilot", name), ("--pilot", PILOT, "--base", name)):
-            for command in (("generate", "Hi"), ("pack", tmp_path / "out")):
-                result = run(*command, *pair)
-                check_refused(result, tmp_path / "out")
-                assert "is in GGUF format" in result.stderr.splitlines()[-1]
-    with pytest.raises(WSDValueError, match=r"gguf_file='a\.gguf' is in GGUF format"):
-        load_pilot(PILOT, gguf_file="a.gguf")

@@ -293,10 +293,61 @@ def test_a_snapshot_is_a_folder_like_any_other(hub, tmp_path):
         load_pilot(snapshot)
 
 
-def test_a_gguf_repository_is_called_what_it_is(hub):
-    hub.add("me/pilot-GGUF", PILOT, tuple(file.name for file in PILOT.iterdir()), **{"pilot.Q4.gguf": b"GGUF"})
-    with pytest.raises(WSDHubError, match="me/pilot-GGUF is in GGUF format"):
-        load_pilot("me/pilot-GGUF")
+def add_gguf(hub: Hub, name, folder, *files, **kinds):
+    """A repository of the pilot's GGUF files and nothing else."""
+    gguf_files = pytest.importorskip("gguf_files", reason="no gguf", exc_type=ImportError)
+    folder.mkdir()
+    for file in files:
+        gguf_files.write_gguf(PILOT, folder / file, kinds.get("kind", "F32"))
+    return hub.add(name, folder)
+
+
+def test_a_repository_with_one_gguf_file_is_a_model(hub, tmp_path):
+    add_gguf(hub, "me/pilot-GGUF", tmp_path / "gguf", "pilot.gguf")
+    plain = AutoModelForCausalLM.from_pretrained(PILOT, dtype=torch.float32)
+    for name in ("me/pilot-GGUF", "me/pilot-GGUF/pilot.gguf", f"me/pilot-GGUF/pilot.gguf@{hub.repos['me/pilot-GGUF'].head}"):
+        assert same_weights(load_pilot(name)[0], plain)
+    assert same_weights(load_pilot("me/pilot-GGUF", local_files_only=True)[0], plain)
+    with pytest.raises(WSDHubError, match=r"me/pilot-GGUF is in GGUF format, which no packed model can be in"):
+        wsd_hf.pack(BASE, "me/pilot-GGUF", tmp_path / "model")
+    with pytest.raises(WSDHubError, match=r"none\.gguf"):
+        load_pilot("me/pilot-GGUF/none.gguf")
+
+
+def test_one_of_several_gguf_files_is_named(hub, tmp_path):
+    add_gguf(hub, "me/ggufs", tmp_path / "gguf", "a.gguf", "b.gguf")
+    with pytest.raises(WSDHubError, match=r"me/ggufs has 2 GGUF files \(a\.gguf, b\.gguf\): give one, as me/ggufs/a\.gguf"):
+        load_pilot("me/ggufs")
+    assert not [path for _verb, path, _range in hub.requests if path.endswith(".gguf")]
+    load_pilot("me/ggufs/b.gguf")
+    assert not [path for _verb, path, _range in hub.requests if path.endswith("a.gguf")]
+
+
+def test_a_revision_in_a_name(hub, tmp_path):
+    old = hub.repos["me/pilot"].head
+    files = {file.name: file.read_bytes() for file in PILOT.iterdir()}
+    hub.repos["me/pilot"].commit(files | {"chat_template.jinja": b"other"})
+    hub.add("me/base", BASE)
+    assert load_pilot(f"me/pilot@{old}")[1].chat_template != "other" == load_pilot("me/pilot@main")[1].chat_template
+    assert Pair.from_pretrained("me/base@main", f"me/pilot@{old}").pilot_tokenizer.chat_template != "other"
+    with pytest.raises(WSDHubError, match="me/pilot has no revision 'none'"):
+        load_pilot("me/pilot@none")
+    with pytest.raises(WSDValueError, match=r"revision='main': me/pilot@main has one already"):
+        load_pilot("me/pilot@main", "main")
+    packed = wsd_hf.pack("me/base@main", f"me/pilot@{old}", tmp_path / "model").folder
+    assert ModelCard.load(packed / "README.md").data.base_model == ["me/base", "me/pilot"]
+    assert (packed / "pilot" / "chat_template.jinja").read_text("utf-8") != "other"
+
+
+def test_an_adapter_on_the_hub_and_never_the_base_that_it_names(hub, tmp_path):
+    adapters = pytest.importorskip("adapters_for_tests", reason="no peft", exc_type=ImportError)
+    folder, merged = adapters.adapter(PILOT, tmp_path / "adapter", base_model_name_or_path="evil/model")
+    hub.add("me/adapter", folder)
+    pilot, _ = load_pilot("me/pilot@main+me/adapter@main", dtype=torch.float32)
+    assert same_weights(pilot, merged)
+    with pytest.raises(WSDHubError, match=r"me/adapter has an adapter .*: name the model .* MODEL\+me/adapter"):
+        load_pilot("me/adapter")
+    assert not [path for _verb, path, _range in hub.requests if "evil" in path]
 
 
 def test_code_is_not_even_fetched_unless_it_is_trusted(hub):

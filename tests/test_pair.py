@@ -145,7 +145,7 @@ def test_settings_of_the_loader_reach_the_models(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("wsd_hf.pair.read_model", read)
     Pair.from_pretrained(FOLDER / "base", FOLDER / "pilot", reference=UNTUNED, quantization_config="four bits")
-    assert given == {"base": "four bits", "pilot_untuned": None}
+    assert given == {"base": "four bits", "pilot": None, "pilot_untuned": None}
 
 
 def test_the_reader_of_a_stream_is_released_by_a_refusal(pair: Pair) -> None:

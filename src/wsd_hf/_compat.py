@@ -6,6 +6,7 @@ Tested on transformers 5.17 and 5.23.
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import traceback
 from collections.abc import Iterator, Mapping
@@ -188,6 +189,17 @@ def commit(model: PreTrainedModel) -> str | None:
     """Commit of the Hub that a model was loaded from."""
     sha: str | None = getattr(model.config, "_commit_hash", None)
     return sha
+
+
+def makes_gguf_tokenizers() -> bool:
+    """True if transformers makes a GGUF file's own tokenizer; 5.17 splits all texts by one pattern, and takes BOS for EOS."""
+    return hasattr(importlib.import_module("transformers.integrations.gguf"), "convert_gguf_tokenizer")
+
+
+def forget_quantizer(model: PreTrainedModel) -> None:
+    """Makes a model whose quantised weights became floats while it was loaded an ordinary one, which can be saved."""
+    model.hf_quantizer, model.is_quantized = None, False
+    vars(model.config).pop("quantization_config", None)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

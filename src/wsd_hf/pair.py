@@ -15,7 +15,8 @@ from .engine.keywords import chosen, own_keywords
 from .engine.strategy import StrategyConfig, StrategyOutput
 from .errors import WSDValueError
 from .generation import WSDGenerationMixin, enable_wsd, streamer_ended_on_error
-from .hub.loading import fetch_model, load_pilot, read_model
+from .hub.files import check_whole
+from .hub.loading import Fetched, Kind, check_keywords, fetch_model, read_model
 from .strategies import STRATEGIES
 from .text.chat import Messages, build_inputs
 from .text.next_turn import answer_text, turn_headers
@@ -81,9 +82,9 @@ class Pair:
         """Loads the models and their tokenizers, and enables the base; `load_pilot` documents the checks.
 
         Args:
-            base: folder or Hub id of the base; its weights may be safetensors or `.bin` files.
-            pilot: folder or Hub id of the pilot.
-            reference: folder or Hub id of the pilot before its alignment; default: none is loaded.
+            base: name of the base, as for `load_pilot`; its weights may be safetensors or `.bin` files.
+            pilot: name of the pilot.
+            reference: name of the pilot before its alignment; default: none is loaded.
             dtype: of the weights; "auto" as they are stored.
             device_map: places of the weights, as in transformers, which needs accelerate for it. Default: the CPU.
             quantization_config: of the base alone; `load_pilot` takes one for a pilot.
@@ -106,18 +107,25 @@ class Pair:
             "local_files_only": local_files_only,
             "force_download": force_download,
         }
+        check_keywords(kwargs)
         kwargs |= {"dtype": dtype, "device_map": device_map}
 
-        def fetch(name: str | os.PathLike[str], kind: Any) -> Any:
-            return fetch_model(os.fspath(name), kind, cache=cache, trust_remote_code=trust_remote_code, use_safetensors=None)
+        def fetch(name: str | os.PathLike[str], kind: Kind, use_safetensors: bool | None = None) -> Fetched:
+            return fetch_model(
+                os.fspath(name), kind, cache=cache, trust_remote_code=trust_remote_code, use_safetensors=use_safetensors
+            )
 
-        # The small models first: faults show sooner.
-        loaded, pilot_tokenizer = load_pilot(pilot, trust_remote_code=trust_remote_code, **cache, **kwargs)
-        small = None if reference is None else read_model(fetch(reference, "reference"), **kwargs)
-        fetched = fetch(base, "base")
+        # The small models first, and no weights are read before all models are checked: faults show sooner.
+        fetched_pilot = fetch(pilot, "pilot", use_safetensors=True)
+        check_whole(fetched_pilot.weights)
+        fetched_reference = None if reference is None else fetch(reference, "reference")
+        fetched_base = fetch(base, "base")
+        loaded = read_model(fetched_pilot, **kwargs)
+        small = None if fetched_reference is None else read_model(fetched_reference, **kwargs)
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        return cls(enable_wsd(read_model(fetched, **kwargs)), loaded, fetched.tokenizer, pilot_tokenizer, small)
+        large = enable_wsd(read_model(fetched_base, **kwargs))
+        return cls(large, loaded, fetched_base.tokenizer, fetched_pilot.tokenizer, small)
 
     @classmethod
     def tiny(

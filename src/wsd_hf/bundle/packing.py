@@ -14,8 +14,10 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from ..errors import WSDValueError
 from ..hub.card import model_card
-from ..hub.loading import Fetched, check_whole, fetch_model
+from ..hub.files import check_whole
+from ..hub.loading import Fetched, fetch_model
 from ..hub.model_folder import data_files, json_object
+from ..hub.names import parse_name
 from ..strategies.wsd.config import WSDConfig
 from ..text.chat import BASE_CHAT_TEMPLATE, encode_turns
 from ..text.chat_parser import ChatLayout
@@ -52,8 +54,8 @@ def pack(
     packed, and no code of theirs.
 
     Args:
-        base: folder or Hub id of the base.
-        pilot: folder or Hub id of the pilot, with the chat template that it was tuned with.
+        base: folder or Hub id of the base, or `NAME@REVISION`.
+        pilot: the pilot likewise, with the chat template that it was tuned with.
         folder: the folder to write; missing or empty.
         wsd_config: the settings; default: the paper's.
         copy: if True, weights are copied; by default they are symbolic links to files that must stay in their place.
@@ -82,7 +84,8 @@ def pack(
             (new / "chat_template.jinja").write_text(TRANSCRIPT, encoding="utf-8")
         _write_generation_config(new, config)
         _write_code(new / "custom_generate")
-        on_hub = [name for name in map(str, (base, pilot)) if not Path(name).expanduser().is_dir()]
+        places = [parse_name(os.fspath(name)).model.place for name in (base, pilot)]
+        on_hub = [place for place in places if not Path(place).is_dir()]
         model_card(CARD, on_hub or None, ["custom_generate", "wsd", "weak-to-strong-decoding"]).save(new / "README.md")
         new.replace(out)
     weights = {file.name: file.resolve() for file in fetched_base.weights}

@@ -16,6 +16,7 @@ import typer
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ..errors import WSDValueError
+from ..hub.names import PATHS, parse_name
 from ..pair import Pair
 
 
@@ -147,10 +148,11 @@ def load_models(base: str | None, pilot: str | None, reference: str | None = Non
         if base is None:
             raise WSDValueError("--quantization: the shipped pair is small; give --base and --pilot")
         keywords["quantization_config"] = _bitsandbytes(loading.quantization, loading.dtype)
-    for option, source in {"--pilot": pilot, "--base": base, "--reference": reference}.items():
-        if source and source.startswith(("/", ".", "~")) and not Path(source).expanduser().exists():
-            raise WSDValueError(f"{option} {source}: no such folder")
     try:
+        for option, name in {"--pilot": pilot, "--base": base, "--reference": reference}.items():
+            for source in filter(None, parse_name(name) if name else ()):
+                if source.place.startswith(PATHS) and not Path(source.place).exists():
+                    raise WSDValueError(f"{option} {source}: no such folder")
         if base is None or pilot is None:
             pair = Pair.tiny(reference=reference, **keywords | {"dtype": loading.dtype.torch or torch.float32})
         else:

@@ -24,12 +24,6 @@ from ..errors import WSDHubError
 from .errors import reading
 from .model_folder import check_kernels, check_tokenizer_files, int64, json_object, shards
 
-GGUF = (
-    "is in GGUF format, from which no tokenizer can be had that reads chats: give the model that it was made from, or make one "
-    "with transformers, from_pretrained(..., gguf_file=...) and save_pretrained, and add the files of the original tokenizer"
-)
-"""transformers 5.17 and 5.23 split control tokens (`<|user|>`) of such a file into characters; 5.17 mistakes its EOS, too."""
-
 NO_MODEL = "has a config that no model can be made from"
 
 READING = threading.Lock()
@@ -39,9 +33,7 @@ READING = threading.Lock()
 def read_config(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreTrainedConfig:
     """Config of a folder; a WSDHubError unless it can be that of a model of the kind."""
     if not (folder / "config.json").is_file():
-        if any(folder.glob("*.gguf")) or "gguf" in name.lower():
-            raise WSDHubError(f"{name} {GGUF}")
-        raise WSDHubError(f"{name} has no config.json: give a whole transformers model (an adapter is merged into one first)")
+        raise WSDHubError(f"{name} has no config.json: give a whole transformers model, or a GGUF file")
     for file in ("config.json", "generation_config.json"):
         if (folder / file).exists():
             json_object(folder / file, parse_int=int64)
@@ -49,6 +41,13 @@ def read_config(name: str, folder: Path, trust_remote_code: bool, kind: str) -> 
         check_kernels(folder / "config.json")
     with reading(f"{name} {NO_MODEL}"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    check_config(name, config, kind)
+    return config
+
+
+def check_config(name: str, config: PreTrainedConfig, kind: str) -> None:
+    """Raises a WSDHubError unless a config can be that of a model of the kind."""
+    with reading(f"{name} {NO_MODEL}"):
         text = config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         raise WSDHubError(f"{name} is an encoder-decoder: a {kind} must be a decoder-only model")
@@ -57,20 +56,23 @@ def read_config(name: str, folder: Path, trust_remote_code: bool, kind: str) -> 
     for size in ("vocab_size", "hidden_size", "num_hidden_layers"):
         if isinstance(number := getattr(text, size, None), int) and number < 1:
             raise WSDHubError(f"{name} has {size}={number} in its config: must be at least 1")
-    return config
 
 
 def read_tokenizer(name: str, folder: Path, trust_remote_code: bool, kind: str) -> PreTrainedTokenizerBase:
-    """Tokenizer of a folder; a WSDHubError if it can't be loaded, or is a pilot's and has no chat template."""
+    """Tokenizer of a folder; a WSDHubError if it can't be loaded."""
     check_tokenizer_files(folder)
     with reading(f"{name} has no tokenizer that can be loaded: a {kind} needs its own"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return tokenizer
+
+
+def check_template(name: str, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
+    """Raises a WSDHubError if a pilot's tokenizer has no chat template."""
     if kind == "pilot" and not tokenizer.chat_template:
         raise WSDHubError(
             f"{name} has no chat template: a pilot needs the one it was tuned with; give a model tuned for chats, or load both "
             "parts with transformers and set the tokenizer's chat_template"
         )
-    return tokenizer
 
 
 def fetch_weights(name: str, folder: Path, fetch: Callable[[str], Path], use_safetensors: bool | None) -> list[Path]:
@@ -88,8 +90,6 @@ def fetch_weights(name: str, folder: Path, fetch: Callable[[str], Path], use_saf
             missing = missing or error
     if isinstance(missing, LocalEntryNotFoundError):
         raise missing
-    if any(folder.glob("*.gguf")):
-        raise WSDHubError(f"{name} {GGUF}") from missing
     other = " (use_safetensors=False loads .bin files, which may run code as they are read)" if use_safetensors else ""
     raise WSDHubError(f"{name} has no {' or '.join(wanted)}, or not all its parts: give a model that has{other}") from missing
 
@@ -99,10 +99,11 @@ def auto_class(kind: str) -> Any:
     return AutoModelForSequenceClassification if kind == "reward model" else AutoModelForCausalLM
 
 
-def check_sizes(name: str, config: PreTrainedConfig, weights: list[Path], trust_remote_code: bool, kind: str) -> None:
+def check_sizes(
+    name: str, config: PreTrainedConfig, weights: list[Path], tensors: float, trust_remote_code: bool, kind: str
+) -> None:
     """Raises a WSDHubError unless a model can be made from the config, and is no larger than its weights can fill."""
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
-    tensors = sum(map(_tensors, weights))
     if isinstance(layers, int) and layers > tensors:
         raise WSDHubError(f"{name} has num_hidden_layers={layers} in its config, and {tensors:.0f} weights: give a whole model")
     if trust_remote_code:
@@ -114,7 +115,7 @@ def check_sizes(name: str, config: PreTrainedConfig, weights: list[Path], trust_
         raise WSDHubError(f"{name} has {size} bytes of weights, and a config of {numbers} parameters: give a whole model")
 
 
-def _tensors(file: Path) -> float:
+def count_tensors(file: Path) -> float:
     """Number of weights in a safetensors file; infinity for other files, which must be loaded to be counted."""
     if file.suffix != ".safetensors":
         return math.inf
