@@ -1,4 +1,4 @@
-"""The command line: `wsd-hf` demo, generate, chat, compare, eval, answers and pack."""
+"""The command line: `wsd-hf` demo, generate, chat, compare, diagnose, eval, answers and pack."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from ..tiny import demo_questions
 from .answer_files import answers
 from .comparison import compare
 from .conversation import Conversation, summary
+from .diagnosis import diagnose
 from .evaluation import evaluate
 from .models import Loading, load_models, takes_loading
 from .options import (
@@ -206,6 +207,7 @@ def pack(
 
 
 app.command()(compare)
+app.command()(diagnose)
 app.command("eval")(evaluate)
 app.command()(answers)
 

@@ -12,10 +12,11 @@ import typer
 
 from ..comparison.methods import ALIASES
 from ..engine.numbers import check_probability
+from ..engine.strategy import check_choice
 from ..errors import WSDError, WSDValueError
 from ..strategies import STRATEGIES
 from ..strategies.wsd.config import WSDConfig
-from ..strategies.wsd.switch_rules import SWITCH_RULES
+from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
 from ..text.visible import visible
 from .terminal import say
 
@@ -104,6 +105,13 @@ def decoding(
 def wsd_config(**settings: Any) -> WSDConfig:
     """Settings of Weak-to-Strong Decoding; None counts as not given."""
     return WSDConfig(**_given(settings))
+
+
+def switch_rule(name: str | None, **settings: Any) -> SwitchRule:
+    """A switch rule by its name, the paper's by default; None counts as not given."""
+    name = "confidence" if name is None else name
+    check_choice("switch_criteria", name, tuple(SWITCH_RULES))
+    return SWITCH_RULES[name](**_given(settings))
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..pair import Pair
 from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchCriteria, SwitchRule
 from ..text.chat import Messages
 from .measures import Band, Firing, Place, by_position, firing, highest_confidence, of_texts, places
+from .page import page
 from .reading import Reading, check_prompts, read, reading_tasks
 from .verdict import verdict
 
@@ -101,6 +102,14 @@ class Diagnosis:
             "places": [asdict(place) for place in self.places()],
         }
         return _finite(data)  # type: ignore[no-any-return]
+
+    def to_html(self) -> str:
+        """The diagnosis as one HTML page, which needs no other file.
+
+        Raises:
+            WSDValueError: matplotlib is missing.
+        """
+        return page(self)
 
 
 def _finite(data: Any) -> Any:

@@ -1,0 +1,37 @@
+"""Prompts and models of a run, as its options name them and as its settings describe them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..comparison.prompts import Record, read_prompts
+from ..errors import WSDValueError
+from ..tiny import demo_questions
+from .terminal import say
+
+
+def prompt_records(prompts: Path | None, shipped: bool, skip_bad: bool) -> list[Record]:
+    """Prompts of a file; without one, and with the shipped pair, the shipped questions."""
+    if prompts is not None:
+        return read_prompts(prompts, skipped=_warn if skip_bad else None)
+    if shipped:
+        return demo_questions()
+    raise WSDValueError("--prompts is missing: the shipped questions are for the shipped pair only")
+
+
+def described(records: Sequence[Record]) -> str:
+    """Number of some prompts, and a digest of them."""
+    digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
+    return f"{len(records)} prompts, SHA-256 {digest[:16]}"
+
+
+def place_of(source: str | None) -> str | None:
+    """A model's path as it is valid in every folder, or its Hub id."""
+    return str(Path(source).resolve()) if source and Path(source).is_dir() else source
+
+
+def _warn(problem: str) -> None:
+    say(f"skipped: {problem}", err=True)
