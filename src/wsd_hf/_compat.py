@@ -202,6 +202,12 @@ def forget_quantizer(model: PreTrainedModel) -> None:
     vars(model.config).pop("quantization_config", None)
 
 
+def decompress(model: PreTrainedModel) -> None:
+    """Turns the weights of a compressed-tensors model into floats now; else a hook does it in its first forward."""
+    if hasattr(model, "ct_decompress_hook"):
+        model.hf_quantizer.compressor.decompress_model(model)
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Device for a model's inputs; that of its forwards if accelerate keeps the weights elsewhere between them."""
     hooked = model.modules() if model.device.type == "meta" else [model]

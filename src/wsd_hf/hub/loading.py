@@ -224,6 +224,7 @@ def read_model(fetched: Fetched, dtype: Any = "auto", device_map: Any = None, **
         )
     if missing := sorted(report["missing_keys"]):
         raise WSDHubError(f"{fetched.name} lacks weights that its config needs ({missing[0]}, ...): give a whole model")
+    _compat.decompress(model)
     if fetched.in_gguf:
         _compat.forget_quantizer(model)
     if fetched.adapter:
