@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -21,15 +25,17 @@ import wsd_hf
 from families import tiny_parts
 from wsd_hf import Pair
 from wsd_hf.cli import app
+from wsd_hf.comparison.judges import Checks
 from wsd_hf.comparison.methods import METHODS
 from wsd_hf.comparison.page import page
 from wsd_hf.comparison.replies import Answer
-from wsd_hf.comparison.table import markdown, table_rows
+from wsd_hf.comparison.table import markdown, table_rows, terminal
 from wsd_hf.tiny import FOLDER, demo_questions, polite_examples
 
 STRATEGIES = ["base", "pilot", "urial", "wsd"]
 NEVER = ["draft_ended", "draft_limit", "budget", "stopped"]
 QUESTIONS = demo_questions()[:3]
+REFERENCE = Path(__file__).parents[1] / "examples" / "tiny_world" / "pilot_untuned"
 FILES = ["answers.jsonl", "responses.html", "settings.json", "table.csv", "table.json", "table.md"]
 
 
@@ -59,7 +65,8 @@ def compare(loads: list[str], tmp_path: Path) -> Callable[..., Any]:
 
     def run(out: str = "out", **options: Any) -> Any:
         options = {"prompts": prompts, "strategies": ",".join(STRATEGIES), "max_new_tokens": 8, **options}
-        given = [[f"--{name.replace('_', '-')}", str(value)] for name, value in options.items() if value is not None]
+        several = {name: value if isinstance(value, list) else [value] for name, value in options.items() if value is not None}
+        given = [[f"--{name.replace('_', '-')}", str(value)] for name, values in several.items() for value in values]
         bare = [[option] if value == "True" else [option, value] for option, value in given]
         return CliRunner().invoke(app, ["compare", "--out", str(tmp_path / out), *(word for words in bare for word in words)])
 
@@ -161,15 +168,12 @@ def test_the_table_tells_what_was_done(compare, pair, tmp_path):
     rows = table(tmp_path / "out")
     assert list(rows) == STRATEGIES
     for strategy in STRATEGIES:
-        means = {name: value for name, value in rows[strategy].items() if not name.endswith(("_low", "_high"))}
+        means = {name: value for name, value in rows[strategy].items() if not name.endswith(("_low", "_high", "_count"))}
         assert means == pytest.approx(expected(pair, strategy, limit)), strategy
         for name in (name for name in means if f"{name}_low" in rows[strategy]):
             low, high = rows[strategy][f"{name}_low"], rows[strategy][f"{name}_high"]
             assert low is high is None if means[name] is None else low <= means[name] <= high
     assert 0 < rows["wsd"]["never_switched"] < 1
-
-
-REFERENCE = Path(__file__).parents[1] / "examples" / "tiny_world" / "pilot_untuned"
 
 
 def test_all_methods_give_what_generate_gives(compare, pair, tmp_path):
@@ -263,6 +267,126 @@ def test_the_files_and_the_terminal_tell_the_same(compare, tmp_path):
         assert f"{rows['wsd'][number]:,}" in result.stdout
 
 
+def test_variants_of_a_strategy_have_rows_of_their_own(compare, pair, tmp_path):
+    result = compare(strategies="wsd,wsd:threshold=.4,window_size=1,pilot", threshold=0.9, max_new_tokens=48)
+    rows = table(tmp_path / "out")
+    assert list(rows) == ["base", "wsd", "wsd:threshold=0.4,window_size=1", "pilot"]
+    for name, rule in {"wsd": (0.9, 6), "wsd:threshold=0.4,window_size=1": (0.4, 1)}.items():
+        config = wsd_hf.WSDConfig(threshold=rule[0], window_size=rule[1])
+        outputs = [Pair(*pair).generate(question["messages"], config, max_new_tokens=48) for question in QUESTIONS]
+        switches = [int(output.switch_index[0]) for output in outputs if output.switch_index[0] >= 0]
+        assert rows[name]["switch_index"] == (fmean(switches) if switches else None)
+        assert rows[name]["base_forwards"] == sum(output.stats.base.forwards for output in outputs)
+    assert rows["wsd"]["switch_index"] != rows["wsd:threshold=0.4,window_size=1"]["switch_index"]
+    assert "window_size=1" in result.stdout
+    assert "--strategies was 'base,wsd,wsd:threshold=0.4,window_size=1,pilot' and is 'base,wsd'" in refusal(
+        compare(strategies="wsd", threshold=0.9, max_new_tokens=48)
+    )
+
+
+def test_an_interval_is_drawn_over_prompts(compare, tmp_path):
+    folder = tmp_path / "out"
+    compare(prompts=None, strategies="pilot", judge="tiny_world", max_new_tokens=64)
+    row = json.loads((folder / "table.json").read_text("utf-8"))["strategies"][1]
+    scores = [answer["scores"]["tiny_world"] for answer in answers(folder) if answer["strategy"] == "pilot"]
+    draw = random.Random(5)
+    means = sorted(fmean(draw.choices(scores, k=len(scores))) for _ in range(4000))
+    assert row["score_low"] == pytest.approx(means[100], abs=0.09)
+    assert row["score_high"] == pytest.approx(means[-100], abs=0.09)
+    assert (row["score_count"], row["missing"]) == (len(scores), 0)
+    cell = f"{row['score']:.2f} ({row['score_low']:.2f}-{row['score_high']:.2f}) |"
+    assert (folder / "table.md").read_text("utf-8").splitlines()[-1].endswith(cell)
+    with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
+        assert float(list(csv.DictReader(file))[1]["score_low"]) == row["score_low"]
+
+
+def test_answers_of_a_repeated_text_are_told_by_their_column():
+    told = [replace(plain_answer(n, "base"), repeats=share, ended=share < 0.5) for n, share in enumerate((0.0, 0.5, 0.75))]
+    (row,) = table_rows(told, ["base"])
+    assert (row.repeats.value, row.ended.value) == pytest.approx((1.25 / 3, 1 / 3))
+    heading, _, line = markdown([row]).splitlines()
+    cells = dict(zip(heading.split(" | "), line.split(" | "), strict=True))
+    assert cells["repeated 4-grams"] == "41.7 % (0-75)"
+    assert cells["ended by itself"] == "33.3 % (0-100)"
+
+
+def test_a_name_in_a_table_is_text():
+    answer = plain_answer(0, "base")
+    name = "reward_guided:delimiter=[red]|\x1b"
+    rows = table_rows([answer, replace(answer, strategy=name)], ["base", name])
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(terminal(rows, "[red] \x1b"))
+    assert "[red] ␛" in console.export_text(clear=False)
+    assert "delimiter=[red]|␛" in console.export_text()
+    assert len({line.replace("\\|", "").count("|") for line in markdown(rows).splitlines()}) == 1
+
+
+# Parts of the prompts
+
+
+def test_a_key_of_the_prompts_gives_each_value_a_table(compare, tmp_path):
+    folder = tmp_path / "out"
+    topics = ["fact", 2, "fact"]
+    prompts = lines(tmp_path / "topics.jsonl", *({**q, "topic": topic} for q, topic in zip(QUESTIONS, topics, strict=True)))
+    options = {"prompts": prompts, "judge": "tiny_world", "max_new_tokens": 48}
+    result = compare(**options, by="topic")
+    data = json.loads((folder / "table.json").read_text("utf-8"))
+    assert list(data["by"]) == ["topic"]
+    assert list(data["by"]["topic"]) == ["fact", "2"]
+    for value, numbers in {"fact": [0, 2], "2": [1]}.items():
+        part = lines(tmp_path / f"{value}.jsonl", *({**QUESTIONS[number], "topic": topics[number]} for number in numbers))
+        compare(value, **options | {"prompts": part})
+        assert rows_of(data["by"]["topic"][value]) == table(tmp_path / value)
+        assert f"topic: {value}" in result.stdout
+        assert f"## topic: {value}\n" in (folder / "table.md").read_text("utf-8")
+    with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
+        found = [(row["group"], row["strategy"], row["score"]) for row in csv.DictReader(file)]
+    tables = {"": data["strategies"], **data["by"]["topic"]}
+    assert found == [(value, row["strategy"], str(row["score"])) for value, rows in tables.items() for row in rows]
+    answered = (folder / "answers.jsonl").read_bytes()
+    assert "topic: fact" not in compare(**options).stdout  # shown again in another way, nothing is answered again
+    assert (folder / "answers.jsonl").read_bytes() == answered
+    assert "by" not in json.loads((folder / "table.json").read_text("utf-8"))
+
+
+# Several answers to a prompt
+
+
+def test_samples_are_drawn_with_a_seed(compare, tmp_path):
+    options = {"strategies": "pilot,wsd", "max_new_tokens": 16, "temperature": 1.5, "samples": 3, "judge": "tiny_world"}
+    compare("one", **options, seed=1)
+    compare("same", **options, seed=1, batch_size=1)
+    compare("other", **options, seed=2)
+    one, same, other = (answers(tmp_path / name) for name in ("one", "same", "other"))
+    assert one == same != other
+    assert [answer["sample"] for answer in one] == [number for _ in QUESTIONS for number in (0, 1, 2) for _ in range(3)]
+    row = table(tmp_path / "one")["wsd"]
+    texts = [[a["response"] for a in one if a["prompt"] == n and a["strategy"] == "wsd"] for n in range(len(QUESTIONS))]
+    assert row["answers"] == row["length_count"] == 3 * len(QUESTIONS)
+    assert row["distinct"] == pytest.approx(fmean(distinct_pairs(some) for some in texts))
+    assert row["distinct_count"] == row["similarity_count"] == len(QUESTIONS)
+    assert 0 < row["similarity"] < 1
+    page = (tmp_path / "one" / "responses.html").read_text("utf-8")
+    assert page.count("<small>pilot: ") == 3 * len(QUESTIONS)
+
+
+def distinct_pairs(texts: list[str]) -> float:
+    pairs = [pair for text in texts for pair in pairwise(text.split())]
+    return len(set(pairs)) / len(pairs)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"temperature": 1.2, "samples": 2}])
+def test_a_run_of_any_kind_goes_on_where_it_was(compare, tmp_path, options):
+    options = {**options, "strategies": "wsd", "judge": "test_compare:judge"}
+    compare("whole", **options)
+    whole = answers(tmp_path / "whole")
+    for done in (1, 4, len(whole) - 1):
+        TROUBLE[:] = [interrupt, *[lambda: None] * done]
+        assert compare(str(done), **options).exit_code == 130
+        assert compare(str(done), **options).exit_code == 0
+        assert answers(tmp_path / str(done)) == whole
+
+
 def test_without_prompts_the_shipped_questions_are_asked(compare, tmp_path):
     compare(prompts=None, strategies="base", max_new_tokens=1)
     assert table(tmp_path / "out")["base"]["answers"] == len(demo_questions())
@@ -293,8 +417,9 @@ def test_the_judge_gets_what_else_the_prompt_says(compare, tmp_path):
     assert answer["response"]
 
 
-def says_nothing(record: dict[str, Any], response: str) -> None:
+def says_nothing(record: dict[str, Any], response: str) -> str:
     """A judge that is none."""
+    return "good"
 
 
 def fails(record: dict[str, Any], response: str) -> float:
@@ -316,11 +441,11 @@ def goes_on_with_the_chat(record: dict[str, Any], response: str) -> int:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("nobody", "--judge nobody: unknown; known are tiny_world"),
+        ("nobody", "--judge nobody: unknown; known are checks, llm, tiny_world"),
         ("no.such.module:judge", "--judge no.such.module:judge: ModuleNotFoundError"),
         ("test_compare:no_such_judge", "no_such_judge"),
         ("test_compare:FILES", "is not a function"),
-        ("test_compare:says_nothing", "prompt 1, base: the judge returned None: must return a finite number"),
+        ("test_compare:says_nothing", "prompt 1, base: the judge returned 'good': must return a finite number"),
         ("test_compare:says_too_much", ": must return a finite number"),
         ("test_compare:fails", "prompt 1, base: the judge raised KeyError: 'no such key'"),
     ],
@@ -335,6 +460,51 @@ def test_what_a_judge_does_to_the_prompt_stays_its_own(compare, tmp_path):
     judged, plain = answers(tmp_path / "judged"), answers(tmp_path / "plain")
     assert [answer["response"] for answer in judged] == [answer["response"] for answer in plain]
     assert [answer["scores"] for answer in judged] == [{"test_compare:goes_on_with_the_chat": 2}] * len(judged)
+
+
+def grades(record: dict[str, Any], response: str) -> float | None:
+    """Grades the first question alone."""
+    return len(response) if record == {**record, **QUESTIONS[0]} else None
+
+
+def test_each_judge_has_a_column(compare, tmp_path):
+    judges = ["tiny_world", "test_compare:grades", "checks"]
+    result = compare(strategies="wsd", judge=judges, max_new_tokens=64)
+    rows = table(tmp_path / "out")
+    found = [answer for answer in answers(tmp_path / "out") if answer["strategy"] == "wsd"]
+    assert [list(answer["scores"]) for answer in found] == [judges] * len(QUESTIONS)
+    assert [answer["scores"]["checks"] for answer in found] == [None] * len(QUESTIONS)
+    assert rows["wsd"]["score: tiny_world"] == 1
+    assert rows["wsd"]["score: test_compare:grades"] == len(found[0]["response"])
+    assert [rows["wsd"][f"score: {judge}_count"] for judge in judges] == [3, 1, 0]
+    assert "score" not in rows["wsd"]
+    assert "score: checks" in (tmp_path / "out" / "table.md").read_text("utf-8").splitlines()[0]
+    assert "score: checks" in " ".join(result.stdout.split())
+    assert "score: tiny_world 1" in (tmp_path / "out" / "responses.html").read_text("utf-8")
+    assert "--judge was 'tiny_world,test_compare:grades,checks' and is 'tiny_world'" in refusal(
+        compare(strategies="wsd", judge="tiny_world", max_new_tokens=64)
+    )
+
+
+def test_checks_of_the_prompts_are_a_judge(compare, loads, tmp_path):
+    asked = [{**question, "check": check} for question, check in zip(QUESTIONS, ("(?i)THE", "zzz", "."), strict=True)]
+    assert compare(prompts=lines(tmp_path / "a.jsonl", *asked), strategies="base", judge="checks").exit_code == 0
+    assert [answer["scores"]["checks"] for answer in answers(tmp_path / "out")] == [1, 0, 1]
+    loads.clear()
+    asked[1]["check"] = "("
+    wrong = lines(tmp_path / "b.jsonl", *asked)
+    assert "--judge checks: prompt 2: check='(': is no regular" in refusal(compare(prompts=wrong, judge="checks"))
+    assert loads == []
+
+
+def test_a_score_that_cannot_be_given_is_named(compare, tmp_path, monkeypatch):
+    monkeypatch.setattr("wsd_hf.comparison.judges.Checks.seconds", 0)
+    monkeypatch.setattr("wsd_hf.cli.judges.find_judge", lambda name: Checks(seconds=1e-9))
+    prompts = lines(tmp_path / "slow.jsonl", {**QUESTIONS[0], "check": "(.|..)+$^"})
+    result = compare(prompts=prompts, strategies="pilot", judge="checks")
+    assert result.exit_code == 0
+    assert "prompt 1, pilot: --judge checks: the search for check=" in result.stderr
+    assert {answer["scores"]["checks"] for answer in answers(tmp_path / "out")} == {None}
 
 
 # A run that ends early
@@ -499,6 +669,23 @@ def test_skip_bad_leaves_malformed_prompts_out(compare, tmp_path):
         ({"threshold": 2}, "threshold=2.0: must be"),
         ({"prompts": "/no/such/file"}, "No such file"),
         ({"prompts": None, "base": FOLDER / "base", "pilot": FOLDER / "pilot"}, "--prompts is missing"),
+        ({"strategies": "wsd:treshold=.6"}, "wsd has no setting 'treshold'"),
+        ({"strategies": "wsd:threshold=2"}, "--strategies: wsd: threshold=2: must be"),
+        ({"strategies": "eft:base_weight=1"}, "emulated_fine_tuning has no setting"),
+        ({"strategies": "wss"}, "weak_to_strong_search needs --reference"),
+        ({"strategies": "reward_guided:threshold=.1"}, "reward_guided:threshold=0.1 needs --reward"),
+        ({"by": "kin"}, "--by kin: prompt 1 has no such key; it has "),
+        ({"samples": 2}, "--samples 2 has no effect on greedy answers: give --temperature or --top-p"),
+        ({"seed": 0}, "--seed 0 has no effect on greedy answers"),
+        ({"seed": 5, "temperature": 0}, "--seed 5 has no effect on greedy answers"),
+        ({"temperature": -1}, "--temperature -1.0: must be"),
+        ({"temperature": "nan"}, "--temperature nan: must be"),
+        ({"top_p": 2}, "--top-p=2.0: must be"),
+        ({"top_p": 0.5, "temperature": 0}, "--top-p has no effect with --temperature 0"),
+        ({"strategies": "wss", "reference": REFERENCE, "temperature": 0}, "--temperature 0: weak_to_strong_search chooses"),
+        ({"judge": ["tiny_world", "nobody"]}, "--judge nobody: unknown"),
+        ({"judge_model": "m"}, "--judge-model has no effect without --judge llm"),
+        ({"judge": "llm"}, "--judge llm needs --judge-model"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_models_are_loaded(compare, loads, monkeypatch, tmp_path, options, problem):
@@ -524,6 +711,13 @@ def test_the_reference_is_loaded_for_a_method_that_asks_it(compare, pair, monkey
     assert "--reference /no/such/model: no such folder" in refusal(
         compare("none", strategies="oracle", reference="/no/such/model")
     )
+
+
+@pytest.mark.parametrize("option", [{"samples": 0}, {"samples": 20_000}, {"batch_size": 0}, {"seed": -1}, {"batch_size": "x"}])
+def test_numbers_out_of_range_are_refused(compare, loads, tmp_path, option):
+    assert compare(temperature=1, **option).exit_code == 2
+    assert loads == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_prompt_that_is_too_long_is_named_before_any_answer(compare, tmp_path):
@@ -580,7 +774,7 @@ def test_the_page_shows_text_as_text_and_needs_nothing_else():
     read = Reader(page(records, ["base"], {(0, "base"): [answer]}, table_rows([answer], ["base"])))
     assert nasty in read.texts
     assert nasty.upper() in read.texts
-    assert "judge 0.5" in read.texts
+    assert "score 0.5" in read.texts
     assert [attrs for tag, attrs in read.tags if tag == "script"] == [[]]  # the page's own
     assert not {tag for tag, _ in read.tags} & {"link", "img", "iframe"}
     assert not any(name in ("src", "href") or name.startswith("on") for _, attrs in read.tags for name, _ in attrs)

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from ..comparison import Answers, Plan, open_answers
-from ..comparison.judges import JUDGES, find_judge
+from ..comparison.judges import Judge
 from ..comparison.methods import METHODS
 from ..comparison.page import page
 from ..comparison.prompts import Record, read_prompts
@@ -28,6 +28,7 @@ from ..strategies.nudging.config import NudgingConfig
 from ..strategies.reward_guided.config import RewardGuidedConfig
 from ..text.urial import URIAL_PROMPT
 from ..tiny import demo_questions, polite_examples
+from .judges import JudgeModel, JudgePrompt, Judges, JudgeUrl, load_judges
 from .models import Loading, load_models, takes_loading
 from .options import (
     Base,
@@ -63,13 +64,10 @@ def compare(
         str,
         typer.Option(help=f"Some of {', '.join(METHODS)}; with settings of their own: wsd:threshold=0.6,window_size=6."),
     ] = "base,pilot,urial,nudging,wsd",
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"{', '.join(JUDGES)}, or package.module:function, from a line's object and a response to a number. "
-            "May be given several times."
-        ),
-    ] = None,
+    judge: Judges = None,
+    judge_model: JudgeModel = None,
+    judge_url: JudgeUrl = None,
+    judge_prompt: JudgePrompt = None,
     by: Annotated[str | None, typer.Option(help="Key of the prompts' lines: a table for each of its values too.")] = None,
     threshold: Threshold = None,
     window_size: WindowSize = None,
@@ -112,8 +110,9 @@ def compare(
         }
         variants = _variants(strategies, defaults, reference, reward)
         drawing = _drawing(temperature, top_p, samples, seed, variants)
-        judges = {name: find_judge(name) for name in judge or ()}
-        records = _records(prompts, by, shipped=base is None and pilot is None, skip_bad=skip_bad)
+        judges = load_judges(judge, judge_model, judge_url, judge_prompt)
+        records = _records(prompts, shipped=base is None and pilot is None, skip_bad=skip_bad)
+        _check_records(records, by, judges)
         digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
         settings = {
             "--base": _model(base),
@@ -135,7 +134,9 @@ def compare(
             "--seed": drawing["seed"],
             "--max-new-tokens": max_new_tokens,
             "--batch-size": batch_size,
-        } | loading.options()
+        }
+        for part in (*(judge.settings for judge in judges.values()), loading.options()):
+            settings |= part
         plan = Plan(records, variants, samples, batch_size)
         with open_answers(out, settings) as answers:
             try:
@@ -150,7 +151,7 @@ def compare(
                         examples = URIAL_PROMPT if base else polite_examples()
                         bench = Bench(pair, examples, max_new_tokens, **drawing, reward=keywords)
                         doing = "answering" if batch_size == 1 else f"answering {batch_size} at a time"
-                        plan.answer_all(bench, judges, answers, lambda batches: progress(batches, doing))
+                        plan.answer_all(bench, judges, answers, lambda batches: progress(batches, doing), _warn)
             except (KeyboardInterrupt, SystemExit):
                 _show(out, plan, settings, answers, by)
                 raise
@@ -185,14 +186,24 @@ def _drawing(
     return {"sampling": keywords, "seed": None}
 
 
-def _records(prompts: Path | None, by: str | None, shipped: bool, skip_bad: bool) -> list[Record]:
-    if prompts is None and not shipped:
-        raise WSDValueError("--prompts is missing: the shipped questions are for the shipped pair only")
-    records = read_prompts(prompts, skipped=_warn if skip_bad else None) if prompts else demo_questions()
+def _records(prompts: Path | None, shipped: bool, skip_bad: bool) -> list[Record]:
+    if prompts is not None:
+        return read_prompts(prompts, skipped=(lambda problem: _warn(f"skipped: {problem}")) if skip_bad else None)
+    if shipped:
+        return demo_questions()
+    raise WSDValueError("--prompts is missing: the shipped questions are for the shipped pair only")
+
+
+def _check_records(records: Sequence[Record], by: str | None, judges: Mapping[str, Judge]) -> None:
+    """Raises unless each prompt has the key of `--by`, and can be judged."""
     for number, record in enumerate(records, start=1):
         if by is not None and by not in record:
             raise WSDValueError(f"--by {by}: prompt {number} has no such key; it has {', '.join(record)}")
-    return records
+        for name, judge in judges.items():
+            try:
+                judge.check(record)
+            except WSDValueError as error:
+                raise WSDValueError(f"--judge {name}: prompt {number}: {error}") from None
 
 
 def _model(source: str | None) -> str | None:
@@ -201,7 +212,7 @@ def _model(source: str | None) -> str | None:
 
 
 def _warn(problem: str) -> None:
-    say(f"skipped: {problem}", err=True)
+    say(problem, err=True)
 
 
 def _add_padding(pair: Pair) -> None:

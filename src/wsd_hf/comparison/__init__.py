@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import WSDValueError
-from .judges import Judge, score
+from .judges import Judge, scores
 from .prompts import Record
 from .replies import Answer, Bench, Reply
 from .store import Store
@@ -86,6 +86,7 @@ class Plan:
         judges: Mapping[str, Judge],
         answers: Answers,
         progress: Callable[[Sequence[Batch]], Iterable[Batch]],
+        unscored: Callable[[str], None],
     ) -> None:
         """Answers one batch after the other, the same in every run; each is stored before the next begins.
 
@@ -94,36 +95,48 @@ class Plan:
             judges: score the responses, by their names.
             answers: those that there are; takes the others.
             progress: goes through the batches and shows how far that is.
+            unscored: called with the place and the reason of each score that a judge could not give.
 
         Raises:
             WSDValueError: a prompt that cannot be answered or judged, by its number.
         """
         batches = self.missing(answers)
         for number, variant in dict.fromkeys((number, batch.variant) for batch in batches for number in batch.prompts):
-            with _blamed_on(variant, number):
+            with _blamed_on(variant.name, number):
                 variant.method.limits(bench, [self.records[number]["messages"]])
         for batch in {batch.variant: batch for batch in reversed(batches)}.values():
             self._answer(batch, bench)  # the first call of a variant is slower: not measured
         for batch in progress(batches):
-            for task, reply in zip(batch.tasks, self._answer(batch, bench), strict=True):
-                if task in answers.lines:
-                    continue
-                with _blamed_on(batch.variant, task.prompt):
-                    record = self.records[task.prompt]
-                    scores = {name: score(judge, record, reply.response) for name, judge in judges.items()}
-                answers.add(Answer(**task._asdict(), scores=scores, **vars(reply)))
+            replies = self._answer(batch, bench)
+            for task, reply in zip(batch.tasks, replies, strict=True):
+                if task not in answers.lines:
+                    given = self._scores(task, judges, reply.response, unscored)
+                    answers.add(Answer(**task._asdict(), scores=given, **vars(reply)))
 
     def _answer(self, batch: Batch, bench: Bench) -> list[Reply]:
         chats = [self.records[number]["messages"] for number in batch.prompts]
-        with _blamed_on(batch.variant, *batch.prompts):
+        with _blamed_on(batch.variant.name, *batch.prompts):
             return batch.variant.method.answer(bench, chats, batch.variant.strategy, batch.sample)
+
+    def _scores(
+        self, task: Task, judges: Mapping[str, Judge], response: str, unscored: Callable[[str], None]
+    ) -> dict[str, float | None]:
+        def named(reason: str) -> None:
+            unscored(f"{_place(task.strategy, task.prompt)}: {reason}")
+
+        with _blamed_on(task.strategy, task.prompt):
+            return scores(judges, self.records[task.prompt], response, named)
 
 
 @contextmanager
-def _blamed_on(variant: Variant, *numbers: int) -> Iterator[None]:
+def _blamed_on(strategy: str, *numbers: int) -> Iterator[None]:
     try:
         yield
     except WSDValueError as error:
-        first, last = numbers[0] + 1, numbers[-1] + 1
-        prompts = f"prompt {first}" if first == last else f"prompts {first} to {last}"
-        raise WSDValueError(f"{prompts}, {variant.name}: {error}") from error
+        raise WSDValueError(f"{_place(strategy, *numbers)}: {error}") from error
+
+
+def _place(strategy: str, *numbers: int) -> str:
+    """Prompts, by their numbers from 0, and the variant that answers them, for a message."""
+    first, last = numbers[0] + 1, numbers[-1] + 1
+    return f"prompt {first}, {strategy}" if first == last else f"prompts {first} to {last}, {strategy}"

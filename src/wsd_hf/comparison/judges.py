@@ -174,8 +174,3 @@ def scores(
             unscored(f"--judge {name}: {error}")
             found[name] = None
     return found
-
-
-def score(judge: Judge, record: Record, response: str) -> float | None:
-    """A judge's score of a response; see `Judge.score`."""
-    return judge.score(record, response)

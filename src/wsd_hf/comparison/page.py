@@ -8,7 +8,7 @@ from ..pages.document import document, table
 from ..text.visible import html_text
 from .prompts import Record
 from .replies import Answer
-from .table import Row, shown
+from .table import Row, score_headings, shown
 
 SCRIPT = """
 const search = document.querySelector("#search");
@@ -90,5 +90,10 @@ def _article(number: int, record: Record, answers: Mapping[str, Sequence[Answer]
 
 
 def _response(answer: Answer) -> str:
-    scores = "".join(f'<div class="muted">{html_text(judge)} {score:g}</div>' for judge, score in answer.scores.items())
+    headings = score_headings(answer.scores)
+    scores = "".join(
+        f'<div class="muted">{html_text(headings[judge])} {score:g}</div>'
+        for judge, score in answer.scores.items()
+        if score is not None
+    )
     return (answer.html or f'<p class="text">{html_text(answer.response)}</p>') + scores

@@ -92,12 +92,19 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer(Reply):
-    """A reply with its prompt (counted from 0), the name of its variant, its number (from 0), and scores by their judges."""
+    """A reply, stored.
+
+    Attributes:
+        prompt: its number, counted from 0.
+        strategy: name of the variant.
+        sample: number of the answer among those to the same prompt, counted from 0.
+        scores: by the names of the judges; None of a judge without a score for it.
+    """
 
     prompt: int
     strategy: str
     sample: int
-    scores: dict[str, float]
+    scores: dict[str, float | None]
 
 
 def by_base(bench: Bench, inputs: Mapping[str, Any], _settings: None = None) -> list[Reply]:

@@ -22,11 +22,12 @@ from .statistics import distinct_ngrams, interval, pairwise_similarity
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and its 95 % interval, from a bootstrap over prompts; all None if there is nothing to take the mean of."""
+    """A mean, its 95 % interval from a bootstrap over prompts, and the number of its values; None without any."""
 
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    count: int = 0
 
 
 UNSWITCHED = ("draft_ended", "draft_limit", "budget", "stopped")
@@ -105,12 +106,13 @@ class Row:
     scores: Mapping[str, Mean]
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, unrounded, by name; a mean has two more, its `_low` and its `_high`."""
+        """All numbers, unrounded, by name; a mean has three more: `_low` and `_high` of its interval, and its `_count`."""
         values = {column.name: getattr(self, column.name) for column in fields(self) if column.name != "scores"}
         data: dict[str, Any] = {}
-        for name, value in {**values, **self.scores}.items():
-            mean = isinstance(value, Mean)
-            data |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high} if mean else {name: value}
+        for name, value in {**values, **(self.scores or {"score": Mean()})}.items():
+            data[name] = _number(value)
+            if isinstance(value, Mean):
+                data |= {f"{name}_low": value.low, f"{name}_high": value.high, f"{name}_count": value.count}
         return data
 
 
@@ -169,8 +171,7 @@ def _row(strategy: str, answers: list[Answer], by_base: list[Answer], missing: i
         scores={
             heading: _mean((answer.prompt, answer.scores[judge]) for answer in answers)
             for judge, heading in score_headings(answers[0].scores).items()
-        }
-        or {"score": Mean()},
+        },
     )
 
 
@@ -183,15 +184,16 @@ def _mean(found: Iterable[tuple[int, float | None]]) -> Mean:
     """The mean of values, each with the number of its prompt; None is no value."""
     pairs = [(prompt, value) for prompt, value in found if value is not None]
     values = [value for _, value in pairs]
-    return Mean(fmean(values), *interval(values, [prompt for prompt, _ in pairs])) if pairs else Mean()
+    return Mean(fmean(values), *interval(values, [prompt for prompt, _ in pairs]), len(values)) if pairs else Mean()
 
 
 def shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells, without columns that are empty in all rows."""
     fields_shown = [column for column in fields(Row) if column.metadata]
-    columns = [(dict(column.metadata), [getattr(row, column.name) for row in rows]) for column in fields_shown]
-    columns += [(_column(name, TWO_DECIMALS, TWO_DECIMALS), [row.scores[name] for row in rows]) for name in rows[0].scores]
+    columns: list[tuple[Mapping[str, Any], list[Any]]]
+    columns = [(column.metadata, [getattr(row, column.name) for row in rows]) for column in fields_shown]
     columns = [(form, values) for form, values in columns if any(_number(value) not in form["hidden"] for value in values)]
+    columns += [(_column(name, TWO_DECIMALS, TWO_DECIMALS), [row.scores[name] for row in rows]) for name in rows[0].scores]
     cells = [[_cell(value, form["show"], form["bound"]) for value in values] for form, values in columns]
     return [form["heading"] for form, _ in columns], [list(line) for line in zip(*cells, strict=True)]
 
