@@ -2,9 +2,8 @@
 
     python benchmarks/switch_rules.py --base DIR --pilot DIR
 
-The pilot drafts one greedy answer to each prompt, in a run of Weak-to-Strong Decoding that never switches; each rule's
-switch is read from what that run shows a criterion. A rule's answer is the draft up to its switch, and the base's greedy text
-after it.
+The pilot drafts one greedy answer to each prompt, which the base reads once; each rule's switch follows from that reading. A
+rule's answer is the draft up to its switch, and the base's greedy text after it.
 
 The table has the median switch index, the share of drafts without a switch, and of switches whose window was in the draft
 before, word for word. Of the answers it has the share of the pilot's tokens, of answers that ended by themselves, of 4-grams
@@ -18,7 +17,7 @@ import re
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import transformers
@@ -26,11 +25,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from transformers import StoppingCriteria
 from turns import machine
 
 from wsd_hf import AgreementCriteria, EntropyCriteria, Pair, RelativeConfidenceCriteria, SwitchCriteria, SwitchRule
 from wsd_hf.comparison.prompts import Record, read_prompts
+from wsd_hf.diagnosis.reading import Reading, read
+from wsd_hf.diagnosis.switches import repeats, switch_index
 from wsd_hf.engine.checks import eos_token_ids
 from wsd_hf.engine.small_model import left_padded
 from wsd_hf.text.bridge import before_end
@@ -50,29 +50,6 @@ RULES: dict[str, SwitchRule] = {
     "agreement": AgreementCriteria(),
     "agreement, window 12": AgreementCriteria(window_size=12),
 }
-
-
-class Draft(StoppingCriteria):
-    """A whole draft of one prompt, as it is shown to a criterion; this one never fires."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-
-    def __call__(self, input_ids: Any, scores: Any, best_log_probs: Any, entropies: Any, prompts: Any) -> torch.Tensor:
-        [self.tokens] = input_ids.tolist()
-        self._shown = input_ids, scores, best_log_probs, entropies
-        self._prompts = prompts
-        return torch.tensor([False])
-
-    def switch(self, rule: SwitchRule) -> int | None:
-        """The switch index of a rule; None if it never fires."""
-        ends = range(rule.window_size, 1 + len(self.tokens))
-        return next((end for end in ends if rule(*(part[:, :end] for part in self._shown), self._prompts)), None)
-
-    def repeats(self, end: int, window: int) -> bool:
-        """True if the window that ends there was in the draft before."""
-        last = self.tokens[end - window : end]
-        return any(self.tokens[start : start + window] == last for start in range(end - window))
 
 
 @dataclass(frozen=True)
@@ -99,7 +76,7 @@ class Measurement:
     on_repeats: float | None = None
 
 
-def answers(pair: Pair, record: Record, draft: Draft, kept: list[int], most: int) -> dict[int, Answer]:
+def answers(pair: Pair, record: Record, draft: Reading, kept: list[int], most: int) -> dict[int, Answer]:
     """The base's greedy answers that begin with so many tokens of the draft, all from one batch."""
     inputs = pair.inputs(record["messages"])
     criteria = {"stopping_criteria": inputs["stopping_criteria"]} if "stopping_criteria" in inputs else {}
@@ -138,13 +115,13 @@ def measurement(pair: Pair, way: str, records: list[Record], given: list[Answer]
     )
 
 
-def with_switches(row: Measurement, rule: SwitchRule, drafts: list[Draft], switches: list[int | None]) -> Measurement:
+def with_switches(row: Measurement, rule: SwitchRule, drafts: list[Reading], switches: list[int | None]) -> Measurement:
     """The same with the places at which a rule has fired."""
     fired = [(draft, end) for draft, end in zip(drafts, switches, strict=True) if end is not None]
     row.never = 1 - len(fired) / len(drafts)
     if fired:
         row.switch_index = statistics.median(end for _, end in fired)
-        row.on_repeats = statistics.fmean(draft.repeats(end, rule.window_size) for draft, end in fired)
+        row.on_repeats = statistics.fmean(repeats(draft, end, rule.window_size) for draft, end in fired)
     return row
 
 
@@ -177,16 +154,15 @@ def main(
     transformers.logging.disable_progress_bar()
     pair = Pair.from_pretrained(base, pilot)
     records = read_prompts(prompts)[:limit]
-    drafts: list[Draft] = []
+    drafts: list[Reading] = []
     switches: dict[str, list[int | None]] = {name: [] for name in RULES}
     given: dict[str, list[Answer]] = {name: [] for name in ("base", "pilot", *RULES)}
     for record in tqdm(records, "prompts"):
-        draft = Draft()
-        pair.generate(record["messages"], switch_criteria=draft, max_new_tokens=tokens, do_sample=False)
+        [draft] = read(pair, [record["messages"]], ("pilot", [0]), tokens)
         drafts.append(draft)
         whole = len(draft.tokens)
         for name, rule in RULES.items():
-            switches[name].append(draft.switch(rule))
+            switches[name].append(switch_index(draft, rule))
         kept = {name: switches[name][-1] or whole for name in RULES}
         found = answers(pair, record, draft, sorted({0, *kept.values()}), tokens)
         given["base"].append(found[0])
