@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,19 +14,18 @@ from ..comparison import Answers, Plan, open_answers
 from ..comparison.judges import Judge
 from ..comparison.methods import METHODS
 from ..comparison.page import page
-from ..comparison.prompts import Record, read_prompts
+from ..comparison.prompts import Record
 from ..comparison.replies import GREEDY, Answer, Bench
 from ..comparison.table import Row, as_csv, by_key, markdown, table_rows, terminal
 from ..comparison.variants import Variant, read_variants
-from ..engine.checks import vocabulary_size
 from ..engine.numbers import MOST_SAMPLES, check_probability
 from ..errors import WSDValueError
 from ..files import write_whole
-from ..pair import Pair
 from ..strategies.nudging.config import NudgingConfig
 from ..strategies.reward_guided.config import RewardGuidedConfig
 from ..text.urial import URIAL_PROMPT
-from ..tiny import demo_questions, polite_examples
+from ..tiny import polite_examples
+from .inputs import add_padding, described, place_of, prompt_records
 from .judges import JudgeModel, JudgePrompt, Judges, JudgeUrl, load_judges
 from .models import Loading, load_models, takes_loading
 from .options import (
@@ -111,15 +109,14 @@ def compare(
         variants = _variants(strategies, defaults, reference, reward)
         drawing = _drawing(temperature, top_p, samples, seed, variants)
         judges = load_judges(judge, judge_model, judge_url, judge_prompt)
-        records = _records(prompts, shipped=base is None and pilot is None, skip_bad=skip_bad)
+        records = prompt_records(prompts, shipped=base is None and pilot is None, skip_bad=skip_bad)
         _check_records(records, by, judges)
-        digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
         settings = {
-            "--base": _model(base),
-            "--pilot": _model(pilot),
-            "--reference": _model(reference),
-            "--reward": _model(reward),
-            "--prompts": f"{len(records)} prompts, SHA-256 {digest[:16]}",
+            "--base": place_of(base),
+            "--pilot": place_of(pilot),
+            "--reference": place_of(reference),
+            "--reward": place_of(reward),
+            "--prompts": described(records),
             "--strategies": ",".join(variant.name for variant in variants),
             "--judge": ",".join(judges) or None,
             "--threshold": config.threshold,
@@ -147,7 +144,7 @@ def compare(
                             keywords = load_reward(reward, loading)
                             pair = load_models(base, pilot, needed, loading=loading)
                         if batch_size > 1:
-                            _add_padding(pair)
+                            add_padding(pair)
                         examples = URIAL_PROMPT if base else polite_examples()
                         bench = Bench(pair, examples, max_new_tokens, **drawing, reward=keywords)
                         doing = "answering" if batch_size == 1 else f"answering {batch_size} at a time"
@@ -186,14 +183,6 @@ def _drawing(
     return {"sampling": keywords, "seed": None}
 
 
-def _records(prompts: Path | None, shipped: bool, skip_bad: bool) -> list[Record]:
-    if prompts is not None:
-        return read_prompts(prompts, skipped=(lambda problem: _warn(f"skipped: {problem}")) if skip_bad else None)
-    if shipped:
-        return demo_questions()
-    raise WSDValueError("--prompts is missing: the shipped questions are for the shipped pair only")
-
-
 def _check_records(records: Sequence[Record], by: str | None, judges: Mapping[str, Judge]) -> None:
     """Raises unless each prompt has the key of `--by`, and can be judged."""
     for number, record in enumerate(records, start=1):
@@ -206,20 +195,8 @@ def _check_records(records: Sequence[Record], by: str | None, judges: Mapping[st
                 raise WSDValueError(f"--judge {name}: prompt {number}: {error}") from None
 
 
-def _model(source: str | None) -> str | None:
-    """A model's path as it is valid in every folder, or its Hub id."""
-    return str(Path(source).resolve()) if source and Path(source).is_dir() else source
-
-
 def _warn(problem: str) -> None:
     say(problem, err=True)
-
-
-def _add_padding(pair: Pair) -> None:
-    """Gives tokenizers whose pad token is none of the model's the EOS as such: which token it is makes no difference."""
-    for model, tokenizer in ((pair.base, pair.tokenizer), (pair.pilot, pair.pilot_tokenizer)):
-        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary_size(model):
-            tokenizer.pad_token = tokenizer.eos_token
 
 
 def _show(folder: Path, plan: Plan, settings: dict[str, Any], answers: Answers, by: str | None) -> None:

@@ -17,7 +17,7 @@ from ..diagnosis.summary import summary
 from ..errors import WSDValueError
 from ..files import write_whole
 from ..strategies.wsd.switch_rules import SwitchRule
-from .inputs import described, place_of, prompt_records
+from .inputs import add_padding, described, place_of, prompt_records
 from .models import Loading, load_models, takes_loading
 from .options import Base, IgnoreRepeats, Pilot, SwitchCriteria, Threshold, WindowSize, one_line_errors, switch_rule
 from .runs import progress, resumable
@@ -69,6 +69,8 @@ def diagnose(
                     with resumable(out):
                         with Console(stderr=True).status("loading the models"):
                             pair = load_models(base, pilot, loading=loading)
+                        if batch_size > 1:
+                            add_padding(pair)
                         check_prompts(pair, chats)
                         for task in progress(tasks, "reading"):
                             for reading in read(pair, chats, task, max_draft_tokens):

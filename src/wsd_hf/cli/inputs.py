@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..comparison.prompts import Record, read_prompts
+from ..engine.checks import vocabulary_size
 from ..errors import WSDValueError
+from ..pair import Pair
 from ..tiny import demo_questions
 from .terminal import say
 
@@ -31,6 +33,13 @@ def described(records: Sequence[Record]) -> str:
 def place_of(source: str | None) -> str | None:
     """A model's path as it is valid in every folder, or its Hub id."""
     return str(Path(source).resolve()) if source and Path(source).is_dir() else source
+
+
+def add_padding(pair: Pair) -> None:
+    """Gives tokenizers whose pad token is none of the model's the EOS as such: which token it is makes no difference."""
+    for model, tokenizer in ((pair.base, pair.tokenizer), (pair.pilot, pair.pilot_tokenizer)):
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary_size(model):
+            tokenizer.pad_token = tokenizer.eos_token
 
 
 def _warn(problem: str) -> None:
