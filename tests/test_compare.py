@@ -467,21 +467,25 @@ def grades(record: dict[str, Any], response: str) -> float | None:
     return len(response) if record == {**record, **QUESTIONS[0]} else None
 
 
+def abstains(record: dict[str, Any], response: str) -> None:
+    """Grades no answer."""
+
+
 def test_each_judge_has_a_column(compare, tmp_path):
-    judges = ["tiny_world", "test_compare:grades", "checks"]
+    judges = ["tiny_world", "test_compare:grades", "test_compare:abstains"]
     result = compare(strategies="wsd", judge=judges, max_new_tokens=64)
     rows = table(tmp_path / "out")
     found = [answer for answer in answers(tmp_path / "out") if answer["strategy"] == "wsd"]
     assert [list(answer["scores"]) for answer in found] == [judges] * len(QUESTIONS)
-    assert [answer["scores"]["checks"] for answer in found] == [None] * len(QUESTIONS)
+    assert [answer["scores"]["test_compare:abstains"] for answer in found] == [None] * len(QUESTIONS)
     assert rows["wsd"]["score: tiny_world"] == 1
     assert rows["wsd"]["score: test_compare:grades"] == len(found[0]["response"])
     assert [rows["wsd"][f"score: {judge}_count"] for judge in judges] == [3, 1, 0]
     assert "score" not in rows["wsd"]
-    assert "score: checks" in (tmp_path / "out" / "table.md").read_text("utf-8").splitlines()[0]
-    assert "score: checks" in " ".join(result.stdout.split())
+    assert "score: test_compare:abstains" in (tmp_path / "out" / "table.md").read_text("utf-8").splitlines()[0]
+    assert "score: tiny_world" in " ".join(result.stdout.split())
     assert "score: tiny_world 1" in (tmp_path / "out" / "responses.html").read_text("utf-8")
-    assert "--judge was 'tiny_world,test_compare:grades,checks' and is 'tiny_world'" in refusal(
+    assert f"--judge was '{','.join(judges)}' and is 'tiny_world'" in refusal(
         compare(strategies="wsd", judge="tiny_world", max_new_tokens=64)
     )
 
@@ -493,7 +497,7 @@ def test_checks_of_the_prompts_are_a_judge(compare, loads, tmp_path):
     loads.clear()
     asked[1]["check"] = "("
     wrong = lines(tmp_path / "b.jsonl", *asked)
-    assert "--judge checks: prompt 2: check='(': is no regular" in refusal(compare(prompts=wrong, judge="checks"))
+    assert "b.jsonl, line 2: check='(': is no regular" in refusal(compare(prompts=wrong, judge="checks"))
     assert loads == []
 
 

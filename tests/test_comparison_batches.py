@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from test_compare import REFERENCE, counted
-from wsd_hf import Pair, WSDValueError, build_inputs
+from wsd_hf import Pair, build_inputs
 from wsd_hf.comparison import Plan, open_answers
+from wsd_hf.comparison.judges import Function
 from wsd_hf.comparison.methods import METHODS
 from wsd_hf.comparison.replies import Bench, Reply
 from wsd_hf.comparison.variants import read_variants
@@ -164,7 +165,8 @@ def test_batches_of_samples_are_the_same_wherever_a_run_was_stopped(tmp_path: Pa
 
     def run(folder: Path, judge: Any = None) -> list[dict[str, Any]]:
         with open_answers(folder, {}) as answers:
-            plan.answer_all(table, {"judge": judge} if judge else {}, answers, lambda batches: batches)
+            judged = replace(plan, judges={"judge": Function(judge)} if judge else {})
+            judged.answer_all(table, answers, lambda batches: batches, print)
             return [{**content(answer), "scores": None} for answer in answers.lines.values()]
 
     whole = run(tmp_path / "whole")
@@ -175,10 +177,10 @@ def test_batches_of_samples_are_the_same_wherever_a_run_was_stopped(tmp_path: Pa
         def judge(record: Any, response: str, left: list[int] = left) -> float:
             left[0] -= 1
             if left[0] < 0:
-                raise RuntimeError("stop")
+                raise KeyboardInterrupt
             return 0.0
 
-        with pytest.raises(WSDValueError, match="stop"):
+        with pytest.raises(KeyboardInterrupt):
             run(tmp_path / str(stop), judge)
         assert len((tmp_path / str(stop) / "answers.jsonl").read_bytes().splitlines() if stop else []) == stop
         assert run(tmp_path / str(stop), lambda *_: 0.0) == whole

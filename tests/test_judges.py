@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import wsd_hf
+from wsd_hf.cli import app
 from wsd_hf.cli.judges import load_judges
 from wsd_hf.comparison.endpoint import LONGEST_WAIT, WAITS, Endpoint
 from wsd_hf.comparison.judges import Checks, Unscored, scores
@@ -378,3 +380,122 @@ def test_options_of_a_model_are_refused_without_it(variables: pytest.MonkeyPatch
 def test_a_reference_answer_is_a_text(variables: pytest.MonkeyPatch, reference: Any) -> None:
     with pytest.raises(wsd_hf.WSDValueError, match=r"^reference=.*: must be a text"):
         llm(url="http://localhost/v1").check(a_record(reference=reference))
+
+
+# A comparison
+
+
+def compare(folder: Path, *records: dict[str, Any], **options: str) -> Any:
+    """Answers of base and pilot of four tokens."""
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(f"{json.dumps(record)}\n\n" for record in records), "utf-8")
+    given = {"prompts": prompts, "out": folder / "out", "strategies": "pilot", "max_new_tokens": 4, **options}
+    words = [str(word) for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value) if word]
+    return CliRunner().invoke(app, ["compare", *words])
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out" / "answers.jsonl").read_text("utf-8").splitlines()]
+
+
+def means(folder: Path, judge: str = "score") -> list[float | None]:
+    return [row[judge] for row in json.loads((folder / "out" / "table.json").read_text("utf-8"))["strategies"]]
+
+
+KELOFT = {"prompt": "What does the Keloft eat?"}
+
+
+@pytest.fixture
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(**_kwargs: Any) -> None:
+        raise AssertionError("models were loaded")
+
+    monkeypatch.setattr(wsd_hf.Pair, "tiny", load)
+
+
+def test_the_mean_is_that_of_prompts_with_a_check(tmp_path: Path) -> None:
+    records = [{**KELOFT, "check": "."}, {**KELOFT, "check": "(?i)no such word"}, KELOFT]
+    assert compare(tmp_path, *records, judge="checks").exit_code == 0
+    assert [line["scores"]["checks"] for line in lines(tmp_path)] == [1.0, 1.0, 0.0, 0.0, None, None]
+    assert means(tmp_path) == [0.5, 0.5]
+
+
+@pytest.mark.usefixtures("no_models")
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({**KELOFT, "check": "("}, "prompts.jsonl, line 3: check='(': is no regular expression"),
+        ({**KELOFT, "check": 1}, "prompts.jsonl, line 3: check=1: must be a regular expression"),
+        (KELOFT, '--judge checks: no prompt has a "check"'),
+    ],
+)
+def test_checks_that_cannot_judge_are_refused_before_models_are_loaded(
+    tmp_path: Path, record: dict[str, Any], problem: str
+) -> None:
+    result = compare(tmp_path, KELOFT, record, judge="checks")
+    assert result.exit_code == 2
+    assert problem in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_prompt_with_a_bad_check_may_be_left_out(tmp_path: Path) -> None:
+    assert compare(tmp_path, {**KELOFT, "check": "("}, {**KELOFT, "check": "."}, judge="checks", skip_bad="").exit_code == 0
+    assert means(tmp_path) == [1.0, 1.0]
+
+
+def test_a_language_model_scores_each_answer_once(variables: pytest.MonkeyPatch, tmp_path: Path, server: Server) -> None:
+    variables.setenv("OPENAI_API_KEY", KEY)
+    server.replies = [says("Score: 4"), says("no idea"), says("Score: 8")]
+    options = {"judge": "llm", "judge_model": "a-model", "judge_url": server.url}
+    result = compare(tmp_path, KELOFT, {**KELOFT, "reference": "Acorns."}, **options)
+    assert result.exit_code == 0
+    assert "prompt 1, pilot: --judge llm: the reply of a-model holds no score from 1 to 10: 'no idea'" in result.stderr
+    assert [line["scores"] for line in lines(tmp_path)] == [{"llm": score} for score in (4.0, None, 8.0, 8.0)]
+    assert means(tmp_path) == [6.0, 8.0]
+    asked = [body["messages"][0]["content"] for _, _, body in server.requests]
+    assert all(f">\n{line['response']}\n</answer " in text for line, text in zip(lines(tmp_path), asked, strict=True))
+    assert ["Acorns." in text for text in asked] == [False, False, True, True]
+    assert compare(tmp_path, KELOFT, {**KELOFT, "reference": "Acorns."}, **options).exit_code == 0
+    assert len(server.requests) == 4
+    assert not any(KEY in file.read_text("utf-8") for file in (tmp_path / "out").iterdir())
+
+
+def test_a_judge_that_fails_loses_no_answer(variables: pytest.MonkeyPatch, tmp_path: Path, server: Server) -> None:
+    """The next run judges it first."""
+    options = {"judge": "llm", "judge_model": "a-model", "judge_url": server.url, "batch_size": "2"}
+    server.replies = [says("Score: 3"), sends(401), says("Score: 5")]
+    failed = compare(tmp_path, KELOFT, KELOFT, **options)
+    assert failed.exit_code == 2
+    assert f"prompt 2, base: {server.url}, model a-model: answered 401: ''" in failed.stderr.splitlines()[-1]
+    assert [line["scores"] for line in lines(tmp_path)] == [{"llm": 3.0}, {}]
+    assert compare(tmp_path, KELOFT, KELOFT, **options).exit_code == 0
+    assert means(tmp_path) == [4.0, 5.0]
+    assert len(server.requests) == 5
+
+
+@pytest.mark.usefixtures("no_models")
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"judge": "llm"}, "--judge llm needs --judge-model"),
+        ({"judge": "llm", "judge_model": "m"}, "--judge llm: OPENAI_API_KEY is not set"),
+        ({"judge": "llm", "judge_model": "m", "judge_url": "host"}, "--judge-url: must be"),
+        ({"judge_model": "m"}, "--judge-model has no effect"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_models_are_loaded(
+    variables: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, str], problem: str
+) -> None:
+    result = compare(tmp_path, KELOFT, **options)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert problem in line
+
+
+def none(_record: dict[str, Any], _response: str) -> None:
+    """A judge of nothing."""
+
+
+def test_a_function_may_judge_no_prompt(tmp_path: Path) -> None:
+    assert compare(tmp_path, KELOFT, judge="test_judges:none").exit_code == 0
+    assert means(tmp_path) == [None, None]

@@ -109,8 +109,8 @@ def compare(
         variants = _variants(strategies, defaults, reference, reward)
         drawing = _drawing(temperature, top_p, samples, seed, variants)
         judges = load_judges(judge, judge_model, judge_url, judge_prompt)
-        records = prompt_records(prompts, shipped=base is None and pilot is None, skip_bad=skip_bad)
-        _check_records(records, by, judges)
+        records = _records(prompts, judges, shipped=base is None and pilot is None, skip_bad=skip_bad)
+        _check_by(by, records)
         settings = {
             "--base": place_of(base),
             "--pilot": place_of(pilot),
@@ -134,9 +134,11 @@ def compare(
         }
         for part in (*(judge.settings for judge in judges.values()), loading.options()):
             settings |= part
-        plan = Plan(records, variants, samples, batch_size)
+        plan = Plan(records, variants, samples, batch_size, judges)
         with open_answers(out, settings) as answers:
             try:
+                with resumable(out):
+                    plan.judge_all(plan.unjudged(answers), answers, _warn)
                 if plan.missing(answers):
                     needed = reference if any(variant.method.needs_reference for variant in variants) else None
                     with resumable(out):
@@ -148,7 +150,7 @@ def compare(
                         examples = URIAL_PROMPT if base else polite_examples()
                         bench = Bench(pair, examples, max_new_tokens, **drawing, reward=keywords)
                         doing = "answering" if batch_size == 1 else f"answering {batch_size} at a time"
-                        plan.answer_all(bench, judges, answers, lambda batches: progress(batches, doing), _warn)
+                        plan.answer_all(bench, answers, lambda batches: progress(batches, doing), _warn)
             except (KeyboardInterrupt, SystemExit):
                 _show(out, plan, settings, answers, by)
                 raise
@@ -183,16 +185,21 @@ def _drawing(
     return {"sampling": keywords, "seed": None}
 
 
-def _check_records(records: Sequence[Record], by: str | None, judges: Mapping[str, Judge]) -> None:
-    """Raises unless each prompt has the key of `--by`, and can be judged."""
+def _records(prompts: Path | None, judges: Mapping[str, Judge], shipped: bool, skip_bad: bool) -> list[Record]:
+    def check(record: Record) -> None:
+        for judge in judges.values():
+            judge.check(record)
+
+    records = prompt_records(prompts, shipped, skip_bad, check)
+    if "checks" in judges and not any("check" in record for record in records):
+        raise WSDValueError('--judge checks: no prompt has a "check", the pattern of a right answer')
+    return records
+
+
+def _check_by(by: str | None, records: Sequence[Record]) -> None:
     for number, record in enumerate(records, start=1):
         if by is not None and by not in record:
             raise WSDValueError(f"--by {by}: prompt {number} has no such key; it has {', '.join(record)}")
-        for name, judge in judges.items():
-            try:
-                judge.check(record)
-            except WSDValueError as error:
-                raise WSDValueError(f"--judge {name}: prompt {number}: {error}") from None
 
 
 def _warn(problem: str) -> None:

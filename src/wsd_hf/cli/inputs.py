@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..comparison.prompts import Record, read_prompts
@@ -15,10 +15,12 @@ from ..tiny import demo_questions
 from .terminal import say
 
 
-def prompt_records(prompts: Path | None, shipped: bool, skip_bad: bool) -> list[Record]:
-    """Prompts of a file; without one, and with the shipped pair, the shipped questions."""
+def prompt_records(
+    prompts: Path | None, shipped: bool, skip_bad: bool, check: Callable[[Record], None] | None = None
+) -> list[Record]:
+    """Prompts of a file, each of which passes `check`; without one, and with the shipped pair, the shipped questions."""
     if prompts is not None:
-        return read_prompts(prompts, skipped=_warn if skip_bad else None)
+        return read_prompts(prompts, _warn if skip_bad else None, check)
     if shipped:
         return demo_questions()
     raise WSDValueError("--prompts is missing: the shipped questions are for the shipped pair only")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,12 +55,14 @@ class Plan:
         variants: the methods, with their settings.
         samples: answers of each variant to each prompt.
         batch_size: most prompts that are answered together.
+        judges: score the answers, by their names.
     """
 
     records: Sequence[Record]
     variants: Sequence[Variant]
     samples: int = 1
     batch_size: int = 1
+    judges: Mapping[str, Judge] = field(default_factory=dict)
 
     def missing(self, answers: Answers) -> list[Batch]:
         """Batches with a missing answer: prompt by prompt, so that a busy machine slows all methods alike.
@@ -75,24 +77,27 @@ class Plan:
         ]
         return [batch for batch in batches if not answers.lines.keys() >= set(batch.tasks)]
 
+    def unjudged(self, answers: Answers) -> dict[Task, Answer]:
+        """Answers that were stored without their scores, since a judge failed."""
+        return {task: answer for task, answer in answers.lines.items() if answer.scores.keys() != self.judges.keys()}
+
     def comparable(self, answers: Answers) -> list[Answer]:
         """Answers to the prompts that every variant has answered: all of a finished run, a part of a stopped one."""
         left = {task.prompt for batch in self.missing(answers) for task in batch.tasks if task not in answers.lines}
+        left |= {task.prompt for task in self.unjudged(answers)}
         return [answer for answer in answers.lines.values() if answer.prompt not in left]
 
     def answer_all(
         self,
         bench: Bench,
-        judges: Mapping[str, Judge],
         answers: Answers,
         progress: Callable[[Sequence[Batch]], Iterable[Batch]],
         unscored: Callable[[str], None],
     ) -> None:
-        """Answers one batch after the other, the same in every run; each is stored before the next begins.
+        """Answers one batch after the other, the same in every run; each is judged and stored before the next begins.
 
         Args:
             bench: models and settings.
-            judges: score the responses, by their names.
             answers: those that there are; takes the others.
             progress: goes through the batches and shows how far that is.
             unscored: called with the place and the reason of each score that a judge could not give.
@@ -108,24 +113,44 @@ class Plan:
             self._answer(batch, bench)  # the first call of a variant is slower: not measured
         for batch in progress(batches):
             replies = self._answer(batch, bench)
-            for task, reply in zip(batch.tasks, replies, strict=True):
+            given = {
+                task: Answer(**task._asdict(), scores={}, **vars(reply))
+                for task, reply in zip(batch.tasks, replies, strict=True)
+                if task not in answers.lines
+            }
+            self.judge_all(given, answers, unscored)
+
+    def judge_all(self, given: Mapping[Task, Answer], answers: Answers, unscored: Callable[[str], None]) -> None:
+        """Stores answers with their scores; without them if a judge fails, so that the next run has only to judge.
+
+        Args:
+            given: answers without scores.
+            answers: takes them.
+            unscored: see `answer_all`.
+
+        Raises:
+            WSDValueError: a judge fails, with the number of the prompt.
+        """
+        try:
+            for task, answer in given.items():
+                answers.add(replace(answer, scores=self._scores(task, answer.response, unscored)))
+        except WSDValueError:
+            for task, answer in given.items():
                 if task not in answers.lines:
-                    given = self._scores(task, judges, reply.response, unscored)
-                    answers.add(Answer(**task._asdict(), scores=given, **vars(reply)))
+                    answers.add(answer)
+            raise
 
     def _answer(self, batch: Batch, bench: Bench) -> list[Reply]:
         chats = [self.records[number]["messages"] for number in batch.prompts]
         with _blamed_on(batch.variant.name, *batch.prompts):
             return batch.variant.method.answer(bench, chats, batch.variant.strategy, batch.sample)
 
-    def _scores(
-        self, task: Task, judges: Mapping[str, Judge], response: str, unscored: Callable[[str], None]
-    ) -> dict[str, float | None]:
+    def _scores(self, task: Task, response: str, unscored: Callable[[str], None]) -> dict[str, float | None]:
         def named(reason: str) -> None:
             unscored(f"{_place(task.strategy, task.prompt)}: {reason}")
 
         with _blamed_on(task.strategy, task.prompt):
-            return scores(judges, self.records[task.prompt], response, named)
+            return scores(self.judges, self.records[task.prompt], response, named)
 
 
 @contextmanager
