@@ -58,7 +58,7 @@ def pair() -> wsd_hf.Pair:
 
 @pytest.fixture(scope="module")
 def diagnosis(pair: wsd_hf.Pair) -> Diagnosis:
-    return diagnose(pair, [question["messages"] for question in demo_questions()[:8]], max_draft_tokens=40)
+    return diagnose(pair, [question["messages"] for question in demo_questions()[:6]], max_draft_tokens=32)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,10 @@ def test_all_that_scrolls_is_reached_and_moved_by_keys(browser, request, name):
         wide = "[...document.querySelectorAll('[role=region]')].filter(box => box.scrollWidth > box.clientWidth)"
         boxes = shown.page.evaluate(f"{wide}.length")
         assert boxes
-        reached = set()
-        for _ in range(100):
+        reached: set[int] = set()
+        for _ in range(50):
+            if len(reached) == boxes:
+                break
             shown.page.keyboard.press("Tab")
             number = shown.page.evaluate(f"{wide}.indexOf(document.activeElement)")
             if number >= 0 and number not in reached:
@@ -174,14 +176,11 @@ def test_the_answers_of_a_prompt_are_side_by_side_in_their_writers_colours(brows
         boxes = [section.bounding_box() for section in shown.page.locator("article >> nth=0").locator("section").all()]
         assert len({box["y"] for box in boxes}) == 1
         assert all(left["x"] + left["width"] <= right["x"] + 1 for left, right in itertools.pairwise(boxes))
-        spans = shown.page.locator("[data-method='3'] span").all()
-        colours = {
-            (span.get_attribute("title").split(";")[0], span.evaluate("span => getComputedStyle(span).backgroundColor"))
-            for span in spans
-        }
+        tokens = shown.page.locator("[data-method='3'] span")
+        coloured = tokens.evaluate_all("all => all.map(token => [token.title, getComputedStyle(token).backgroundColor])")
         writers: dict[str, set[str]] = {}
-        for writer, colour in colours:
-            writers.setdefault(writer, set()).add(colour)
+        for title, colour in coloured:
+            writers.setdefault(title.split(";")[0], set()).add(colour)
         assert set(writers) == {"pilot", "base"}
         assert not writers["pilot"] & writers["base"]
 
@@ -276,9 +275,9 @@ def test_a_place_is_where_generate_switches(pair, diagnosis):
         if "│" in "".join(place.itertext())
     ]
     assert shown
-    for place in shown:
+    for place in shown[:3]:
         prompt, kept = int(place.split()[1]) - 1, place.split("│")
-        output = pair.generate(demo_questions()[prompt]["messages"], max_new_tokens=40, return_dict_in_generate=True)
+        output = pair.generate(demo_questions()[prompt]["messages"], max_new_tokens=32, return_dict_in_generate=True)
         tokens = pair.explain(output).tokens
         drafted = [token.text for token in tokens if token.writer == "pilot"]
         assert kept[1] == "".join(drafted[-6:])

@@ -96,4 +96,5 @@ def _response(answer: Answer) -> str:
         for judge, score in answer.scores.items()
         if score is not None
     )
-    return (answer.html or f'<p class="text">{html_text(answer.response)}</p>') + scores
+    text = answer.html or f'<p class="text">{html_text(answer.response)}</p>'
+    return f'<div class="answer">{text}{scores}</div>'

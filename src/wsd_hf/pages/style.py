@@ -87,8 +87,9 @@ figure {{ margin: 0; min-width: 0; }}
 figure svg {{ display: block; width: 100%; height: auto; max-width: 40rem; }}
 svg text {{ font-family: system-ui, sans-serif !important; }}
 
-.controls {{ display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; align-items: center; position: sticky; top: 0; z-index: 2;
+.controls {{ display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; align-items: center;
   padding: .5rem 0; margin-bottom: 1rem; color: var(--text); background: var(--page); border-bottom: 1px solid var(--line); }}
+@media (min-width: 40rem) {{ .controls {{ position: sticky; top: 0; z-index: 2; }} }}
 .controls fieldset {{ display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: 0; padding: 0; border: 0; min-width: 0; }}
 .controls legend {{ float: left; padding: 0; margin-right: 1rem; }}
 input {{ font: inherit; accent-color: var(--accent); }}
@@ -99,4 +100,6 @@ article {{ margin-bottom: 2rem; }}
   border: 1px solid var(--line); border-radius: 4px; font-size: .9rem; }}
 .columns section {{ padding: .6rem .8rem; min-width: 0; border-right: 1px solid var(--line); }}
 .columns section:last-child {{ border-right: 0; }}
+.answer + .answer {{ margin-top: .75rem; padding-top: .75rem; border-top: 1px solid var(--line); }}
+.answer p {{ margin-bottom: .25rem; }}
 """
