@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -349,7 +350,29 @@ def test_a_key_of_the_prompts_gives_each_value_a_table(compare, tmp_path):
     assert "by" not in json.loads((folder / "table.json").read_text("utf-8"))
 
 
-# Several answers to a prompt
+# Several prompts at a time, several answers to a prompt
+
+
+def test_batches_change_no_answer_and_need_no_pad_token(compare, pair, monkeypatch, tmp_path):
+    options = {"strategies": "pilot,nudging,wsd:threshold=.5", "max_new_tokens": 24, "judge": "tiny_world"}
+    compare("alone", **options)
+    tokenizers = [copy.deepcopy(tokenizer) for tokenizer in pair[2:]]
+    for tokenizer in tokenizers:
+        tokenizer.pad_token = None
+    monkeypatch.setattr(Pair, "tiny", lambda **_: Pair(*pair[:2], *tokenizers))
+    result = compare("batches", **options, batch_size=2)
+    assert result.exit_code == 0, result.stderr
+    costs = {"seconds", "work"}
+    alone, batches = (
+        {(a["prompt"], a["strategy"]): {name: value for name, value in a.items() if name not in costs} for a in answers(folder)}
+        for folder in (tmp_path / "alone", tmp_path / "batches")
+    )
+    assert alone == batches
+    assert "answering 2 at a time: 8 of 8" in result.stderr
+    alone, batches = table(tmp_path / "alone"), table(tmp_path / "batches")
+    for name, row in batches.items():
+        assert row["base_forwards"] < alone[name]["base_forwards"] or name == "pilot"
+    assert "--batch-size was 2 and is 3" in refusal(compare("batches", **options, batch_size=3))
 
 
 def test_samples_are_drawn_with_a_seed(compare, tmp_path):
