@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..engine.checks import vocabulary_size
 from ..engine.strategy import StrategyConfig
@@ -12,17 +13,17 @@ from ..errors import WSDValueError
 from ..pair import Pair
 from ..speculation.config import SpeculativeConfig
 from ..speculation.pace import Price
-from ..speculation.rule import Drafted
 from ..speculation.target import TargetConfig
 from ..strategies.nudging.config import NudgingConfig
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.switch import window_mean
-from ..strategies.wsd.switch_rules import RowSwitch, SwitchRule
+from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
 from ..strategies.wsd.two_way import TwoWayConfig
 from ..text.vocabulary import same_vocabulary
 from .paths import Path
 from .reading import Reading
 from .replay import Costs, Replay
+from .switches import switch_index
 
 END = -1
 """Token in place of the one that ends a response elsewhere than its path."""
@@ -128,7 +129,7 @@ def _weak_to_strong(config: WSDConfig, draft: Reading, paths: Sequence[Path], co
     """The draft up to its switch, and the path that leaves it next."""
     reach = paths[-1].pilot_reach
     most = int(reach[config.max_draft_tokens - 1]) if config.max_draft_tokens <= len(reach) else limit
-    switch = switch_length(draft, config)
+    switch = _switch(draft, config)
     length = min(switch or limit, most, len(draft.tokens))
     confident, by_pilot = switch == length, length == len(draft.tokens) < most and draft.ended
     path = next(path for path in paths if path.drafted >= length)
@@ -145,12 +146,15 @@ def _weak_to_strong(config: WSDConfig, draft: Reading, paths: Sequence[Path], co
     return replay
 
 
-def switch_length(draft: Reading, config: WSDConfig) -> int | None:
-    """Number of the drafted token at which the base takes over; None if it never does."""
-    rule = config.switch_criteria if isinstance(config.switch_criteria, SwitchRule) else config._rule()
-    switch = RowSwitch(rule, draft.base_prompt)
-    columns = zip(draft.tokens, draft.log_probs, draft.best_log_probs, draft.entropies, strict=True)
-    return next((length for length, values in enumerate(columns, start=1) if switch.ends(Drafted(*values))), None)
+def _switch(draft: Reading, config: WSDConfig) -> int | None:
+    """The switch index of a draft."""
+    rule: Any = config.switch_criteria
+    if isinstance(rule, str):
+        kind: Any = SWITCH_RULES[rule]
+        rule = kind(config.threshold, config.window_size, ignore_repeats=config.ignore_repeats)
+    if not isinstance(rule, SwitchRule):
+        raise WSDValueError(f"switch_criteria={rule!r}: costs are predicted for switch rules alone")
+    return switch_index(draft, rule)
 
 
 def _hand_back(config: TwoWayConfig, replay: Replay, begun: int, one_by_one: bool) -> None:

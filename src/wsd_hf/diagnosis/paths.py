@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..engine.checks import eos_token_ids, vocabulary_size
+from ..engine.checks import check_room, eos_token_ids, vocabulary_size
 from ..engine.small_model import left_padded
 from ..errors import WSDValueError
 from ..pair import Pair
@@ -18,6 +18,7 @@ from ..speculation.target import TargetConfig
 from ..text.bridge import TwoVocabularies
 from ..text.chat import Messages
 from ..text.vocabulary import same_vocabulary
+from ..trace import added_texts
 from .reading import Reading
 
 CONTINUED = 8
@@ -44,8 +45,8 @@ class Path:
         texts: part of the text that each token adds.
         certainties: the base's largest probability in each place.
         followed: whether the base's first choice in each place is the token.
-        pilot_reach: number of the base's tokens that are complete after each of the pilot's tokens of the same text; with a half
-            where that token ends within one of the base's.
+        pilot_reach: number of the base's tokens that are complete after each of the pilot's tokens of the same text, and a half
+            where that token ends within another.
         pilot_followed: whether the pilot's first choice is that token.
         pilot_certainties: the pilot's probability of its first choice.
         pilot_log_probs: of that token.
@@ -97,7 +98,8 @@ def find_paths(
     for messages, draft in zip(prompts, drafts, strict=True):
         inputs = pair.inputs([messages])
         kept = [0, *cuts(draft)]
-        texts = _continued(pair, draft, kept, max_new_tokens, inputs.get("stopping_criteria", []))
+        limit = min(max_new_tokens, int(check_room("base", pair.base, inputs["attention_mask"])))
+        texts = _continued(pair, draft, kept, limit, inputs.get("stopping_criteria", []))
         pilot_prompt = inputs["assistant_input_ids"][0].tolist()
         yield [reader.read(draft, length, text, pilot_prompt) for length, text in zip(kept, texts, strict=True)]
 
@@ -154,7 +156,7 @@ class _Reader:
             prompt=draft.prompt,
             drafted=drafted,
             tokens=text,
-            texts=_texts(pair.tokenizer, text),
+            texts=[*added_texts(text, pair.tokenizer)],
             certainties=base.softmax(dim=-1).amax(dim=-1).tolist(),
             followed=[choice == token for choice, token in zip(choices, text, strict=True)],
             pilot_reach=reach,
@@ -193,11 +195,6 @@ def _logits(model: PreTrainedModel, prompt: list[int], text: list[int]) -> torch
     ids = torch.tensor([prompt + text], device=model.device)
     logits: torch.Tensor = model(ids, logits_to_keep=len(text) + 1).logits[0, :-1].float()
     return logits
-
-
-def _texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    whole, ends = tokenizer.decode(ids, skip_special_tokens=True), _text_ends(tokenizer, ids)
-    return [whole[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def _text_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

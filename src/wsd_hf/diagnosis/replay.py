@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from ..speculation.config import SpeculativeConfig
 from ..speculation.ngrams import NGrams
-from ..speculation.pace import CPU, Pace, Price
+from ..speculation.pace import CPU, PROPOSING, Pace, Price
 from ..speculation.sureness import Sureness
 from .paths import Path
 
@@ -107,8 +107,7 @@ class Replay:
         begin, needed = self.place, bisect_left(self.path.pilot_reach, end) + 1 + by_pilot
         steps = max(1, math.ceil((needed - begin) / chunk))
         for _ in range(steps):
-            self.run_pilot(chunk + self._reads_pilot)
-            self.run_base(chunk + 1)
+            self._check(chunk, chunk + self._reads_pilot)
         self.by_pilot += end - self.at
         self.at = end
         self._write(0 if by_pilot or one_by_one else self._kept(begin + steps * chunk))
@@ -139,9 +138,7 @@ class Replay:
 
     def _step_by_ngrams(self, chunk: int) -> None:
         assert self._ngrams is not None
-        if self._reads_pilot:
-            self.run_pilot(tokens=chunk + 1)
-        self.run_base(chunk + 1)
+        self._check(chunk, int(self._reads_pilot), chunk + 1)
         following = zip(self._ngrams.guess(chunk), self.path.tokens[self.at :], self.path.followed[self.at :], strict=False)
         self._write(sum(1 for _ in takewhile(lambda one: one[0] == one[1] and one[2], following)))
         self._pace.judged([])
@@ -149,13 +146,19 @@ class Replay:
     def _step_by_pilot(self, chunk: int) -> None:
         sure = self._sure(chunk)
         chunk = len(sure) if self._sureness else chunk
-        self.run_pilot(chunk + self._reads_pilot)
-        self.run_base(chunk + 1)
+        self._check(chunk, chunk + self._reads_pilot)
         end = min(self.place + chunk, len(self.path.pilot_reach))
         proposed = math.ceil(self.path.pilot_reach[end - 1]) - self.at if end else 0
         kept = self._kept(end)
         self._write(kept)
         self._pace.judged([(kept, max(kept, proposed))], sure)
+
+    def _check(self, chunk: int, pilot_forwards: int, pilot_tokens: int = 1) -> None:
+        """The forwards of a step with proposals."""
+        before = self.seconds
+        self.run_pilot(pilot_forwards, pilot_tokens)
+        self.run_base(chunk + 1)
+        self.seconds = before + PROPOSING * (self.seconds - before)
 
     def _sure(self, chunk: int) -> list[float]:
         """The pilot's probabilities of its proposals, until it stops; after a wrong one it is taken to be as sure as here."""
