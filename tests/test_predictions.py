@@ -17,7 +17,8 @@ from wsd_hf.comparison.replies import Bench
 from wsd_hf.comparison.variants import read_variants
 from wsd_hf.diagnosis.diagnosis import Diagnosis, diagnose
 from wsd_hf.diagnosis.forwards import Prediction, costs, predict
-from wsd_hf.diagnosis.paths import CONTINUED, Path as TextPath, cuts, find_paths
+from wsd_hf.diagnosis.paths import CONTINUED, cuts, find_paths
+from wsd_hf.diagnosis.paths import Path as TextPath
 from wsd_hf.diagnosis.reading import Reading
 from wsd_hf.diagnosis.suggestion import compare_command, suggest
 from wsd_hf.diagnosis.switches import switch_index

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -32,6 +33,9 @@ class Mean:
 
 UNSWITCHED = ("draft_ended", "draft_limit", "budget", "stopped")
 """Reasons other than the base's confidence, by which a draft ends; as in `WSDOutput.switch_reason`."""
+
+BESIDE = 3
+"""Most variants beside the base in one table of a terminal."""
 
 COUNT, ONE_DECIMAL, TWO_DECIMALS = "{:,}".format, "{:.1f}".format, "{:.2f}".format
 
@@ -210,15 +214,21 @@ def _cell(value: Any, show: Callable[[Any], str], bound: Callable[[Any], str] | 
     return show(_number(value)) + interval
 
 
-def terminal(rows: Sequence[Row], title: str | None = None) -> Table:
-    """The table for a terminal, which is seldom wide: a column for each variant."""
-    (_, *headings), cells = shown(rows)
+def terminal(rows: Sequence[Row], title: str | None = None) -> Group:
+    """The table for a terminal, which is seldom wide: a column for each variant, in as many tables as it takes."""
+    (_, *headings), (base, *others) = shown(rows)
+    parts = [others[start : start + BESIDE] for start in range(0, len(others), BESIDE)] or [[]]
+    return Group(*(_columns(headings, [base, *part], title) for part in parts))
+
+
+def _columns(headings: Sequence[str], cells: Sequence[Sequence[str]], title: str | None) -> Table:
+    """A table with a column for each list of cells, whose first is the heading; intervals are below their means."""
     (names, *lines) = zip(*cells, strict=True)
     broken = [visible(name).replace(":", ":\n").replace(",", ",\n") for name in names]
     columns = (Column(Text(name), justify="right", overflow="fold") for name in broken)
     table = Table("", *columns, box=SIMPLE_HEAD, title=title and Text(visible(title)), title_justify="left")
     for heading, line in zip(headings, lines, strict=True):
-        table.add_row(heading, *line)
+        table.add_row(heading, *(cell.replace(" (", "\n(") for cell in line))
     return table
 
 
