@@ -47,7 +47,7 @@ def _texts(diagnosis: Diagnosis) -> Table:
         "perplexity_rest": ("perplexity after them", _number),
     }
     texts = diagnosis.texts()
-    table = _table("Texts as the base reads them", *(WRITERS[writer] for writer in texts))
+    table = _table("Texts as the base reads them", "", *(WRITERS[writer] for writer in texts))
     for name, (heading, show) in shown.items():
         table.add_row(heading, *(show(numbers[name]) for numbers in texts.values()))
     return table
@@ -55,7 +55,7 @@ def _texts(diagnosis: Diagnosis) -> Table:
 
 def _positions(diagnosis: Diagnosis) -> Table:
     positions = diagnosis.positions()
-    table = _table("The base's mean probability of a token, by position", *positions)
+    table = _table("The base's mean probability of a token, by position", "position", *positions)
     bands = {(band.first, band.last): None for curve in positions.values() for band in curve}
     for first, last in bands:
         found = ([band.probability for band in curve if band.first == first] for curve in positions.values())
@@ -67,10 +67,10 @@ def _positions(diagnosis: Diagnosis) -> Table:
 
 def _grid(cells: Sequence[Firing]) -> Table:
     windows = {cell.window_size: f"window {cell.window_size}" for cell in cells}
-    table = _table("The paper's rule: median switch index, never [on repeats]", *windows.values())
+    table = _table("The paper's rule: median switch index, never [on repeats]", "threshold", *windows.values())
     for threshold in {cell.threshold: None for cell in cells}:
         row = [cell for cell in cells if cell.threshold == threshold]
-        table.add_row(f"threshold {threshold:g}", *map(_cell, row))
+        table.add_row(f"{threshold:g}", *map(_cell, row))
     return table
 
 
@@ -79,10 +79,10 @@ def _cell(cell: Firing) -> Text:
 
 
 def _rules(cells: Sequence[Firing]) -> Table:
-    table = _table("Every rule at its defaults", "switch index", "never", "on repeats", "drafted tokens kept")
+    table = _table("Every rule at its defaults", "rule", "repeats", "switch index", "never", "on repeats", "kept")
     for cell in cells:
-        name = f"{cell.rule}{', repeats ignored' if cell.ignore_repeats else ''}"
-        table.add_row(name, _number(cell.median), *map(_percent, (cell.never, cell.on_repeats, cell.kept)))
+        counted = "ignored" if cell.ignore_repeats else "counted"
+        table.add_row(cell.rule, counted, _number(cell.median), *map(_percent, (cell.never, cell.on_repeats, cell.kept)))
     return table
 
 
@@ -95,9 +95,9 @@ def _places(places: Sequence[Place]) -> Iterator[Text]:
         yield Text(f"{place.prompt + 1}: …{before}│{window}│{after}…")
 
 
-def _table(title: str, *headings: str) -> Table:
+def _table(title: str, first: str, *headings: str) -> Table:
     columns = (Column(heading, justify="right", overflow="fold") for heading in headings)
-    return Table("", *columns, title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    return Table(first, *columns, title=Text(title), title_justify="left", box=SIMPLE_HEAD)
 
 
 def _number(value: float | None) -> str:
