@@ -33,7 +33,6 @@ from wsd_hf.comparison.variants import Variant, read_variants
 from wsd_hf.diagnosis.diagnosis import diagnose
 from wsd_hf.diagnosis.forwards import Prediction, costs, predict
 from wsd_hf.diagnosis.paths import find_paths
-from wsd_hf.speculation.target import TargetConfig
 from wsd_hf.text.urial import URIAL_PROMPT
 from wsd_hf.tiny import demo_questions, polite_examples
 
@@ -54,8 +53,7 @@ def predictions(pair: Pair, records: list[Record], variants: list[Variant], toke
     chats = [record["messages"] for record in records]
     diagnosis = diagnose(pair, chats, max_draft_tokens=tokens)
     methods = {variant.name: variant.strategy for variant in variants}
-    targets = {name: settings for name, settings in methods.items() if isinstance(settings, TargetConfig)}
-    paths = [*tqdm(find_paths(pair, chats, diagnosis.drafts, tokens, targets), "paths", len(records))]
+    paths = [*tqdm(find_paths(pair, chats, diagnosis.drafts, tokens, methods), "paths", len(records))]
     return predict(methods, diagnosis.drafts, paths, costs(pair, diagnosis.drafts, diagnosis.own), tokens)
 
 

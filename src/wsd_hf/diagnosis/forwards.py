@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..engine.checks import vocabulary_size
 from ..engine.strategy import StrategyConfig
@@ -17,13 +16,11 @@ from ..speculation.target import TargetConfig
 from ..strategies.nudging.config import NudgingConfig
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.switch import window_mean
-from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
 from ..strategies.wsd.two_way import TwoWayConfig
 from ..text.vocabulary import same_vocabulary
-from .paths import Path
+from .paths import Path, switch_of
 from .reading import Reading
 from .replay import Costs, Replay
-from .switches import switch_index
 
 END = -1
 """Token in place of the one that ends a response elsewhere than its path."""
@@ -76,7 +73,7 @@ def predict(
     Args:
         methods: settings of strategies by any name; None for "base", "pilot" and "urial", which run one model.
         drafts: the pilot's, one for each prompt.
-        paths: of each prompt; see `find_paths`. Targets must have been read there under the same names.
+        paths: of each prompt, made by `find_paths` for these methods.
         costs: of the pair.
         max_new_tokens: most tokens of an answer.
 
@@ -129,7 +126,7 @@ def _weak_to_strong(config: WSDConfig, draft: Reading, paths: Sequence[Path], co
     """The draft up to its switch, and the path that leaves it next."""
     reach = paths[-1].pilot_reach
     most = int(reach[config.max_draft_tokens - 1]) if config.max_draft_tokens <= len(reach) else limit
-    switch = _switch(draft, config)
+    switch = switch_of(draft, config)
     length = min(switch or limit, most, len(draft.tokens))
     confident, by_pilot = switch == length, length == len(draft.tokens) < most and draft.ended
     path = next(path for path in paths if path.drafted >= length)
@@ -144,17 +141,6 @@ def _weak_to_strong(config: WSDConfig, draft: Reading, paths: Sequence[Path], co
     while not replay.ended:
         replay.step()
     return replay
-
-
-def _switch(draft: Reading, config: WSDConfig) -> int | None:
-    """The switch index of a draft."""
-    rule: Any = config.switch_criteria
-    if isinstance(rule, str):
-        kind: Any = SWITCH_RULES[rule]
-        rule = kind(config.threshold, config.window_size, ignore_repeats=config.ignore_repeats)
-    if not isinstance(rule, SwitchRule):
-        raise WSDValueError(f"switch_criteria={rule!r}: costs are predicted for switch rules alone")
-    return switch_index(draft, rule)
 
 
 def _hand_back(config: TwoWayConfig, replay: Replay, begun: int, one_by_one: bool) -> None:

@@ -11,18 +11,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..engine.checks import check_room, eos_token_ids, vocabulary_size
 from ..engine.small_model import left_padded
+from ..engine.strategy import StrategyConfig
 from ..errors import WSDValueError
 from ..pair import Pair
 from ..speculation.rule import Logits, log_probs, over_vocabulary
 from ..speculation.target import TargetConfig
+from ..strategies.wsd.config import WSDConfig
+from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
 from ..text.bridge import TwoVocabularies
 from ..text.chat import Messages
 from ..text.vocabulary import same_vocabulary
 from ..trace import added_texts
 from .reading import Reading
-
-CONTINUED = 8
-"""Most places within one draft at which the base continues it."""
+from .switches import switch_index
 
 
 class Agreement(NamedTuple):
@@ -70,51 +71,65 @@ class Path:
 
 def find_paths(
     pair: Pair,
-    prompts: Sequence[Messages],
+    chats: Sequence[Messages],
     drafts: Sequence[Reading],
     max_new_tokens: int,
-    targets: Mapping[str, TargetConfig] | None = None,
+    methods: Mapping[str, StrategyConfig | None],
 ) -> Iterator[list[Path]]:
     """The base's own answer to each prompt, and its continuations of the pilot's draft.
 
     The base writes the same text after all switches that lie between two tokens in whose place it would have written another.
-    So each of these tokens has one continuation, or `CONTINUED` of them have, and the whole draft has one. That takes one batch
-    of the base for each prompt, and one forward of each model over each text.
+    So the draft is continued before the first such token, before the next one after each switch of the methods, and at its end.
+    That takes one batch of the base for each prompt, and one forward of each model over each text.
 
     Args:
         pair: the models.
-        prompts: the chats.
+        chats: the prompts.
         drafts: the pilot's, one for each prompt.
         max_new_tokens: most tokens of an answer.
-        targets: strategies whose choices along the texts are read too, by names of the caller's.
+        methods: those that are to be predicted; see `predict`.
 
     Yields:
         The paths of one prompt, those with the fewest drafted tokens first; the last begins with the whole draft.
 
     Raises:
-        WSDValueError: targets for two vocabularies.
+        WSDValueError: methods that mix probabilities for a pair of two vocabularies.
     """
-    reader = _Reader(pair, targets or {})
-    for messages, draft in zip(prompts, drafts, strict=True):
-        inputs = pair.inputs([messages])
-        kept = [0, *cuts(draft)]
+    settings = [one for one in methods.values() if isinstance(one, WSDConfig)]
+    reader = _Reader(pair, {name: one for name, one in methods.items() if isinstance(one, TargetConfig)})
+    for chat, draft in zip(chats, drafts, strict=True):
+        inputs = pair.inputs([chat])
         limit = min(max_new_tokens, int(check_room("base", pair.base, inputs["attention_mask"])))
+        kept = [0, *cuts(draft, [draft_length(draft, one) for one in settings])]
         texts = _continued(pair, draft, kept, limit, inputs.get("stopping_criteria", []))
         pilot_prompt = inputs["assistant_input_ids"][0].tolist()
         yield [reader.read(draft, length, text, pilot_prompt) for length, text in zip(kept, texts, strict=True)]
 
 
-def cuts(draft: Reading, most: int = CONTINUED) -> list[int]:
-    """Lengths at which the base continues a draft: before tokens that it would not have written, and at the end.
+def draft_length(draft: Reading, settings: WSDConfig) -> int:
+    """Number of the draft's tokens that a response begins with, if the limit of a draft counts tokens of the base."""
+    return min(switch_of(draft, settings) or len(draft.tokens), settings.max_draft_tokens)
 
-    Of more than `most` such tokens those are taken whose places grow most evenly in proportion.
+
+def switch_of(draft: Reading, settings: WSDConfig) -> int | None:
+    """The switch index of a draft; None if the rule never fires."""
+    rule: Any = settings.switch_criteria
+    if isinstance(rule, str):
+        kind: Any = SWITCH_RULES[rule]
+        rule = kind(settings.threshold, settings.window_size, ignore_repeats=settings.ignore_repeats)
+    if not isinstance(rule, SwitchRule):
+        raise WSDValueError(f"switch_criteria={rule!r}: costs are predicted for switch rules alone")
+    return switch_index(draft, rule)
+
+
+def cuts(draft: Reading, lengths: Sequence[int]) -> list[int]:
+    """Lengths at which the base continues a draft: before the first token that it would not have written, before the next one
+    after each of some lengths, and at the end.
     """
     choices = zip(draft.log_probs, draft.best_log_probs, strict=True)
-    places = [place for place, (own, best) in enumerate(choices) if place and own < best]
-    if len(places) > most:
-        marks = (places[0] * (places[-1] / places[0]) ** (step / (most - 1)) for step in range(most))
-        places = sorted({min(places, key=lambda place: abs(place - mark)) for mark in marks})
-    return [*places, len(draft.tokens)] if draft.tokens else []
+    end = len(draft.tokens)
+    places = [*(place for place, (own, best) in enumerate(choices) if place and own < best), end]
+    return sorted({next(place for place in places if place >= length) for length in (1, *lengths, end)}) if end else []
 
 
 def _continued(pair: Pair, draft: Reading, kept: list[int], limit: int, criteria: Sequence[Any]) -> list[list[int]]:
@@ -141,7 +156,9 @@ class _Reader:
         sizes = vocabulary_size(pair.base), vocabulary_size(pair.pilot)
         self._one_vocabulary = same_vocabulary(*sizes, pair.tokenizer, pair.pilot_tokenizer)
         if targets and not self._one_vocabulary:
-            raise WSDValueError(f"targets={', '.join(targets)}: need one vocabulary, and the pair has two")
+            raise WSDValueError(
+                f"{', '.join(targets)}: must have one vocabulary, and the pair has two; leave out what mixes both"
+            )
         self._pair, self._targets = pair, targets
         self._base_ends = eos_token_ids(pair.base.generation_config)
         self._pilot_ends = eos_token_ids(pair.pilot.generation_config) | eos_token_ids(pair.pilot_tokenizer)

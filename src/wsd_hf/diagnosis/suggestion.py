@@ -72,5 +72,5 @@ def _effect(cell: Firing) -> tuple[float | None, ...]:
 
 
 def _variant(cell: Firing) -> str:
-    rule = "" if cell.rule == "confidence" else f"switch_criteria={cell.rule},"
-    return f"wsd:{rule}threshold={cell.threshold:g},window_size={cell.window_size}"
+    rule = "" if cell.rule == "confidence" else f",switch_criteria={cell.rule}"
+    return f"wsd:threshold={cell.threshold},window_size={cell.window_size}{rule}"
