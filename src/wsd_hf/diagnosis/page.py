@@ -15,8 +15,8 @@ from .plots import confidence_plot, highest_plot, positions_plot
 from .reading import Reading
 from .switches import switch_index
 
-CURVES, PLACES = 6, 12
-"""Most drafts whose confidence is drawn, and most switches whose text is shown."""
+CURVES, PLACES = 3, 12
+"""Most drafts with a switch whose confidence is drawn, most without, and most switches whose text is shown."""
 
 Item = TypeVar("Item")
 
@@ -65,18 +65,20 @@ def page(diagnosis: Measured) -> str:
 
 
 def _figures(diagnosis: Measured) -> str:
-    rule, drafts = diagnosis.rule, _some(diagnosis.drafts, CURVES)
+    rule = diagnosis.rule
     threshold = rule.threshold if isinstance(rule, SwitchCriteria) and not rule.ignore_repeats else None
-    curves = [confidences(draft, rule.window_size) for draft in drafts]
-    switches = [switch_index(draft, rule) for draft in drafts]
+    switches = [(draft, switch_index(draft, rule)) for draft in diagnosis.drafts]
+    drafts = [
+        one for fires in (True, False) for one in _some([one for one in switches if (one[1] is not None) == fires], CURVES)
+    ]
+    curves = [confidences(draft, rule.window_size) for draft, _ in drafts]
     figures = {
         "The base's mean probability of a token, with one standard error. A repeat is a token that completes a 4-gram which "
         "the text held before.": positions_plot(diagnosis.positions()),
         f"Number of drafts by their highest confidence over {rule.window_size} tokens, which is the geometric mean of the "
         "base's probabilities.": highest_plot(diagnosis.highest(), threshold),
-        f"Confidence over {rule.window_size} tokens along {len(drafts)} of the drafts.": confidence_plot(
-            curves, switches, threshold
-        ),
+        f"Confidence over {rule.window_size} tokens along {len(drafts)} of the drafts, some with a switch and some without, as "
+        "far as there are both.": confidence_plot(curves, [index for _, index in drafts], threshold),
         "Median switch index of the paper's rule at each threshold and window, drafts that never switch, and switches on a "
         "window that the draft held before. The darker, the more drafts never switch.": _grid(diagnosis.grid()),
     }
