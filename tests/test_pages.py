@@ -21,6 +21,8 @@ import wsd_hf
 from browser import NARROW, OVERFLOWING, TEXTS, WIDE, chromium, opened
 from wsd_hf.cli import app
 from wsd_hf.diagnosis.diagnosis import Diagnosis, diagnose
+from wsd_hf.diagnosis.forwards import Prediction
+from wsd_hf.diagnosis.page import page
 from wsd_hf.pages.document import box, document, table
 from wsd_hf.pages.style import STYLE
 from wsd_hf.tiny import demo_questions
@@ -292,12 +294,39 @@ def test_the_page_of_a_diagnosis_is_the_same_every_time_and_its_ids_are_unique(d
     assert used <= set(ids)
 
 
+def test_predicted_costs_have_a_table_of_their_own(diagnosis):
+    predictions = [
+        Prediction(method="base", base_forwards=1, pilot_share=0, time=1),
+        Prediction(method="wsd:threshold=0.6", base_forwards=0.2154, pilot_forwards=1.0701, pilot_share=0.383, time=0.961),
+        Prediction(method="product", base_forwards=0.5, pilot_forwards=1),
+    ]
+    read = ElementTree.fromstring(page(diagnosis, predictions))
+    assert "Predicted costs" in [heading.text for heading in read.iter("h2")]
+    lines = {
+        line.findtext("th"): [cell.text for cell in line.findall("td")] for line in read.findall(".//table")[-1].iter("tr")
+    }
+    assert lines["wsd:threshold=0.6"] == ["0.961", "0.215", "1.07", "0", "38 %"]
+    assert lines["product"] == ["-", "0.5", "1", "0", "-"]
+
+
 def test_texts_of_a_draft_are_escaped(diagnosis):
     nasty = "</p><script>alert(1)</script>\x1b[2J"
     draft = replace(diagnosis.drafts[0], texts=[nasty for _ in diagnosis.drafts[0].texts])
     read = ElementTree.fromstring(replace(diagnosis, drafts=[draft]).to_html())
     assert not list(read.iter("script"))
     assert "".join(read.itertext()).count("</p><script>alert(1)</script>␛[2J") > 6
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("length", [1, 3, 32])
+def test_any_rule_and_drafts_of_any_length_have_a_page(diagnosis, length):
+    fields = ("tokens", "texts", "log_probs", "best_log_probs", "entropies")
+    drafts = [replace(draft, **{name: getattr(draft, name)[:length] for name in fields}) for draft in diagnosis.drafts]
+    for rule in (wsd_hf.SwitchCriteria(1.0), wsd_hf.RelativeConfidenceCriteria(), wsd_hf.EntropyCriteria(ignore_repeats=True)):
+        for own in ([], diagnosis.own):
+            read = ElementTree.fromstring(replace(diagnosis, drafts=drafts, own=own, rule=rule).to_html())
+            assert len(list(read.iter("figure"))) == 4
+            assert ("threshold 1" in "".join(read.find(".//figure[2]").itertext())) == (rule.threshold == 1)
 
 
 def test_a_pilot_that_writes_nothing_has_a_page_too(diagnosis):

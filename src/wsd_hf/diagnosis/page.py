@@ -10,6 +10,7 @@ from ..pages.document import document, table
 from ..pages.style import PILOT_COLOURS
 from ..strategies.wsd.switch_rules import SwitchCriteria, SwitchRule
 from ..text.visible import html_text
+from .forwards import Prediction
 from .measures import AFTER, BEFORE, START, Band, Firing, Place, confidences
 from .plots import confidence_plot, highest_plot, positions_plot
 from .reading import Reading
@@ -45,8 +46,12 @@ class Measured(Protocol):
     def texts(self) -> Mapping[str, Mapping[str, float | None]]: ...
 
 
-def page(diagnosis: Measured) -> str:
+def page(diagnosis: Measured, predictions: Sequence[Prediction] = ()) -> str:
     """The whole page.
+
+    Args:
+        diagnosis: the measures.
+        predictions: costs of methods on the same pair; a table of its own if there are any.
 
     Raises:
         WSDValueError: matplotlib is missing.
@@ -60,6 +65,8 @@ def page(diagnosis: Measured) -> str:
         "The texts": _texts(diagnosis.texts()),
         "Other rules": _rules(diagnosis.rules()),
     }
+    if predictions:
+        sections["Predicted costs"] = _costs(predictions)
     headed = [f"<h2>{heading}</h2>\n{content}" for heading, content in sections.items()]
     return document("wsd-hf diagnose", words + "".join(headed))
 
@@ -160,6 +167,21 @@ def _rules(rules: Sequence[Firing]) -> str:
         for found in rules
     ]
     return table("Switches of each named rule at its defaults", headings, rows)
+
+
+def _costs(predictions: Sequence[Prediction]) -> str:
+    headings = ["method", "time per token / base", "base forwards per token", "pilot forwards", "reference forwards"]
+    rows = [
+        (
+            found.method,
+            [
+                *map(_number, (found.time, found.base_forwards, found.pilot_forwards, found.reference_forwards)),
+                _percent(found.pilot_share),
+            ],
+        )
+        for found in predictions
+    ]
+    return table("Predicted costs of each method", [*headings, "written by the pilot"], rows)
 
 
 def _some(items: Sequence[Item], most: int) -> Sequence[Item]:
