@@ -1,4 +1,4 @@
-"""A picture of a page, for the docs: the page in a headless browser, in few colours so that the file is small.
+"""A picture of a page, for the docs: the page in a headless browser, in 256 colours so that the file is small.
 
 python tests/pictures.py out/diagnosis.html docs/images/diagnosis.png --width 1000 --height 1400
 """
@@ -25,7 +25,7 @@ def main(
     with chromium() as browser, opened(browser, page.resolve(), width, "dark" if dark else "light") as shown:
         part = {"clip": {"x": 0, "y": 0, "width": width, "height": height}} if height else {}
         taken = shown.page.screenshot(full_page=True, **part)
-    Image.open(io.BytesIO(taken)).convert("RGB").quantize(64).save(picture, optimize=True)
+    Image.open(io.BytesIO(taken)).convert("RGB").quantize().save(picture, optimize=True)
     print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB")
 
 

@@ -21,6 +21,7 @@ import wsd_hf
 from browser import NARROW, OVERFLOWING, TEXTS, WIDE, chromium, opened
 from wsd_hf.cli import app
 from wsd_hf.diagnosis.diagnosis import Diagnosis, diagnose
+from wsd_hf.diagnosis.forwards import Prediction
 from wsd_hf.diagnosis.page import page
 from wsd_hf.pages.document import box, document, table
 from wsd_hf.pages.style import STYLE
@@ -65,7 +66,7 @@ def diagnosis(pair: wsd_hf.Pair) -> Diagnosis:
 def diagnosed(diagnosis: Diagnosis, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a diagnosis of the shipped pair."""
     file = tmp_path_factory.mktemp("diagnose") / "diagnosis.html"
-    file.write_text(page(diagnosis), "utf-8")
+    file.write_text(diagnosis.to_html(), "utf-8")
     return file
 
 
@@ -256,7 +257,7 @@ def test_some_drafts_have_a_curve_and_a_dot_where_the_base_takes_over(browser, d
 
 
 def test_the_grid_holds_the_switches_of_each_setting(diagnosis):
-    read = ElementTree.fromstring(page(diagnosis)).find(".//figure//table")
+    read = ElementTree.fromstring(diagnosis.to_html()).find(".//figure//table")
     windows = [int(heading.text.removeprefix("window ")) for heading in read.findall("thead//th")[1:]]
     lines = {float(line.findtext("th")): line.findall("td") for line in read.findall("tbody/tr")}
     assert len(windows) * len(lines) == 20
@@ -271,7 +272,7 @@ def test_the_grid_holds_the_switches_of_each_setting(diagnosis):
 def test_a_place_is_where_generate_switches(pair, diagnosis):
     shown = [
         "".join(place.itertext())
-        for place in ElementTree.fromstring(page(diagnosis)).iter("p")
+        for place in ElementTree.fromstring(diagnosis.to_html()).iter("p")
         if "│" in "".join(place.itertext())
     ]
     assert shown
@@ -285,25 +286,52 @@ def test_a_place_is_where_generate_switches(pair, diagnosis):
 
 
 def test_the_page_of_a_diagnosis_is_the_same_every_time_and_its_ids_are_unique(diagnosis):
-    text = page(diagnosis)
-    assert page(diagnosis) == text
+    text = diagnosis.to_html()
+    assert diagnosis.to_html() == text
     ids = [element.get("id") for element in ElementTree.fromstring(text).iter() if element.get("id")]
     assert len(ids) == len(set(ids)) > 50
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     assert used <= set(ids)
 
 
+def test_predicted_costs_have_a_table_of_their_own(diagnosis):
+    predictions = [
+        Prediction(method="base", base_forwards=1, pilot_share=0, time=1),
+        Prediction(method="wsd:threshold=0.6", base_forwards=0.2154, pilot_forwards=1.0701, pilot_share=0.383, time=0.961),
+        Prediction(method="product", base_forwards=0.5, pilot_forwards=1),
+    ]
+    read = ElementTree.fromstring(page(diagnosis, predictions))
+    assert "Predicted costs" in [heading.text for heading in read.iter("h2")]
+    lines = {
+        line.findtext("th"): [cell.text for cell in line.findall("td")] for line in read.findall(".//table")[-1].iter("tr")
+    }
+    assert lines["wsd:threshold=0.6"] == ["0.961", "0.215", "1.07", "0", "38 %"]
+    assert lines["product"] == ["-", "0.5", "1", "0", "-"]
+
+
 def test_texts_of_a_draft_are_escaped(diagnosis):
     nasty = "</p><script>alert(1)</script>\x1b[2J"
     draft = replace(diagnosis.drafts[0], texts=[nasty for _ in diagnosis.drafts[0].texts])
-    read = ElementTree.fromstring(page(replace(diagnosis, drafts=[draft])))
+    read = ElementTree.fromstring(replace(diagnosis, drafts=[draft]).to_html())
     assert not list(read.iter("script"))
     assert "".join(read.itertext()).count("</p><script>alert(1)</script>␛[2J") > 6
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("length", [1, 3, 32])
+def test_any_rule_and_drafts_of_any_length_have_a_page(diagnosis, length):
+    fields = ("tokens", "texts", "log_probs", "best_log_probs", "entropies")
+    drafts = [replace(draft, **{name: getattr(draft, name)[:length] for name in fields}) for draft in diagnosis.drafts]
+    for rule in (wsd_hf.SwitchCriteria(1.0), wsd_hf.RelativeConfidenceCriteria(), wsd_hf.EntropyCriteria(ignore_repeats=True)):
+        for own in ([], diagnosis.own):
+            read = ElementTree.fromstring(replace(diagnosis, drafts=drafts, own=own, rule=rule).to_html())
+            assert len(list(read.iter("figure"))) == 4
+            assert ("threshold 1" in "".join(read.find(".//figure[2]").itertext())) == (rule.threshold == 1)
+
+
 def test_a_pilot_that_writes_nothing_has_a_page_too(diagnosis):
     silent = [replace(draft, tokens=[], texts=[], log_probs=[], best_log_probs=[], entropies=[]) for draft in diagnosis.drafts]
-    read = ElementTree.fromstring(page(replace(diagnosis, drafts=silent, own=[])))
+    read = ElementTree.fromstring(replace(diagnosis, drafts=silent, own=[]).to_html())
     assert not list(read.iter("figure"))
     assert "ended every draft at once" in "".join(read.itertext())
 
@@ -313,7 +341,7 @@ def test_a_missing_library_is_named_with_the_remedy(diagnosis, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(wsd_hf.WSDValueError, match=re.escape('pip install "wsd_hf[diagnose]"')):
-        page(diagnosis)
+        diagnosis.to_html()
 
 
 # The parts, without a browser

@@ -10,13 +10,14 @@ from ..pages.document import document, table
 from ..pages.style import PILOT_COLOURS
 from ..strategies.wsd.switch_rules import SwitchCriteria, SwitchRule
 from ..text.visible import html_text
+from .forwards import Prediction
 from .measures import AFTER, BEFORE, START, Band, Firing, Place, confidences
 from .plots import confidence_plot, highest_plot, positions_plot
 from .reading import Reading
 from .switches import switch_index
 
-CURVES, PLACES = 6, 12
-"""Most drafts whose confidence is drawn, and most switches whose text is shown."""
+CURVES, PLACES = 3, 12
+"""Most drafts with a switch whose confidence is drawn, most without, and most switches whose text is shown."""
 
 Item = TypeVar("Item")
 
@@ -45,8 +46,12 @@ class Measured(Protocol):
     def texts(self) -> Mapping[str, Mapping[str, float | None]]: ...
 
 
-def page(diagnosis: Measured) -> str:
+def page(diagnosis: Measured, predictions: Sequence[Prediction] = ()) -> str:
     """The whole page.
+
+    Args:
+        diagnosis: the measures.
+        predictions: costs of methods on the same pair; a table of its own if there are any.
 
     Raises:
         WSDValueError: matplotlib is missing.
@@ -60,23 +65,27 @@ def page(diagnosis: Measured) -> str:
         "The texts": _texts(diagnosis.texts()),
         "Other rules": _rules(diagnosis.rules()),
     }
+    if predictions:
+        sections["Predicted costs"] = _costs(predictions)
     headed = [f"<h2>{heading}</h2>\n{content}" for heading, content in sections.items()]
     return document("wsd-hf diagnose", words + "".join(headed))
 
 
 def _figures(diagnosis: Measured) -> str:
-    rule, drafts = diagnosis.rule, _some(diagnosis.drafts, CURVES)
+    rule = diagnosis.rule
     threshold = rule.threshold if isinstance(rule, SwitchCriteria) and not rule.ignore_repeats else None
-    curves = [confidences(draft, rule.window_size) for draft in drafts]
-    switches = [switch_index(draft, rule) for draft in drafts]
+    switches = [(draft, switch_index(draft, rule)) for draft in diagnosis.drafts]
+    drafts = [
+        one for fires in (True, False) for one in _some([one for one in switches if (one[1] is not None) == fires], CURVES)
+    ]
+    curves = [confidences(draft, rule.window_size) for draft, _ in drafts]
     figures = {
         "The base's mean probability of a token, with one standard error. A repeat is a token that completes a 4-gram which "
         "the text held before.": positions_plot(diagnosis.positions()),
         f"Number of drafts by their highest confidence over {rule.window_size} tokens, which is the geometric mean of the "
         "base's probabilities.": highest_plot(diagnosis.highest(), threshold),
-        f"Confidence over {rule.window_size} tokens along {len(drafts)} of the drafts.": confidence_plot(
-            curves, switches, threshold
-        ),
+        f"Confidence over {rule.window_size} tokens along {len(drafts)} of the drafts, some with a switch and some without, as "
+        "far as there are both.": confidence_plot(curves, [index for _, index in drafts], threshold),
         "Median switch index of the paper's rule at each threshold and window, drafts that never switch, and switches on a "
         "window that the draft held before. The darker, the more drafts never switch.": _grid(diagnosis.grid()),
     }
@@ -158,6 +167,21 @@ def _rules(rules: Sequence[Firing]) -> str:
         for found in rules
     ]
     return table("Switches of each named rule at its defaults", headings, rows)
+
+
+def _costs(predictions: Sequence[Prediction]) -> str:
+    headings = ["method", "time per token / base", "base forwards per token", "pilot forwards", "reference forwards"]
+    rows = [
+        (
+            found.method,
+            [
+                *map(_number, (found.time, found.base_forwards, found.pilot_forwards, found.reference_forwards)),
+                _percent(found.pilot_share),
+            ],
+        )
+        for found in predictions
+    ]
+    return table("Predicted costs of each method", [*headings, "written by the pilot"], rows)
 
 
 def _some(items: Sequence[Item], most: int) -> Sequence[Item]:

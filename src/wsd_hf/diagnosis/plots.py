@@ -97,7 +97,8 @@ def _axes(height: float, x: str, y: str) -> tuple[Figure, Axes]:
 
 def _legend(figure: Figure) -> None:
     """A legend above the axes, where it hides no mark."""
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=LIGHT["text"])
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=10, labelcolor=LIGHT["text"])
 
 
 def _svg(figure: Figure, name: str, description: str) -> str:

@@ -68,10 +68,10 @@ tbody tr:last-child > * {{ border-bottom: 0; }}
 th {{ color: var(--text); background: var(--surface); font-weight: 600; }}
 thead th {{ vertical-align: bottom; }}
 tbody th {{ position: sticky; left: 0; min-width: min(9rem, 35vw); max-width: 12rem; overflow-wrap: anywhere; }}
-tr:has(td[class]) th {{ min-width: 0; }}
 .numbers td, .numbers thead th + th {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .numbers thead th + th {{ min-width: 4rem; white-space: normal; }}
 
+table:has(td[class]) th {{ min-width: 0; font-size: .75rem; }}
 .numbers td[class] {{ padding: .3rem .5rem; text-align: center; font-size: .75rem; }}
 td b {{ font-size: 1rem; }}
 
