@@ -27,8 +27,16 @@ TENSORS = {
 NORMAL, CONTROL = 1, 3
 
 
-def write_gguf(folder: Path, file: Path, kind: str = "F32", **metadata: str) -> Path:
-    """A Llama folder as one GGUF file, with its tokenizer; matrices of the kind (F32, F16, Q8_0), norms in float32."""
+def write_gguf(folder: Path, file: Path, kind: str = "F32", rope_factors: Any = None, **metadata: str | int) -> Path:
+    """A Llama folder as one GGUF file, with its tokenizer.
+
+    Args:
+        folder: of the model.
+        file: to write.
+        kind: of the matrices: F32, F16, Q8_0. Norms are float32.
+        rope_factors: divisors of the rotary frequencies, float32[head size / 2].
+        **metadata: more of it, with `__` for each dot.
+    """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     special = {token["id"] for token in tokenizer["added_tokens"]}
@@ -59,9 +67,12 @@ def write_gguf(folder: Path, file: Path, kind: str = "F32", **metadata: str) -> 
     if (folder / "chat_template.jinja").exists():
         writer.add_chat_template((folder / "chat_template.jinja").read_text("utf-8"))
     for name, value in metadata.items():
-        writer.add_string(name.replace("__", "."), value)
+        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        add(name.replace("__", "."), value)
     for name, weight in load_file(folder / "model.safetensors").items():
         writer.add_tensor(_name(name), *_stored(name, weight.astype("float32"), config, kind))
+    if rope_factors is not None:
+        writer.add_tensor("rope_freqs.weight", rope_factors)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -178,6 +179,7 @@ def known_device(name: str) -> torch.device:
 
 def _bitsandbytes(quantization: Quantization, dtype: DType) -> BitsAndBytesConfig:
     if quantization is Quantization.bits8:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs every product of weights not in float16
         return BitsAndBytesConfig(load_in_8bit=True)
     compute = dtype.torch or torch.bfloat16
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import WSDHubError
 from .errors import reading
@@ -86,6 +86,16 @@ def adapter_weights(name: str, fetch: Callable[[str], Path]) -> Path:
         raise WSDHubError(f"{name} has no {WEIGHTS}: save the adapter again with PEFT (.bin files may run code)") from error
 
 
+def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: str, config: PreTrainedConfig) -> None:
+    """Raises a WSDHubError if an adapter's tokenizer has tokens that the model has no embedding for."""
+    size = int(config.get_text_config(decoder=True).vocab_size)
+    if len(tokenizer) > size:
+        raise WSDHubError(
+            f"{name} has a tokenizer of {len(tokenizer)} tokens, and {model} a vocabulary of {size}: merge them "
+            "(resize_token_embeddings, then merge_and_unload), and give the result"
+        )
+
+
 def with_adapter(model: PreTrainedModel, name: str, settings: dict[str, Any], weights: Path) -> PreTrainedModel:
     """The model with an adapter: merged into weights that are floats, kept beside quantised ones.
 
@@ -95,8 +105,11 @@ def with_adapter(model: PreTrainedModel, name: str, settings: dict[str, Any], we
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     with reading(f"{name} is an adapter that doesn't fit its model, or is damaged"):
-        wrapped = get_peft_model(model, LoraConfig(**settings, inference_mode=True), low_cpu_mem_usage=True)
         stored = load_file(weights)
+        ranks = [settings.get("r", 0), *settings.get("rank_pattern", {}).values()]
+        if max(ranks) > max((weight.shape[0] for key, weight in stored.items() if "lora_A" in key), default=0):
+            raise ValueError(f"it has rank {max(ranks)}, and smaller weights")
+        wrapped = get_peft_model(model, LoraConfig(**settings, inference_mode=True), low_cpu_mem_usage=True)
         wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
         if different := sorted(wanted.keys() ^ stored.keys()):
             raise ValueError(f"{'lacks' if different[0] in wanted else 'has'} {different[0]}")

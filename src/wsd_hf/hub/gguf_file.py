@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .. import _compat
 from ..errors import WSDHubError
@@ -33,13 +35,21 @@ NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 TEXT, ARRAY = 8, 9
 """The other types of values."""
 
+ROPE_FACTORS = "rope_freqs.weight"
+"""Name of the weight with the divisors of rotary frequencies, by which llama.cpp keeps the settings of Llama 3.1 and later."""
+
+LLAMA_3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""The settings that are the same in all of these models."""
+
 
 class Header(NamedTuple):
     """The part of a GGUF file before its weights."""
 
     metadata: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    """Shapes of the weights, by their names; the last dimension first."""
+    weights: set[str]
+    """Names of the weights."""
+    rope_factors: tuple[float, ...] = ()
+    """Divisors of the rotary frequencies; none if the frequencies are as `rope.freq_base` makes them."""
 
 
 def read_header(name: str, file: Path) -> Header:
@@ -67,6 +77,7 @@ def read_gguf_config(name: str, file: Path, header: Header, kind: str) -> PreTra
         ids = list(dict.fromkeys(number for number in ends if number is not None))
         config.eos_token_id = ids[0] if len(ids) == 1 else ids or None
         config.bos_token_id, config.pad_token_id = _token_id(header, "bos"), _token_id(header, "padding")
+        _set_rope(config, header)
     check_config(name, config, kind)
     return config
 
@@ -88,6 +99,22 @@ def read_gguf_tokenizer(name: str, file: Path, header: Header) -> PreTrainedToke
             chat_template=header.metadata.get("tokenizer.chat_template"),
             **made.special_tokens_map,
         )
+
+
+def _set_rope(config: PreTrainedConfig, header: Header) -> None:
+    """Completes the rotary settings, of which transformers reads the base alone; a ValueError if the file has others."""
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    factors = torch.tensor(header.rope_factors)
+    if len(factors) and config.model_type == "llama":
+        config.rope_parameters = rope | LLAMA_3 | {"factor": float(factors.max())}
+        size = 2 * len(factors)
+        frequencies = rope["rope_theta"] ** (-torch.arange(0, size, 2) / size) / factors
+        if torch.allclose(LlamaRotaryEmbedding(config).inv_freq, frequencies, rtol=1e-3, atol=0):
+            return
+    scaling = header.metadata.get(f"{header.metadata['general.architecture']}.rope.scaling.type", "none")
+    known = scaling == "none" or scaling in json.dumps(rope)
+    if len(factors) or "rope_factors_long.weight" in header.weights or not known:
+        raise ValueError("it scales rotary positions in a way that is not read; give the model that the file was made from")
 
 
 @contextmanager
@@ -116,21 +143,22 @@ def _header(data: mmap.mmap) -> Header:
         if key in metadata:
             raise ValueError(f"it has {key!r:.100} twice")
         metadata[key] = reader.value(*reader.numbers("I"))
-    shapes: dict[str, tuple[int, ...]] = {}
-    ends = [0]
+    places: dict[str, tuple[int, int]] = {}
     for _ in range(tensors):
         name = reader.text()
         (dimensions,) = reader.numbers("I")
         shape = reader.numbers(f"{min(dimensions, 9)}Q")
         kind, offset = reader.numbers("IQ")
-        if name in shapes or not 1 <= dimensions <= 4:
+        if name in places or not 1 <= dimensions <= 4:
             raise ValueError(f"it has the weight {name!r:.100} twice, or with {dimensions} dimensions")
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        shapes[name] = shape
-        ends.append(offset + prod(shape) // block * size)
-    if reader.place + max(ends) > len(data):
+        places[name] = offset, prod(shape) // block * size
+    alignment = metadata.get("general.alignment", 32)
+    begin = -(-reader.place // alignment) * alignment
+    if any(begin + offset + size > len(data) for offset, size in places.values()):
         raise ValueError("it is cut off")
-    return Header(metadata, shapes)
+    offset, size = places.get(ROPE_FACTORS, (0, 0))
+    return Header(metadata, set(places), struct.unpack_from(f"<{size // 4}f", data, begin + offset))
 
 
 class _Reader:

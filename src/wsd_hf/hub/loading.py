@@ -14,7 +14,7 @@ from transformers import GgufConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from .. import _compat
 from ..errors import WSDHubError, WSDValueError
 from .adapters import CONFIG as ADAPTER
-from .adapters import adapter_settings, adapter_weights, with_adapter
+from .adapters import adapter_settings, adapter_weights, check_vocabulary, with_adapter
 from .contents import (
     READING,
     auto_class,
@@ -183,13 +183,15 @@ def fetch_model(
             config = read_gguf_config(shown, file, header, kind)
             beside = not source.file and (files.folder / "tokenizer.json").is_file()
             tokenizer = tokenizer_of(in_folder if beside else lambda: read_gguf_tokenizer(shown, file, header))
-            weights, tensors = [file], float(len(header.shapes))
+            weights, tensors = [file], float(len(header.weights))
         else:
             config = read_config(shown, files.folder, trust_remote_code, kind)
             tokenizer = tokenizer_of(in_folder)
             weights = fetch_weights(shown, files.folder, files.fetch, use_safetensors)
             tensors = sum(map(count_tensors, weights))
         check_sizes(shown, config, weights, tensors, trust_remote_code, kind)
+        if adapter and adapter.tokenizer:
+            check_vocabulary(adapter.name, adapter.tokenizer, shown, config)
     return Fetched(name, kind, files.folder, weights, config, tokenizer, trust_remote_code, use_safetensors, adapter)
 
 
