@@ -41,7 +41,7 @@ TEXTS = """() => {
 
 @dataclass
 class Opened:
-    """A page as a reader has it before him.
+    """A page in a window of the browser.
 
     Attributes:
         page: playwright's.

@@ -63,7 +63,7 @@ def page(diagnosis: Measured, predictions: Sequence[Prediction] = ()) -> str:
         "Where the base takes over": _figures(diagnosis),
         "The text at these places": _places(diagnosis),
         "The texts": _texts(diagnosis.texts()),
-        "Other rules": _rules(diagnosis.rules()),
+        "Each switch rule at its defaults": _rules(diagnosis.rules()),
     }
     if predictions:
         sections["Predicted costs"] = _costs(predictions)

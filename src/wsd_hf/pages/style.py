@@ -67,7 +67,7 @@ th, td {{ padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-alig
 tbody tr:last-child > * {{ border-bottom: 0; }}
 th {{ color: var(--text); background: var(--surface); font-weight: 600; }}
 thead th {{ vertical-align: bottom; }}
-tbody th {{ position: sticky; left: 0; min-width: min(9rem, 35vw); max-width: 12rem; overflow-wrap: anywhere; }}
+tbody th {{ position: sticky; left: 0; min-width: min(10rem, 44vw); max-width: 12rem; overflow-wrap: anywhere; }}
 .numbers td, .numbers thead th + th {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .numbers thead th + th {{ min-width: 4rem; white-space: normal; }}
 
