@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,17 @@ from rich.console import Console
 
 from ..comparison.store import Store
 from ..diagnosis.diagnosis import of_readings
+from ..diagnosis.forwards import Prediction
+from ..diagnosis.predictions import Continuations, continued, predictable, predictions
 from ..diagnosis.reading import Reading, Writer, check_prompts, read, reading_tasks
+from ..diagnosis.suggestion import compare_command
+from ..diagnosis.suggestion import suggest as suggestions
 from ..diagnosis.summary import summary
 from ..errors import WSDValueError
 from ..files import write_whole
+from ..pair import Pair
 from ..strategies.wsd.switch_rules import SwitchRule
+from ..text.chat import Messages
 from .inputs import add_padding, described, place_of, prompt_records
 from .models import Loading, load_models, takes_loading
 from .options import Base, IgnoreRepeats, Pilot, SwitchCriteria, Threshold, WindowSize, one_line_errors, switch_rule
@@ -43,6 +50,12 @@ def diagnose(
     window_size: WindowSize = None,
     switch_criteria: SwitchCriteria = None,
     ignore_repeats: IgnoreRepeats = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Predict the costs of every method; the base continues each draft at some places.")
+    ] = False,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Print a wsd-hf compare of settings that differ in what they do here.")
+    ] = False,
     *,
     loading: Loading,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed prompts out.")] = False,
@@ -62,35 +75,74 @@ def diagnose(
             "--max-draft-tokens": max_draft_tokens,
             "--batch-size": batch_size,
         } | loading.options()
+        if predict and not own_answers:
+            raise WSDValueError("--predict needs the base's own answers, whose time is the measure: leave --no-own-answers out")
         chats = [record["messages"] for record in records]
+        costs: list[Prediction] = []
         with Store(out / "readings.jsonl", Reading, _key, settings) as store:
+            tasks = reading_tasks(len(chats), store.lines, batch_size, own_answers)
             try:
-                if tasks := reading_tasks(len(chats), store.lines, batch_size, own_answers):
+                if tasks or predict:
                     with resumable(out):
-                        with Console(stderr=True).status("loading the models"):
-                            pair = load_models(base, pilot, loading=loading)
-                        if batch_size > 1:
-                            add_padding(pair)
-                        check_prompts(pair, chats)
+                        pair = _pair(base, pilot, loading, chats, batch_size)
                         for task in progress(tasks, "reading"):
                             for reading in read(pair, chats, task, max_draft_tokens):
                                 store.add(reading)
+                        if predict:
+                            costs = _predictions(out, settings, pair, chats, [*store.lines.values()], rule)
             except (KeyboardInterrupt, SystemExit):
-                _show(out, settings, store.lines.values(), max_draft_tokens, rule)
+                _show(out, settings, [*store.lines.values()], rule, costs)
                 raise
-            _show(out, settings, store.lines.values(), max_draft_tokens, rule)
+            _show(out, settings, [*store.lines.values()], rule, costs)
+        if suggest:
+            found = of_readings(store.lines.values(), max_draft_tokens, rule)
+            given = {name: value for name, value in loading.options().items() if value != Loading().options()[name]}
+            options: dict[str, str | int | None] = {
+                "--base": base,
+                "--pilot": pilot,
+                "--prompts": str(prompts) if prompts else None,
+                "--max-new-tokens": max_draft_tokens,
+                "--batch-size": batch_size if batch_size > 1 else None,
+                "--out": str(out / "compare"),
+                **given,
+            }
+            say(compare_command(suggestions(found), options))
 
 
 def _key(reading: Reading) -> tuple[int, Writer]:
     return reading.prompt, reading.writer
 
 
-def _show(folder: Path, settings: dict[str, Any], readings: Iterable[Reading], most: int, rule: SwitchRule) -> None:
+def _pair(base: str | None, pilot: str | None, loading: Loading, chats: Sequence[Messages], batch_size: int) -> Pair:
+    """The models, which can read all prompts, and in batches if they must."""
+    with Console(stderr=True).status("loading the models"):
+        pair = load_models(base, pilot, loading=loading)
+    if batch_size > 1:
+        add_padding(pair)
+    check_prompts(pair, chats)
+    return pair
+
+
+def _predictions(
+    folder: Path, settings: dict[str, Any], pair: Pair, chats: Sequence[Messages], readings: Sequence[Reading], rule: SwitchRule
+) -> list[Prediction]:
+    """Costs of methods; the texts that they are made from are kept beside the readings."""
+    most, methods = settings["--max-draft-tokens"], predictable(pair, rule)
+    drafts, own = ([one for one in readings if one.writer == writer] for writer in ("pilot", "base"))
+    with Store(folder / "continuations.jsonl", Continuations, lambda line: line.prompt, settings) as store:
+        left = [draft for draft in drafts if draft.prompt not in store.lines]
+        for draft in progress(left, "continuing drafts"):
+            store.add(continued(pair, chats[draft.prompt], draft, methods, most))
+        return predictions(pair, drafts, own, methods, [store.lines[draft.prompt] for draft in drafts], most)
+
+
+def _show(
+    folder: Path, settings: dict[str, Any], readings: Sequence[Reading], rule: SwitchRule, costs: Sequence[Prediction]
+) -> None:
     """Writes numbers and page, and prints a summary; of a stopped run, of the texts that have been read."""
-    found = list(readings)
-    if not any(reading.writer == "pilot" for reading in found):
+    if not any(reading.writer == "pilot" for reading in readings):
         return
-    diagnosis = of_readings(found, most, rule)
+    diagnosis = replace(of_readings(readings, settings["--max-draft-tokens"], rule), predictions=costs)
     data = {"settings": settings, **diagnosis.to_dict()}
     write_whole(folder / "diagnosis.json", json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     Console().print(*summary(diagnosis), sep="\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..comparison.prompts import Record
@@ -14,8 +14,10 @@ from ..errors import WSDValueError
 from ..pair import Pair
 from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchCriteria, SwitchRule
 from ..text.chat import Messages
+from .forwards import Prediction
 from .measures import Band, Firing, Place, by_position, firing, highest_confidence, of_texts, places
 from .page import page
+from .predictions import continued, predictable, predictions
 from .reading import Reading, check_prompts, read, reading_tasks
 from .verdict import verdict
 
@@ -32,6 +34,7 @@ class Diagnosis:
         own: the base's own answers to the same prompts; may be empty.
         max_draft_tokens: most tokens of a text, in the base's vocabulary.
         rule: the switch rule that `verdict`, `places` and `highest` are about.
+        predictions: costs of methods; empty unless they were asked for.
 
     Raises:
         WSDValueError: there is no draft.
@@ -41,6 +44,7 @@ class Diagnosis:
     own: Sequence[Reading] = ()
     max_draft_tokens: int
     rule: SwitchRule = field(default_factory=SwitchCriteria)
+    predictions: Sequence[Prediction] = ()
 
     def __post_init__(self) -> None:
         if not self.drafts:
@@ -74,7 +78,7 @@ class Diagnosis:
 
     def verdict(self) -> list[str]:
         """The diagnosis in words; it names no best setting."""
-        return verdict(self.drafts, self.own, self.rule)
+        return verdict(self.drafts, self.own, self.rule, self.predictions)
 
     def texts(self) -> dict[str, dict[str, float | None]]:
         """Numbers of the texts of each writer, "pilot" and "base"; None where there is no token to count.
@@ -100,6 +104,7 @@ class Diagnosis:
             "rules": [asdict(one) for one in self.rules()],
             "highest": self.highest(),
             "places": [asdict(place) for place in self.places()],
+            "predictions": [asdict(one) for one in self.predictions],
         }
         return _finite(data)  # type: ignore[no-any-return]
 
@@ -129,6 +134,7 @@ def diagnose(
     batch_size: int = 1,
     own_answers: bool = True,
     rule: SwitchRule | None = None,
+    predict_costs: bool = False,
 ) -> Diagnosis:
     """Measures whether Weak-to-Strong Decoding suits a pair, before any answers are compared.
 
@@ -142,6 +148,8 @@ def diagnose(
         batch_size: prompts that are answered at a time, >= 1; the base's logits of all their tokens are held.
         own_answers: whether the base answers too, which takes most of the time; else all that compares its own text is missing.
         rule: the switch rule that the verdict is about; default: the paper's.
+        predict_costs: whether the base also continues every draft at several places, from which the forwards and the time of
+            each method are predicted; needs the own answers.
 
     Raises:
         WSDValueError: no prompts, one that cannot be rendered or leaves no room for an answer, or a number out of its range;
@@ -156,8 +164,15 @@ def diagnose(
     rows = check_positive_integer("batch_size", batch_size)
     chats = _chats(prompts)
     check_prompts(pair, chats)
+    if predict_costs and not own_answers:
+        raise WSDValueError("predict_costs=True needs own_answers=True: the base's own time is the measure")
     tasks = reading_tasks(len(chats), (), rows, own_answers)
-    return of_readings((reading for task in tasks for reading in read(pair, chats, task, most)), most, rule)
+    found = of_readings((reading for task in tasks for reading in read(pair, chats, task, most)), most, rule)
+    if not predict_costs:
+        return found
+    methods = predictable(pair, found.rule)
+    texts = [continued(pair, chat, draft, methods, most) for chat, draft in zip(chats, found.drafts, strict=True)]
+    return replace(found, predictions=predictions(pair, found.drafts, found.own, methods, texts, most))
 
 
 def of_readings(readings: Iterable[Reading], max_draft_tokens: int, rule: SwitchRule | None = None) -> Diagnosis:

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..text.visible import visible
+from .forwards import Prediction
 from .measures import Firing, Place
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def summary(diagnosis: Diagnosis) -> Iterator[RenderableType]:
     yield _positions(diagnosis)
     yield _grid(diagnosis.grid())
     yield _rules(diagnosis.rules())
+    if diagnosis.predictions:
+        yield _predictions(diagnosis.predictions)
     yield from _places(diagnosis.places())
     yield Text("\n".join(diagnosis.verdict()))
 
@@ -83,6 +86,14 @@ def _rules(cells: Sequence[Firing]) -> Table:
     for cell in cells:
         counted = "ignored" if cell.ignore_repeats else "counted"
         table.add_row(cell.rule, counted, _number(cell.median), *map(_percent, (cell.never, cell.on_repeats, cell.kept)))
+    return table
+
+
+def _predictions(predictions: Sequence[Prediction]) -> Table:
+    table = _table("Predicted costs of a token", "method", "base forwards", "pilot forwards", "by the pilot", "time / base")
+    for one in predictions:
+        forwards = map(_share, (one.base_forwards, one.pilot_forwards))
+        table.add_row(one.method, *forwards, _percent(one.pilot_share), _share(one.time))
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..strategies.blend import BlendConfig
 from ..strategies.wsd.switch_rules import SwitchCriteria, SwitchRule
+from .forwards import Prediction
 from .measures import by_position, firing, highest_confidence, of_texts, rule_name
 from .reading import Reading
 
@@ -20,15 +21,23 @@ ON_REPETITION = 0.25
 INTERVENTIONS = 0.2
 """Share of unsure places above which methods that intervene there do badly (BlendIn, arXiv 2606.11201)."""
 
+ABOUT = 0.05
+"""Difference of a predicted time from the base's below which both count as the same."""
+
 WALL = 0.2
 """The base's mean probability of first tokens below which the beginning of an answer is what it would not write."""
 
 
-def verdict(drafts: Sequence[Reading], own: Sequence[Reading], rule: SwitchRule) -> list[str]:
-    """Sentences about a rule on some drafts, and on the base's own answers if there are any. They name no best setting."""
+def verdict(
+    drafts: Sequence[Reading], own: Sequence[Reading], rule: SwitchRule, predictions: Sequence[Prediction] = ()
+) -> list[str]:
+    """Sentences about a rule on drafts, on own answers, and by predicted costs, as far as they are given.
+
+    They name no best setting.
+    """
     if not any(draft.tokens for draft in drafts):
         return ["The pilot ended every draft at once, so there is nothing to read. Does it get the right chat template?"]
-    return [*_beginning(drafts), *_firing(drafts, rule), *_own(own, rule), *_interventions(own or drafts)]
+    return [*_beginning(drafts), *_firing(drafts, rule), *_own(own, rule), *_interventions(own or drafts), *_pays(predictions)]
 
 
 def _percent(share: float) -> str:
@@ -96,3 +105,19 @@ def _interventions(texts: Sequence[Reading]) -> list[str]:
         f"At {_percent(share)} of the tokens the base's largest probability is below {BlendConfig.threshold:g}, {more} than "
         f"{_percent(INTERVENTIONS)}: methods that let the pilot write there, such as nudging and blend, {outcome}."
     ]
+
+
+def _pays(predictions: Sequence[Prediction]) -> list[str]:
+    """About the predicted costs of Weak-to-Strong Decoding with the rule."""
+    return [
+        f"Predicted costs of a token with this rule: {one.base_forwards:.2f} forwards of the base, {one.pilot_forwards:.2f} of "
+        f"the pilot, and {one.time:.2f} of the base's time alone: {_paying(one.time)}."
+        for one in predictions
+        if one.method == "wsd" and one.time is not None
+    ]
+
+
+def _paying(time: float) -> str:
+    if time < 1 - ABOUT:
+        return "it pays in time"
+    return "it takes about as long" if time <= 1 + ABOUT else "it does not pay in time"
