@@ -12,7 +12,9 @@ import wsd_hf
 from readings import reading
 from wsd_hf import Pair
 from wsd_hf.diagnosis.diagnosis import Diagnosis, diagnose, of_readings
+from wsd_hf.diagnosis.forwards import Prediction
 from wsd_hf.diagnosis.measures import by_position, firing, highest_confidence, of_texts, places, repeated
+from wsd_hf.diagnosis.summary import summary
 
 CALM, SURE = [0.5] * 12, [0.5] * 5 + [0.1] + [0.9] * 6
 """A draft in which the paper's rule never fires, and one in which it fires at its last token."""
@@ -207,6 +209,19 @@ def test_the_beginning_of_drafts_is_described() -> None:
     assert against in sentences(reading([0.1] + [0.15] * 3))
 
 
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [(0.94, "pays in time"), (0.95, "takes about as long"), (1.05, "takes about as long"), (1.06, "does not pay in time")],
+)
+def test_predicted_costs_are_judged_by_time(time: float, words: str) -> None:
+    others = [Prediction(method="base", base_forwards=1, time=1.0), Prediction(method="two_way", time=0.1)]
+    wsd = Prediction(method="wsd", base_forwards=0.25, pilot_forwards=0.9, pilot_share=0.4, time=time)
+    found = sentences(reading(SURE), predictions=[*others, wsd])
+    forwards = "Predicted costs of a token with this rule: 0.25 forwards of the base, 0.90 of the pilot"
+    assert f"{forwards}, and {time:.2f} of the base's time alone: it {words}." in found
+    assert "Predicted" not in sentences(reading(SURE), predictions=others)
+
+
 # Arguments
 
 
@@ -228,6 +243,16 @@ def test_own_answers_may_be_left_out() -> None:
     assert found.positions().keys() == {"draft", "draft, repeats left out"}
 
 
+@pytest.mark.parametrize("vocabulary", ["pilot", "pilot_other_vocab"])
+def test_costs_are_predicted_for_the_methods_that_a_pair_can_run(vocabulary: str) -> None:
+    found = diagnose(Pair.tiny(vocabulary), ["What does the Keloft eat?"], max_draft_tokens=24, predict_costs=True)
+    methods = ["base", "pilot", "nudging", "wsd", "two_way"]
+    methods += ["product", "ensemble", "blend"] if vocabulary == "pilot" else []
+    assert [one["method"] for one in found.to_dict()["predictions"]] == methods
+    assert "Predicted costs of a token with this rule" in found.verdict()[-1]
+    assert "Predicted costs of a token" in "".join(str(getattr(part, "title", "")) for part in summary(found))
+
+
 @pytest.mark.parametrize(
     ("prompts", "settings", "message"),
     [
@@ -238,6 +263,7 @@ def test_own_answers_may_be_left_out() -> None:
         (["Who?", [{"role": "user"}]], {}, r"prompt 2: messages\[0\]"),
         (["Who?"], {"max_draft_tokens": 0}, "max_draft_tokens=0: must be an integer of at least 1"),
         (["Who?"], {"batch_size": 0}, "batch_size=0: must be an integer of at least 1"),
+        (["Who?"], {"predict_costs": True, "own_answers": False}, "predict_costs=True needs own_answers=True"),
     ],
 )
 def test_wrong_arguments_are_refused(prompts: Any, settings: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,36 @@ def test_another_rule_is_read_off_what_is_there(run: Callable[..., Any], loads: 
     assert (rule["rule"], rule["threshold"], rule["window_size"]) == ("relative_confidence", 0.5, 3)
 
 
+def test_costs_are_predicted_from_texts_that_are_kept(
+    run: Callable[..., Any], loads: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert run().exit_code == 0
+    first = run("--predict")
+    assert "continuing drafts: 3 of 3" in first.stderr
+    data = json.loads((tmp_path / "out" / "diagnosis.json").read_text("utf-8"))
+    monkeypatch.setattr("wsd_hf.cli.diagnosis.continued", None)  # is not called again
+    second = run("--predict", threshold=0.5)
+    assert second.exit_code == 0, second.stderr
+    other = json.loads((tmp_path / "out" / "diagnosis.json").read_text("utf-8"))
+    costs, others = ({one["method"]: one for one in found["predictions"]} for found in (data, other))
+    assert costs["nudging"] == others["nudging"]
+    assert costs["wsd"]["pilot_share"] > others["wsd"]["pilot_share"]
+
+
+def test_a_comparison_is_suggested(run: Callable[..., Any], tmp_path: Path) -> None:
+    result = run("--no-own-answers", "--suggest", dtype="float32")
+    line = result.stdout.splitlines()[-1]
+    program, command, *words = shlex.split(line)
+    assert (program, command) == ("wsd-hf", "compare")
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    assert options["--prompts"] == str(tmp_path / "prompts.jsonl")
+    assert options["--max-new-tokens"] == "24"
+    assert options["--dtype"] == "float32"
+    assert options["--out"] == str(tmp_path / "out" / "compare")
+    assert options["--strategies"].startswith("base,pilot,wsd:threshold=")
+    assert CliRunner().invoke(app, [command, *words]).exit_code == 0
+
+
 # Wrong options
 
 
@@ -166,6 +197,13 @@ def test_wrong_options_are_refused_before_models_are_loaded(
     result = run(**options)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert not loads
+
+
+def test_predictions_need_own_answers(run: Callable[..., Any], loads: list[str]) -> None:
+    result = run("--predict", "--no-own-answers")
+    assert result.exit_code == 2
+    assert "wsd-hf: --predict needs the base's own answers" in result.stderr
     assert not loads
 
 

@@ -177,7 +177,7 @@ def endless(pair: Pair, logits: torch.Tensor) -> torch.Tensor:
 def test_a_pilot_that_ends_at_once_drafts_nothing(pair: Pair) -> None:
     end = pair.pilot_tokenizer.eos_token_id
     with changed(pair, "pilot", lambda logits: logits.index_fill(-1, torch.tensor([end]), 1e9)) as silent:
-        diagnosis = diagnose(silent, CHATS[:2], max_draft_tokens=8, own_answers=False)
+        diagnosis = diagnose(silent, CHATS[:2], max_draft_tokens=8, predict_costs=True)
     for draft in diagnosis.drafts:
         assert (draft.tokens, draft.texts, draft.log_probs, draft.ended) == ([], [], [], True)
     assert diagnosis.verdict()[0].startswith("The pilot ended every draft at once")
