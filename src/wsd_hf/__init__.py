@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from .bundle import Packed, pack
+from .diagnosis.diagnosis import Diagnosis, diagnose
 from .engine.stats import Stats, Work
 from .engine.strategy import StrategyConfig, StrategyOutput
 from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
@@ -59,6 +60,7 @@ __all__ = [
     "AnswerStreamer",
     "AutoModelForCausalLM",
     "BlendConfig",
+    "Diagnosis",
     "EmulatedFineTuningConfig",
     "EnsembleConfig",
     "EntropyCriteria",
@@ -98,6 +100,7 @@ __all__ = [
     "WriterStreamer",
     "build_inputs",
     "confidence",
+    "diagnose",
     "disable_wsd",
     "enable_wsd",
     "explain",

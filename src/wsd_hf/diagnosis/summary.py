@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..text.visible import visible
 from .forwards import Prediction
-from .measures import Firing, Place
+from .measures import BEFORE, Firing, Place
 
 if TYPE_CHECKING:
     from .diagnosis import Diagnosis
@@ -31,7 +31,7 @@ def summary(diagnosis: Diagnosis) -> Iterator[RenderableType]:
     yield _rules(diagnosis.rules())
     if diagnosis.predictions:
         yield _predictions(diagnosis.predictions)
-    yield from _places(diagnosis.places())
+    yield from _places(diagnosis.places(), diagnosis.rule.window_size)
     yield Text("\n".join(diagnosis.verdict()))
 
 
@@ -97,13 +97,13 @@ def _predictions(predictions: Sequence[Prediction]) -> Table:
     return table
 
 
-def _places(places: Sequence[Place]) -> Iterator[Text]:
+def _places(places: Sequence[Place], window_size: int) -> Iterator[Text]:
     if places:
         yield Text("Switches, the window between bars", style="italic")
-    step = -(-len(places) // PLACES) or 1
-    for place in places[::step]:
+    for place in places[:: -(-len(places) // PLACES) or 1]:
         before, window, after = (visible(text).replace("\n", "⏎") for text in (place.before, place.window, place.after))
-        yield Text(f"{place.prompt + 1}: …{before}│{window}│{after}…")
+        cut = "…" if place.index > BEFORE + window_size else ""
+        yield Text(f"{place.prompt + 1}: {cut}{before}│{window}│{after}")
 
 
 def _table(title: str, first: str, *headings: str) -> Table:
