@@ -114,7 +114,7 @@ class Diagnosis:
         Raises:
             WSDValueError: matplotlib is missing.
         """
-        return page(self)
+        return page(self, self.predictions)
 
 
 def _finite(data: Any) -> Any:
