@@ -385,8 +385,8 @@ def test_samples_are_drawn_with_a_seed(compare, tmp_path):
     assert alone == [{**answer, "prompt": 0} for answer in one if answer["prompt"] == 1]
     assert alone != other
     assert [answer["sample"] for answer in one] == [number for _ in QUESTIONS for number in (0, 1, 2) for _ in range(2)]
-    row = table(tmp_path / "one")["wsd"]
-    texts = [[a["response"] for a in one if a["prompt"] == n and a["strategy"] == "wsd"] for n in range(len(QUESTIONS))]
+    row = table(tmp_path / "one")["base"]
+    texts = [[a["response"] for a in one if a["prompt"] == n and a["strategy"] == "base"] for n in range(len(QUESTIONS))]
     assert row["answers"] == row["length_count"] == 3 * len(QUESTIONS)
     assert row["distinct"] == pytest.approx(fmean(distinct_pairs(some) for some in texts))
     assert row["distinct_count"] == row["similarity_count"] == len(QUESTIONS)
