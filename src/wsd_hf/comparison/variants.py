@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from .methods import ALIASES, METHODS, Method
 
 WORDS = {"true": True, "false": False, "none": None}
 """Values that are spelt as words."""
+
+EXAMPLE = "wsd:threshold=0.6"
 
 
 @dataclass(frozen=True)
@@ -51,40 +53,49 @@ def read_variants(text: str, defaults: Mapping[str, Mapping[str, Any]]) -> list[
     return list({variant.name: variant for variant in variants}.values())
 
 
-def _items(text: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _items(text: str) -> list[tuple[str, dict[str, str]]]:
     """Names of methods, each with the settings that were given for it."""
-    found: list[tuple[str, dict[str, str] | None]] = []
+    found: list[tuple[str, dict[str, str]]] = []
+    takes_settings = False
     for item in map(str.strip, text.split(",")):
         setting = item
         if "=" not in item or ":" in item.split("=")[0]:
             name, colon, setting = item.partition(":")
-            name = ALIASES.get(name.strip(), name.strip())
-            if name not in METHODS:
-                raise WSDValueError(
-                    f"--strategies: {name!r} is unknown; known are {', '.join(METHODS)}; a setting needs a value, as in "
-                    "wsd:threshold=0.6"
-                )
-            found.append((name, {} if colon else None))
+            found.append((_method(name.strip()), {}))
+            takes_settings = bool(colon)
             if not colon:
                 continue
-        name, settings = found[-1] if found else ("", None)
-        if settings is None:
-            begin = name or "METHOD"
-            raise WSDValueError(f"--strategies: {setting!r} is a setting of no method; write it as {begin}:{setting}")
-        key, equals, value = map(str.strip, setting.partition("="))
-        if not equals:
-            raise WSDValueError(f"--strategies: {item!r}: after the colon must be NAME=VALUE, as in wsd:threshold=0.6")
-        if key in settings:
-            raise WSDValueError(f"--strategies: {key} is given twice for one {name}")
-        settings[key] = value
-    return ((name, settings or {}) for name, settings in found)
+        if not takes_settings:
+            before = found[-1][0] if found else "METHOD"
+            raise WSDValueError(f"--strategies: {setting!r} is a setting of no method; write it as {before}:{setting}")
+        _add(setting, *found[-1])
+    return found
+
+
+def _method(name: str) -> str:
+    """The name of a method, which may be given by its short name."""
+    name = ALIASES.get(name, name)
+    if name not in METHODS:
+        known = ", ".join(METHODS)
+        raise WSDValueError(f"--strategies: {name!r} is unknown; known are {known}; a setting needs a value, as in {EXAMPLE}")
+    return name
+
+
+def _add(setting: str, name: str, settings: dict[str, str]) -> None:
+    """Adds a setting to those of a method."""
+    key, equals, value = map(str.strip, setting.partition("="))
+    if not equals:
+        raise WSDValueError(f"--strategies: {name}:{setting}: after the colon must be NAME=VALUE, as in {EXAMPLE}")
+    if key in settings:
+        raise WSDValueError(f"--strategies: {key} is given twice for one {name}")
+    settings[key] = value
 
 
 def _variant(name: str, spelt: Mapping[str, str], defaults: Mapping[str, Any]) -> Variant:
     kind = METHODS[name].strategy
     settings = [] if kind is None else [known for known in kind.keywords().values() if known.metadata.get("travels", True)]
     known = [setting.name for setting in settings]
-    for setting in spelt.keys() - set(known):
+    for setting in (setting for setting in spelt if setting not in known):
         if not known:
             raise WSDValueError(f"--strategies: {name} has no settings; leave {setting}={spelt[setting]} out")
         near = difflib.get_close_matches(setting, known, n=1)
