@@ -17,7 +17,6 @@ import torch
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -90,7 +89,7 @@ def read_gguf_tokenizer(name: str, file: Path, header: Header) -> PreTrainedToke
             "that also holds the files of the original tokenizer"
         )
     with reading(f"{name} has no tokenizer that can be loaded"), alone(file) as place:
-        made = AutoTokenizer.from_pretrained(**place)
+        made = PreTrainedTokenizerFast.from_pretrained(**place)  # AutoTokenizer reads the config again, which takes seconds
         parts = json.loads(made.backend_tokenizer.to_str())
         size = len(header.metadata["tokenizer.ggml.tokens"])
         parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] < size]
