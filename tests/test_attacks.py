@@ -273,7 +273,7 @@ def test_a_batch_is_refused_by_a_streamer_of_text_and_its_reader_is_released(cas
 
 
 @every_case
-@pytest.mark.parametrize("seed", some(4, 30))
+@pytest.mark.parametrize("seed", some(2, 30))
 def test_every_row_of_a_batch_is_what_it_is_alone(case: Case, seed: int, tried: Any) -> None:
     rng = random.Random(seed)
     rows = [case.prompt(1000 * seed + row, rng.randint(1, 14)) for row in range(rng.randint(2, 5))]
@@ -294,7 +294,7 @@ def test_every_row_of_a_batch_is_what_it_is_alone(case: Case, seed: int, tried: 
     tried("rows of a batch, each against itself alone", len(rows))
 
 
-@every_case
+@every_long_case
 def test_a_budget_cuts_the_response_and_changes_no_token_before(case: Case, tried: Any) -> None:
     ids = case.prompt(3)
     longest = case.repeatable(ids, max_new_tokens=24)[0].tolist()
