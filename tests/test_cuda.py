@@ -20,9 +20,10 @@ from test_concurrency import together
 from test_fast_path import EXACT, ROUNDED, UNPADDED, both, decode, pair, random_case
 from test_faults import PilotBroke, failing
 from test_weak_to_strong_search import letters, models
-from wsd_hf import _compat
+from wsd_hf import Diagnosis, _compat
 from wsd_hf.engine import cuda_graphs as graphs
 from wsd_hf.strategies import STRATEGIES
+from wsd_hf.tiny import demo_questions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -159,6 +160,22 @@ def test_graphs_are_captured_on_a_device_that_is_not_the_current_one(captured: l
     assert {
         graph.outputs.device if isinstance(graph.outputs, torch.Tensor) else graph.outputs[0].device for graph in captured
     } == {torch.device(device) for device in DEVICES}
+
+
+def test_a_diagnosis_is_that_of_a_cpu() -> None:
+    def diagnosis(device: str) -> Diagnosis:
+        one = wsd_hf.Pair.tiny("pilot_other_vocab")
+        one.base.double().to(device)
+        one.pilot.double().to(device)
+        return wsd_hf.diagnose(one, demo_questions()[:4], max_draft_tokens=24, batch_size=2)
+
+    there, here = diagnosis("cuda"), diagnosis("cpu")
+    for one, other in zip([*there.drafts, *there.own], [*here.drafts, *here.own], strict=True):
+        assert one.tokens == other.tokens
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+        assert one.entropies == pytest.approx(other.entropies, abs=1e-4)
+    assert there.grid() == here.grid()
+    assert all(reading.seconds > 0 for reading in there.drafts)
 
 
 @pytest.mark.parametrize("apart", [False, True])
