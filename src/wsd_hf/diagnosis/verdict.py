@@ -19,7 +19,7 @@ ON_REPETITION = 0.25
 """Share of switches on repeated text from which repetition counts as a cause."""
 
 INTERVENTIONS = 0.2
-"""Share of unsure places above which methods that intervene there do badly (BlendIn, arXiv 2606.11201)."""
+"""Share of unsure places above which methods that intervene there do so often (BlendIn, arXiv 2606.11201)."""
 
 ABOUT = 0.05
 """Difference of a predicted time from the base's below which both count as the same."""
@@ -100,7 +100,9 @@ def _interventions(texts: Sequence[Reading]) -> list[str]:
     share = of_texts(texts)["unsure"]
     if share is None:
         return []
-    more, outcome = ("more", "do badly") if share > INTERVENTIONS else ("no more", "may serve")
+    more, outcome = (
+        ("more", "hand much of the answer to it") if share > INTERVENTIONS else ("no more", "hand little of the answer to it")
+    )
     return [
         f"At {_percent(share)} of the tokens the base's largest probability is below {BlendConfig.threshold:g}, {more} than "
         f"{_percent(INTERVENTIONS)}: methods that let the pilot write there, such as nudging and blend, {outcome}."
