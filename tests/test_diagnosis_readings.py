@@ -209,16 +209,6 @@ def test_the_models_are_left_as_they_were(pair: Pair) -> None:
     assert not pair.base._forward_pre_hooks
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_reads_the_same(pair: Pair) -> None:
-    models = {name: copy.deepcopy(getattr(pair, name)).cuda() for name in ("base", "pilot")}
-    there = Pair(**{**vars(pair), **models})
-    for one, other in zip(readings(there, batch_size=4), readings(pair, batch_size=4), strict=True):
-        assert (one.tokens, one.texts, one.ended) == (other.tokens, other.texts, other.ended)
-        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-2)
-        assert one.seconds > 0
-
-
 # What is missing, and what is wrong
 
 

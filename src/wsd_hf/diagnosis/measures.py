@@ -15,7 +15,7 @@ from ..strategies.wsd.switch_rules import SWITCH_RULES, GrowingText, SwitchRule
 from .reading import Reading
 from .switches import repeats, switch_index
 
-BANDS = ((1, 1), (2, 4), *((2**power + 1, 2 ** (power + 1)) for power in range(2, 12)))
+BANDS = ((1, 1), (2, 4), *((2**power + 1, 2 ** (power + 1)) for power in range(2, 24)))
 """First and last position of the bands that probabilities are averaged over; counted from 1."""
 
 START = 8
