@@ -157,8 +157,8 @@ def diagnose(
         WSDLogitsError: NaN in a model's logits.
 
     >>> diagnosis = diagnose(Pair.tiny(), ["What does the Keloft eat?"], own_answers=False)
-    >>> print(diagnosis.verdict()[0])
-    The base gives the first token of a draft 0.33: it may begin like this itself.
+    >>> diagnosis.rules()[0].median
+    12.0
     """
     most = check_positive_integer("max_draft_tokens", max_draft_tokens)
     rows = check_positive_integer("batch_size", batch_size)
