@@ -115,7 +115,7 @@ def _replayed(name: str, settings: StrategyConfig, draft: Reading, paths: Sequen
     if isinstance(settings, NudgingConfig):
         return _nudging(settings, draft, paths, costs, limit)
     raise WSDValueError(
-        f"{name}: the costs of strategy={settings.name!r} cannot be predicted, since its texts are no greedy ones"
+        f"{name}: costs of strategy={settings.name!r} cannot be predicted, since they depend on samples or scores"
     )
 
 
