@@ -33,11 +33,10 @@ CHATS = [question["messages"] for question in demo_questions()][:8]
 LIMIT = 64
 
 BOTH = (
-    "nudging,nudging:threshold=.8,wsd,wsd:threshold=.6,wsd:window_size=3,wsd:window_size=1,wsd:window_size=12,"
-    "wsd:switch_criteria=relative_confidence,wsd:switch_criteria=entropy,wsd:max_draft_tokens=8,draft_end=stop,"
-    "wsd:speculate=false,wsd:speculate=ngram,wsd:chunk=4,two_way,two_way:threshold=.6"
+    "nudging,nudging:threshold=.8,wsd,wsd:threshold=.6,wsd:window_size=1,wsd:switch_criteria=relative_confidence,"
+    "wsd:max_draft_tokens=8,draft_end=stop,wsd:speculate=ngram,wsd:chunk=4,two_way"
 )
-METHODS = {"pilot": f"{BOTH},eft,product,ensemble,blend,blend:threshold=.8", "pilot_other_vocab": BOTH}
+METHODS = {"pilot": f"{BOTH},eft,product,ensemble,blend", "pilot_other_vocab": BOTH}
 
 
 @dataclasses.dataclass

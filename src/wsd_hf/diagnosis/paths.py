@@ -32,7 +32,7 @@ class Agreement(NamedTuple):
     length: int
     """Tokens before the first that it would not have chosen."""
     ends: bool
-    """Whether it would have ended the text there."""
+    """True if it would have ended the text there."""
 
 
 @dataclass(frozen=True, kw_only=True)
