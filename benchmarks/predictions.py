@@ -61,7 +61,7 @@ def answered(pair: Pair, records: list[Record], variants: list[Variant], tokens:
     """The rows of a comparison that is made here."""
     bench, plan = Bench(pair, polite_examples() if shipped else URIAL_PROMPT, tokens), Plan(records, variants)
     with tempfile.TemporaryDirectory() as folder, open_answers(Path(folder), {}) as answers:
-        plan.answer_all(bench, {}, answers, lambda batches: tqdm(batches, "answers"))
+        plan.answer_all(bench, answers, lambda batches: tqdm(batches, "answers"), print)
         rows = table_rows(answers.lines.values(), [variant.name for variant in variants])
     return [row.to_dict() for row in rows]
 

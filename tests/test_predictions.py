@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,10 @@ CHATS = [question["messages"] for question in demo_questions()][:8]
 LIMIT = 64
 
 BOTH = (
-    "nudging,nudging:threshold=.8,wsd,wsd:threshold=.6,wsd:window_size=3,wsd:window_size=1,wsd:window_size=12,"
-    "wsd:switch_criteria=relative_confidence,wsd:switch_criteria=entropy,wsd:max_draft_tokens=8,draft_end=stop,"
-    "wsd:speculate=false,wsd:speculate=ngram,wsd:chunk=4,two_way,two_way:threshold=.6"
+    "nudging,nudging:threshold=.8,wsd,wsd:threshold=.6,wsd:window_size=1,wsd:switch_criteria=relative_confidence,"
+    "wsd:max_draft_tokens=8,draft_end=stop,wsd:speculate=ngram,wsd:chunk=4,two_way"
 )
-METHODS = {"pilot": f"{BOTH},eft,product,ensemble,blend,blend:threshold=.8", "pilot_other_vocab": BOTH}
+METHODS = {"pilot": f"{BOTH},eft,product,ensemble,blend", "pilot_other_vocab": BOTH}
 
 
 @dataclasses.dataclass
@@ -111,7 +111,7 @@ def test_a_single_model_costs_one_forward_for_each_token(case: Case) -> None:
 
 def test_what_cannot_be_predicted_is_refused_by_name(case: Case) -> None:
     for name in ("weak_to_strong_search", "reward_guided"):
-        with pytest.raises(WSDValueError, match=f"strategy='{name}' writes no greedy text"):
+        with pytest.raises(WSDValueError, match=f"strategy='{name}' cannot be predicted"):
             case.predict(**{name: STRATEGIES[name]()})
     with pytest.raises(WSDValueError, match="switch rules alone"):
         case.predict(wsd=WSDConfig(switch_criteria=OwnCriterion()))
@@ -188,3 +188,27 @@ def test_the_command_of_a_suggestion_runs(case: Case, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     table = (tmp_path / "out/table.md").read_text("utf-8")
     assert all(one.variant in table for one in suggestions)
+
+
+# The benchmark
+
+
+def test_the_benchmark_prints_predictions_beside_a_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from predictions import main
+
+    settings: Any = {"limit": 2, "tokens": 8, "strategies": "wsd,product"}
+    main(**settings, out=tmp_path / "here.json")
+    rows = json.loads((tmp_path / "here.json").read_text("utf-8"))["rows"]
+    assert [row["method"] for row in rows] == ["base", "wsd", "product"]
+    for row in rows:
+        assert row["predicted"]["base_forwards"] == pytest.approx(row["measured"]["base_forwards"], rel=0.15)
+
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f"{json.dumps({'messages': chat})}\n" for chat in CHATS[:2]), "utf-8")
+    compare = ["compare", "--prompts", str(prompts), "--out", str(tmp_path / "out"), "--max-new-tokens", "8"]
+    assert CliRunner().invoke(app, [*compare, "--strategies", "wsd,product"]).exit_code == 0
+    main(**settings, compared=tmp_path / "out", out=tmp_path / "read.json")
+    again = json.loads((tmp_path / "read.json").read_text("utf-8"))["rows"]
+    forwards = [[row["measured"]["base_forwards"] for row in some] for some in (rows, again)]
+    assert forwards[0] == forwards[1]

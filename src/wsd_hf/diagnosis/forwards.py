@@ -114,9 +114,7 @@ def _replayed(name: str, settings: StrategyConfig, draft: Reading, paths: Sequen
         return _target(name, settings, draft, paths, costs, limit)
     if isinstance(settings, NudgingConfig):
         return _nudging(settings, draft, paths, costs, limit)
-    raise WSDValueError(
-        f"{name}: the costs of strategy={settings.name!r} cannot be predicted, since its texts are no greedy ones"
-    )
+    raise WSDValueError(f"{name}: strategy={settings.name!r} cannot be predicted, since it depends on samples or scores")
 
 
 # Weak-to-Strong Decoding, and its two-way form

@@ -32,7 +32,7 @@ class Agreement(NamedTuple):
     length: int
     """Tokens before the first that it would not have chosen."""
     ends: bool
-    """Whether it would have ended the text there."""
+    """True if it would have ended the text there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +137,14 @@ def _continued(pair: Pair, draft: Reading, kept: list[int], limit: int, criteria
     ids, mask = left_padded([draft.base_prompt + draft.tokens[:length] for length in kept], pair.base.device)
     stops = {"stopping_criteria": criteria} if criteria else {}
     sequences = pair.base.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=limit, **stops)
-    ends = eos_token_ids(pair.base.generation_config)
+    eos = eos_token_ids(pair.base.generation_config)
     texts = []
     for length, row in zip(kept, sequences[:, ids.shape[1] :].tolist(), strict=True):
         text = draft.tokens[:length]
         for token in row[: limit - length]:
-            text = [*text, token]
-            if token in ends or any(rule.ends(draft.base_prompt, text) for rule in criteria):
+            if text and (text[-1] in eos or any(rule.ends(draft.base_prompt, text) for rule in criteria)):
                 break
+            text = [*text, token]
         texts.append(text)
     return texts
 
@@ -156,9 +156,7 @@ class _Reader:
         sizes = vocabulary_size(pair.base), vocabulary_size(pair.pilot)
         self._one_vocabulary = same_vocabulary(*sizes, pair.tokenizer, pair.pilot_tokenizer)
         if targets and not self._one_vocabulary:
-            raise WSDValueError(
-                f"{', '.join(targets)}: must have one vocabulary, and the pair has two; leave out what mixes both"
-            )
+            raise WSDValueError(f"{', '.join(targets)}: need one vocabulary, and the pair has two: leave them out")
         self._pair, self._targets = pair, targets
         self._base_ends = eos_token_ids(pair.base.generation_config)
         self._pilot_ends = eos_token_ids(pair.pilot.generation_config) | eos_token_ids(pair.pilot_tokenizer)

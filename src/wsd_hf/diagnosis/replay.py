@@ -74,7 +74,7 @@ class Replay:
 
     @property
     def ended(self) -> bool:
-        """Whether the whole path is written."""
+        """True when the whole path is written."""
         return self.at >= len(self.path.tokens)
 
     @property
