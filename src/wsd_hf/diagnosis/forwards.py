@@ -55,6 +55,7 @@ def costs(pair: Pair, drafts: Sequence[Reading], own: Sequence[Reading]) -> Cost
     return Costs(
         base=base,
         pilot=pilot,
+        base_alone=Price.of(pair.base, captured=False),
         base_seconds=base_seconds,
         pilot_seconds=pilot_seconds,
         one_vocabulary=same_vocabulary(*sizes, pair.tokenizer, pair.pilot_tokenizer),

@@ -21,12 +21,14 @@ class Costs:
 
     Attributes:
         base, pilot: by number of tokens, as the pace has them.
-        base_seconds, pilot_seconds: measured, of a forward over one token.
+        base_alone: of the base in plain `generate`, which captures no CUDA graphs.
+        base_seconds, pilot_seconds: measured, of a forward over one token: of the base alone, and of the pilot as it drafts.
         one_vocabulary: whether tokens mean the same to both.
     """
 
     base: Price
     pilot: Price
+    base_alone: Price
     base_seconds: float
     pilot_seconds: float
     one_vocabulary: bool
@@ -85,7 +87,7 @@ class Replay:
     def run_base(self, tokens: int = 1) -> None:
         """A forward of the base, and of the reference."""
         self.base_forwards += 1
-        self.seconds += self._costs.base_seconds * self._costs.base(tokens) / self._costs.base(1)
+        self.seconds += self._costs.base_seconds * self._costs.base(tokens) / self._costs.base_alone(1)
         if self._reads_reference:
             self.reference_forwards += 1
             self.seconds += self._costs.pilot_seconds * self._costs.pilot(tokens) / self._costs.pilot(1)
