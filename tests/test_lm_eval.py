@@ -130,7 +130,10 @@ def test_the_command_equals_direct_calls(folder: Path, pair: Any) -> None:
     done = cli(*command.replace("\\\n", " ").split()[2:])
     assert done.exit_code == 0, done.output
     assert re.search(r"\|polite_facts\|.*\|exact_match\|.*\| +1\|", done.stdout)
-    answers, value = outcome(json.loads((folder / "results.json").read_text("utf-8")))
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    kept = results["config"]["model_args"]
+    assert (kept["pretrained"], kept["pilot"], kept["dtype"], kept["quantization"]) == (BASE, PILOT, "auto", None)
+    answers, value = outcome(results)
     assert answers == [direct(pair, chat(question)) for question in QUESTIONS]
     assert value == share(answers) == 1.0
 

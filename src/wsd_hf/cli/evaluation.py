@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import WSDValueError
-from ..pair import Pair
 from .models import Loading, load_models, takes_loading
 from .options import MODEL, IgnoreRepeats, SwitchCriteria, Threshold, WindowSize, one_line_errors, wsd_config
 from .terminal import say
@@ -25,8 +24,10 @@ class Harness(str, Enum):
 
 def run_lm_eval(
     tasks: list[str],
-    load: Callable[[], Pair],
-    models: dict[str, Any],
+    base: str,
+    pilot: str,
+    loading: Loading,
+    rule: dict[str, Any],
     include_path: Path | None,
     gen_kwargs: str,
     **options: Any,
@@ -35,8 +36,9 @@ def run_lm_eval(
 
     Args:
         tasks: names of tasks, groups and tags, or patterns of them.
-        load: makes the pair.
-        models: arguments of `WSDHFLM` as they are kept in the results, with the names of the models.
+        base, pilot: names of the models.
+        loading: of the models.
+        rule: settings of `WSDHFLM`.
         include_path: folder with more tasks.
         gen_kwargs: settings of `generate`, as the harness reads them.
         **options: of `lm_eval.simple_evaluate`; and `max_gen_toks`, which beats the tasks'.
@@ -59,18 +61,18 @@ def run_lm_eval(
             raise WSDValueError(f"--tasks {task}: unknown to the harness; `lm_eval ls tasks` lists what it has")
     length = options.pop("max_gen_toks")
     settings = simple_parse_args_string(gen_kwargs) | ({} if length is None else {"max_gen_toks": length})
-    pair = load()
-    loaded = {"pretrained": pair.base, "pilot": pair.pilot}
+    pair = load_models(base, pilot, loading=loading)
+    models = {"pretrained": pair.base, "pilot": pair.pilot}
     tokenizers = {"tokenizer": pair.tokenizer, "pilot_tokenizer": pair.pilot_tokenizer}
     results = simple_evaluate(
         "wsd-hf",
-        model_args=models | loaded | tokenizers,
+        model_args=models | tokenizers | rule,
         tasks=manager.match_tasks(tasks),
         task_manager=manager,
         gen_kwargs=settings,
         **options,
     )
-    results["config"]["model_args"] = models
+    results["config"]["model_args"] = {"pretrained": base, "pilot": pilot, **asdict(loading), **rule}
     say(make_table(results))
     return json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
 
@@ -108,11 +110,10 @@ def evaluate(
         loading.keywords()  # refuses here, before the harness reads its tasks
         results = run_lm_eval(
             [task.strip() for task in tasks.split(",")],
-            lambda: load_models(base, pilot, loading=loading),
+            base,
+            pilot,
+            loading,
             {
-                "pretrained": base,
-                "pilot": pilot,
-                "dtype": loading.dtype.value,
                 "threshold": config.threshold,
                 "window_size": config.window_size,
                 "switch_criteria": config.switch_criteria,
