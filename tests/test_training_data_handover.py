@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny_world"))
-from scripted import ScriptedConfig, ScriptedModel
 from world import OPENINGS, TONES, World, answer
 
+from scripted import ScriptedModel, scripted_model
 from wsd_hf import (
     AgreementCriteria,
     EntropyCriteria,
@@ -51,21 +51,25 @@ def pair(pilot: str) -> Pair:
     return Pair.tiny(pilot)
 
 
-class Parrot(ScriptedModel):
-    """A pilot that writes some tokens after a prompt of any length, and then its EOS."""
-
-
-def parrot(pilot: str, prompt: int, tokens: list[int]) -> Parrot:
-    own = pair(pilot).pilot
-    size = own.config.vocab_size
-    model = Parrot(ScriptedConfig(vocab_size=1, max_position_embeddings=POSITIONS))
+@functools.cache
+def parrot(pilot: str) -> ScriptedModel:
+    """A pilot that writes what `speak` has taught it."""
+    size = pair(pilot).pilot.config.vocab_size
+    model = scripted_model(vocab_size=3, max_position_embeddings=POSITIONS)
     model.config.vocab_size = size
-    logits = torch.zeros(POSITIONS, size)
-    logits[torch.arange(len(tokens) + 1) + prompt - 1, torch.tensor([*tokens, own.generation_config.eos_token_id])] = 100.0
-    model.table = torch.nn.Parameter(logits[:, None].expand(-1, size, -1), requires_grad=False)
     model.before = torch.nn.Parameter(torch.zeros(size, size), requires_grad=False)
-    model.generation_config = own.generation_config
-    return model.eval()
+    model.generation_config = pair(pilot).pilot.generation_config
+    return model
+
+
+def speak(pilot: str, prompt: int, tokens: list[int]) -> ScriptedModel:
+    """The parrot, which writes these tokens after a prompt of that length, and then its EOS."""
+    model = parrot(pilot)
+    size, end = model.config.vocab_size, model.generation_config.eos_token_id
+    logits = torch.zeros(POSITIONS, size)
+    logits[torch.arange(len(tokens) + 1) + prompt - 1, torch.tensor([*tokens, end])] = 100.0
+    model.table = torch.nn.Parameter(logits[:, None].expand(-1, size, -1), requires_grad=False)
+    return model
 
 
 def generated(pilot: str, example: Example, rule: Any, max_draft_tokens: int = 512) -> Any:
@@ -74,10 +78,11 @@ def generated(pilot: str, example: Example, rule: Any, max_draft_tokens: int = 5
     inputs = own.inputs(example.messages)
     inputs.pop("stopping_criteria", None)
     tokens = ContinuationTokenizer(own.pilot_tokenizer).encode(example.chosen)
-    speaker = parrot(pilot, inputs["assistant_input_ids"].shape[1], tokens)
+    speaker = speak(pilot, inputs["assistant_input_ids"].shape[1], tokens)
     both = Pair(own.base, speaker, own.tokenizer, own.pilot_tokenizer)
     config = WSDConfig(switch_criteria=rule, max_draft_tokens=max_draft_tokens)
-    return both.generate(inputs, config, max_new_tokens=400, do_sample=False)
+    room = 2 + len(ContinuationTokenizer(own.tokenizer).encode(example.chosen))
+    return both.generate(inputs, config, max_new_tokens=room, do_sample=False)
 
 
 def agree(pilot: str, example: Example, rule: Any, max_draft_tokens: int = 512) -> None:
@@ -137,7 +142,7 @@ def test_handovers_of_any_text_are_those_of_generate(pilot: str, chosen: str, th
 
 @pytest.mark.parametrize("pilot", PILOTS)
 def test_a_draft_is_as_long_as_that_of_generate(pilot: str) -> None:
-    for longest in (1, 5, 11, 12, 30):
+    for longest in (6, 11, 12, 30):
         agree(pilot, PAIRS[0], SwitchCriteria(), max_draft_tokens=longest)
 
 
@@ -171,5 +176,5 @@ def test_a_missing_answer_is_named() -> None:
 
 def test_a_prompt_that_fills_the_context_is_named() -> None:
     example = Example(messages=[{"role": "user", "content": "Why? " * 3000}], chosen="Yes.", place="here")
-    with pytest.raises(WSDValueError, match="here: the prompt of the base has .* shorten the prompt"):
+    with pytest.raises(WSDValueError, match=r"here: the prompt of the base has .* shorten the prompt"):
         handovers(pair("pilot"), [example], SwitchCriteria())

@@ -212,9 +212,7 @@ def _checked(answered: _Answered, drafted: Any, place: str) -> Example:
     if chosen == rejected:
         raise WSDValueError("chosen and rejected are the same answer")
     if drafted is not None and not (type(drafted) is int and 0 <= drafted <= len(chosen)):
-        raise WSDValueError(
-            f"drafted={drafted!r}: must be a number of characters of the chosen answer, which has {len(chosen)}"
-        )
+        raise WSDValueError(f"drafted={drafted!r}: must be a number of characters of chosen, which has {len(chosen)}")
     return Example(messages=answered.messages, chosen=chosen, rejected=rejected, drafted=drafted, place=place)
 
 
@@ -254,13 +252,14 @@ def _whole(name: str, turns: list[Any]) -> tuple[list[Any], Any]:
 
 def _answer(name: str, value: Any) -> Any:
     """The text of an answer beside its prompt: a text, or an assistant's message, alone or in a list."""
-    if isinstance(value, str) or value is None:
+    if not isinstance(value, list | Mapping):
         return value
     turns = _turns(name, value if isinstance(value, list) else [value])
     before, answer = _whole(name, turns)
     if before:
         raise WSDValueError(
-            f"{name} has {len(turns)} messages beside a prompt: keep the answer alone; or, if they repeat the prompt, leave it out"
+            f"{name} has {len(turns)} messages beside a prompt: "
+            "keep the answer alone, or leave the prompt out if it is repeated there"
         )
     return answer
 
