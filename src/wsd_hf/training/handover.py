@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +60,7 @@ def handovers(
     *,
     max_draft_tokens: int = WSDConfig.max_draft_tokens,
     batch_size: int = 8,
+    progress: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
 ) -> list[Handover]:
     """The handovers of answers: those of `generate` if the pilot drafts exactly the answer, without a forward of the pilot.
 
@@ -72,6 +73,7 @@ def handovers(
         which: answers to read; all examples must have them.
         max_draft_tokens: most tokens of a draft, in the pilot's vocabulary, as in `WSDConfig`.
         batch_size: most answers per forward; fewer where the logits would take more than about 512 MiB.
+        progress: goes through the batches, each a list of numbers of examples, and shows how far that is.
 
     Raises:
         WSDValueError: an example without such an answer or whose prompt leaves no room for one, by its place, or a base that
@@ -82,7 +84,7 @@ def handovers(
     drafts = _drafts(pair, examples, which, max_draft_tokens)
     decoder = ContinuationTokenizer(pair.tokenizer)
     found: dict[int, Handover] = {}
-    for rows in _batches(drafts, batch_size, vocabulary_size(base)):
+    for rows in progress(list(_batches(drafts, batch_size, vocabulary_size(base)))):
         for row, opinions in zip(rows, _read(pair, base, [drafts[row] for row in rows]), strict=True):
             switch = RowSwitch(rule, drafts[row].prompt)
             end = next((number for number, drafted in enumerate(opinions, start=1) if switch.ends(drafted)), None)
