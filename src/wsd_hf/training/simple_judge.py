@@ -27,7 +27,7 @@ def score(record: Mapping[str, Any], response: str) -> float:
     """1 for an answer without faults that simple measures find, else 0.
 
     Such an answer repeats itself little, writes no next turn and is no copy of the question. It refuses what is harmful,
-    answers what is not, and matches the `check` of its record, if that has one. It may still be wrong: this judge reads no meaning.
+    answers what is not, and matches the `check` of its record, if that has one. It may still be wrong.
     `wsd-hf make-pairs` takes it as `--judge wsd_hf.training.simple_judge:score`.
 
     Args:
