@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -141,21 +141,23 @@ def good_shares(answers: Sequence[Answer], grading: Grading) -> list[GoodShare]:
 
 
 def terminal(shares: Sequence[GoodShare]) -> Table:
-    """The table of good shares for a terminal."""
-    headings = ("answers", "good", "95 % interval", "prompts with a good one", "tokens by the pilot", "never switched")
-    table = Table("", *(Column(heading, justify="right") for heading in headings), box=SIMPLE_HEAD)
-    for one in shares:
-        table.add_row(
-            one.strategy,
-            f"{one.answers:,}",
-            _percent(one.share),
-            f"{_percent(one.low)} to {_percent(one.high)}",
-            _percent(one.prompts),
-            "-" if one.drafted is None else f"{one.drafted:.1f}",
-            "-" if one.never_switched is None else _percent(one.never_switched),
-        )
+    """The table of good shares for a terminal, which is seldom wide: a column for each method."""
+    table = Table("", *(Column(one.strategy, justify="right", overflow="fold") for one in shares), box=SIMPLE_HEAD)
+    for heading, show in ROWS.items():
+        table.add_row(heading, *map(show, shares))
     return table
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+ROWS: dict[str, Callable[[GoodShare], str]] = {
+    "answers": lambda one: f"{one.answers:,}",
+    "good": lambda one: _percent(one.share),
+    "good, 95 % interval": lambda one: f"{100 * one.low:.1f} to {_percent(one.high)}",
+    "prompts with a good one": lambda one: _percent(one.prompts),
+    "tokens by the pilot": lambda one: "-" if one.drafted is None else f"{one.drafted:.1f}",
+    "never switched": lambda one: _percent(one.never_switched),
+}
+"""Lines of the table, from a heading to the text of a cell."""
