@@ -163,6 +163,11 @@ def test_all_files_of_a_folder_are_read_or_those_of_the_split(tmp_path: Path) ->
     assert [example.chosen for example in read_examples(tmp_path, split="other")] == [SIX, YELLOW, EIGHT]
 
 
+def test_no_row_is_read_after_the_limit(tmp_path: Path) -> None:
+    file = write(tmp_path / "data.jsonl", {"prompt": LEMON, "chosen": YELLOW}, {"prompt": SPIDER, "chosen": ""})
+    assert [example.chosen for example in read_examples(file, limit=1)] == [YELLOW]
+
+
 @pytest.mark.parametrize("source", ["nowhere.jsonl", "./nowhere", "~/nowhere", "a/b/c", "folder/nowhere.json", "tiny"])
 def test_a_source_that_is_not_there(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

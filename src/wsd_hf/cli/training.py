@@ -74,7 +74,7 @@ def report_data(
         )
         kind: Any = SWITCH_RULES[str(config.switch_criteria)]
         rule = kind(config.threshold, config.window_size, ignore_repeats=config.ignore_repeats)
-        examples = read_examples(data, split=split, skipped=_skipped if skip_bad else None)[:limit]
+        examples = read_examples(data, split=split, limit=limit, skipped=_skipped if skip_bad else None)
         with Console(stderr=True).status("loading the models"):
             pair = load_models(base, pilot, loading=loading)
         report = data_report(pair, examples, rule, batch_size=batch_size, progress=lambda rows: progress(rows, "reading"))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +74,7 @@ def read_examples(
     source: str | Path,
     *,
     split: str = "train",
+    limit: int | None = None,
     skipped: Callable[[str], None] | None = None,
     load: Load | None = None,
 ) -> list[Example]:
@@ -82,6 +84,7 @@ def read_examples(
         source: a .jsonl, .json or .parquet file; a folder of such files; `"tiny_world"`, the shipped pairs; or the Hub id of a
             data set, `owner/name`.
         split: part of a data set; of a folder, the files whose names begin with it, if there are any.
+        limit: most examples; no row is read after them.
         skipped: called with the error of each row that cannot be used, which is left out; without it such a row is an error.
         load: loads a data set of the Hub; default: `datasets.load_dataset`.
 
@@ -89,19 +92,22 @@ def read_examples(
         WSDValueError: a source that cannot be read, unknown columns, or a row that cannot be used, by its place: an answer is
             empty, both are the same, one repeats the prompt, or a chat has other roles or another order.
     """
-    examples = []
-    for place, row in _rows(source, split, load or _load_dataset):
+    examples = list(islice(_examples(source, split, skipped, load or _load_dataset), limit))
+    if not examples:
+        raise WSDValueError(f"{source}: there are no examples in it")
+    return examples
+
+
+def _examples(source: str | Path, split: str, skipped: Callable[[str], None] | None, load: Load) -> Iterator[Example]:
+    for place, row in _rows(source, split, load):
         try:
-            examples.append(_example(row, place))
+            yield _example(row, place)
         except _UnknownColumns:
             raise
         except WSDValueError as error:
             if skipped is None:
                 raise WSDValueError(f"{error} (--skip-bad leaves such rows out)") from None
             skipped(str(error))
-    if not examples:
-        raise WSDValueError(f"{source}: there are no examples in it")
-    return examples
 
 
 class _UnknownColumns(WSDValueError):

@@ -33,7 +33,10 @@ from ..text.vocabulary import same_vocabulary
 from .examples import Example
 
 LOGITS = 2**27
-"""Most logits to hold at a time: 512 MiB in float32."""
+"""Most logits of a forward: 512 MiB in float32."""
+
+SLICE = 64
+"""Most tokens whose distributions are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -159,15 +162,20 @@ def _read(pair: Pair, base: torch.nn.Module, drafts: Sequence[_Draft]) -> Iterat
     mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts], device=ids.device)
     logits = base(input_ids=ids, attention_mask=mask, use_cache=False).logits
     for row, draft in enumerate(drafts):
-        begin, length = len(draft.prompt) - 1, len(draft.tokens)
-        yield _opinions(row, logits[row, begin : begin + length].float(), draft.tokens)
+        begin = len(draft.prompt) - 1
+        yield [
+            opinion
+            for place in range(0, len(draft.tokens), SLICE)
+            for opinion in _opinions(row, place, logits[row, begin + place :], draft.tokens[place : place + SLICE])
+        ]
 
 
-def _opinions(row: int, logits: torch.Tensor, tokens: list[int]) -> list[Drafted]:
-    """The base's opinion of each token by the logits before it, [tokens, vocabulary]."""
+def _opinions(row: int, place: int, logits: torch.Tensor, tokens: list[int]) -> list[Drafted]:
+    """The base's opinion of some tokens of a draft, from a place in it on, by the logits before them, [.., vocabulary]."""
+    logits = logits[: len(tokens)].float()
     bad = not_finite(logits)
     if bad.any():
-        raise logits_error("base", int(bad.nonzero()[0]), row)
+        raise logits_error("base", place + int(bad.nonzero()[0]), row)
     distributions = logits.log_softmax(dim=-1)
     index = torch.tensor(tokens, dtype=torch.long, device=logits.device)[:, None]
     columns = distributions.gather(1, index).squeeze(1), distributions.amax(dim=-1), entropies(distributions)
