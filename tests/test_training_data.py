@@ -163,6 +163,12 @@ def test_all_files_of_a_folder_are_read_or_those_of_the_split(tmp_path: Path) ->
     assert [example.chosen for example in read_examples(tmp_path, split="other")] == [SIX, YELLOW, EIGHT]
 
 
+def test_of_a_folder_one_kind_of_file_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "data.jsonl", {"prompt": LEMON, "chosen": YELLOW})
+    (tmp_path / "dataset_info.json").write_text('{"rows": 1}', "utf-8")
+    assert [example.chosen for example in read_examples(tmp_path)] == [YELLOW]
+
+
 def test_no_row_is_read_after_the_limit(tmp_path: Path) -> None:
     file = write(tmp_path / "data.jsonl", {"prompt": LEMON, "chosen": YELLOW}, {"prompt": SPIDER, "chosen": ""})
     assert [example.chosen for example in read_examples(file, limit=1)] == [YELLOW]
@@ -176,10 +182,10 @@ def test_a_source_that_is_not_there(source: str, tmp_path: Path, monkeypatch: py
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(WSDValueError, match=r"must be a \.jsonl, \.json, \.parquet file"):
+    with pytest.raises(WSDValueError, match=r"must be a \.parquet, \.jsonl, \.json file"):
         read_examples(write(tmp_path / "data.csv", {}))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WSDValueError, match=r"there are no \.jsonl, \.json, \.parquet files in it"):
+    with pytest.raises(WSDValueError, match=r"there are no \.parquet, \.jsonl, \.json files in it"):
         read_examples(tmp_path / "empty")
 
 

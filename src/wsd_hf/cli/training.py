@@ -51,7 +51,7 @@ GOOD = {"llm": 7.0}
 @takes_loading
 def report_data(
     data: Annotated[
-        str, typer.Option(help="Examples: a .jsonl, .json or .parquet file, a folder, tiny_world, or the Hub id of a data set.")
+        str, typer.Option(help="Examples: a .parquet, .jsonl or .json file, a folder, tiny_world, or the Hub id of a data set.")
     ],
     base: Base = None,
     pilot: Pilot = None,

@@ -36,7 +36,8 @@ Load = Callable[[str, str], Iterable[Row]]
 TINY_WORLD = FOLDER / "preferences.jsonl"
 """Questions of the shipped world with a polite and another answer, as `examples/tiny_world/train.py` writes them."""
 
-DATA_FILES = (".jsonl", ".json", ".parquet")
+DATA_FILES = (".parquet", ".jsonl", ".json")
+"""Endings of data files; of a folder, those of the first kind that there is are read."""
 
 ROLES = {"human": "user", "gpt": "assistant"}
 """Roles of ShareGPT and their usual names."""
@@ -81,7 +82,7 @@ def read_examples(
     """Reads examples, in any of the formats that this module lists.
 
     Args:
-        source: a .jsonl, .json or .parquet file; a folder of such files; `"tiny_world"`, the shipped pairs; or the Hub id of a
+        source: a .parquet, .jsonl or .json file; a folder of such files; `"tiny_world"`, the shipped pairs; or the Hub id of a
             data set, `owner/name`.
         split: part of a data set; of a folder, the files whose names begin with it, if there are any.
         limit: most examples; no row is read after them.
@@ -134,13 +135,13 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _files(folder: Path, split: str) -> list[Path]:
-    """The data files of a folder: the pairs of `wsd-hf make-pairs`, or all files, of the split if any are named after it."""
+    """The pairs of `wsd-hf make-pairs`; or all files of the first kind that there is, of the split if any are named after it."""
     if (pairs := folder / "pairs.jsonl").exists():
         return [pairs]
-    files = sorted(file for file in folder.rglob("*") if file.suffix in DATA_FILES and file.name != "dataset_info.json")
-    if not files:
-        raise WSDValueError(f"{folder}: there are no {', '.join(DATA_FILES)} files in it")
-    return [file for file in files if file.name.startswith(split)] or files
+    for ending in DATA_FILES:
+        if files := sorted(folder.rglob(f"*{ending}")):
+            return [file for file in files if file.name.startswith(split)] or files
+    raise WSDValueError(f"{folder}: there are no {', '.join(DATA_FILES)} files in it")
 
 
 def _rows_of_file(file: Path) -> Iterator[tuple[str, Any]]:

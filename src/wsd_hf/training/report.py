@@ -105,7 +105,7 @@ class DataReport:
         lines = [f"A pilot would write {_percent(chosen.drafted)} of the tokens of the chosen answers."]
         if chosen.never:
             lines.append(f"The base would never take over in {_share(chosen.never, chosen.answers)} of them.")
-        if self.pairs:
+        if self.without_signal:
             lines.append(
                 f"{_share(self.without_signal, self.pairs)} of the pairs differ only after the handover, so that their "
                 "rejected answers teach a pilot nothing."
