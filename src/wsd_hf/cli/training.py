@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,20 +11,20 @@ import typer
 from rich.console import Console
 
 from ..comparison import Answers, Plan, open_answers
-from ..comparison.judges import JUDGES
-from ..comparison.prompts import Record, read_prompts
+from ..comparison.judges import JUDGES, Judge
+from ..comparison.prompts import Record
 from ..comparison.replies import Bench
-from ..comparison.variants import read_variants
+from ..comparison.variants import Variant, read_variants
 from ..engine.numbers import MOST_SAMPLES
 from ..errors import WSDValueError
 from ..files import write_whole
 from ..strategies.wsd.switch_rules import SWITCH_RULES
 from ..text.urial import URIAL_PROMPT
 from ..tiny import polite_examples
-from ..training.examples import TINY_WORLD, read_examples
+from ..training.examples import DEMO, TINY_WORLD, read_examples
 from ..training.pairs import Grading, as_lines, good_shares, preferences, terminal
 from ..training.report import data_report
-from .comparison import _add_padding, _model
+from .inputs import add_padding, described, place_of, prompt_records
 from .judges import JudgeModel, JudgePrompt, JudgeUrl, load_judges
 from .models import Loading, load_models, takes_loading
 from .options import (
@@ -74,7 +74,9 @@ def report_data(
         )
         kind: Any = SWITCH_RULES[str(config.switch_criteria)]
         rule = kind(config.threshold, config.window_size, ignore_repeats=config.ignore_repeats)
-        examples = read_examples(data, split=split, limit=limit, skipped=_skipped if skip_bad else None)
+        examples = read_examples(
+            data, split=split, limit=limit, skipped=(lambda problem: _warn(f"skipped: {problem}")) if skip_bad else None
+        )
         with Console(stderr=True).status("loading the models"):
             pair = load_models(base, pilot, loading=loading)
         report = data_report(pair, examples, rule, batch_size=batch_size, progress=lambda rows: progress(rows, "reading"))
@@ -132,28 +134,17 @@ def make_pairs(
             "ignore_repeats": ignore_repeats,
         }
         config = wsd_config(**rule)
-        given = {name: value for name, value in rule.items() if value is not None}
-        asked = [name.strip() for name in strategies.split(",")]
-        variants = [one for one in read_variants(strategies, {"wsd": given}) if one.name != "base" or "base" in asked]
-        for variant in variants:
-            if variant.method.needs_reference or variant.method.needs_reward:
-                raise WSDValueError(f"--strategies: {variant.name} needs a third model, which this command does not take")
+        variants = _variants(strategies, {name: value for name, value in rule.items() if value is not None})
         drawing = sampling(temperature, top_p)
         if not drawing.get("do_sample"):
             raise WSDValueError("--temperature 0: greedy answers are all the same, and pairs need different ones")
         judges = load_judges([judge], judge_model, judge_url, judge_prompt)
         grading = Grading(judge, GOOD.get(judge, 1.0) if good is None else good)
-        records = _records(prompts, shipped=base is None and pilot is None, skip_bad=skip_bad)
-        for number, record in enumerate(records, start=1):
-            try:
-                judges[judge].check(record)
-            except WSDValueError as error:
-                raise WSDValueError(f"--judge {judge}: prompt {number}: {error}") from None
-        digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
+        records = _records(prompts, judges[judge], base is None and pilot is None, skip_bad)
         settings: dict[str, Any] = {
-            "--base": _model(base),
-            "--pilot": _model(pilot),
-            "--prompts": f"{len(records)} prompts, SHA-256 {digest[:16]}",
+            "--base": place_of(base),
+            "--pilot": place_of(pilot),
+            "--prompts": described(records),
             "--strategies": ",".join(variant.name for variant in variants),
             "--judge": judge,
             "--good": grading.least,
@@ -170,27 +161,38 @@ def make_pairs(
         }
         for part in (judges[judge].settings, loading.options()):
             settings |= part
-        plan = Plan(records, variants, samples, batch_size)
+        plan = Plan(records, variants, samples, batch_size, judges)
         with open_answers(out, settings) as answers:
             try:
-                if plan.missing(answers):
-                    with resumable(out):
+                with resumable(out):
+                    plan.judge_all(plan.unjudged(answers), answers, _warn)
+                    if plan.missing(answers):
                         with Console(stderr=True).status("loading the models"):
                             pair = load_models(base, pilot, loading=loading)
-                        _add_padding(pair)
+                        add_padding(pair)
                         examples = URIAL_PROMPT if base else polite_examples()
                         bench = Bench(pair, examples, max_new_tokens, drawing, seed)
                         doing = f"answering {batch_size} at a time"
-                        plan.answer_all(bench, judges, answers, lambda batches: progress(batches, doing))
+                        plan.answer_all(bench, answers, lambda batches: progress(batches, doing), _warn)
             finally:
                 _write(out, plan, answers, grading)
 
 
-def _records(prompts: str | None, shipped: bool, skip_bad: bool) -> list[Record]:
+def _variants(strategies: str, rule: Mapping[str, Any]) -> list[Variant]:
+    """The methods that answer; the base is one of them only if it is named."""
+    asked = [name.strip() for name in strategies.split(",")]
+    variants = [variant for variant in read_variants(strategies, {"wsd": rule}) if variant.name != "base" or "base" in asked]
+    for variant in variants:
+        if variant.method.needs_reference or variant.method.needs_reward:
+            raise WSDValueError(f"--strategies: {variant.name} needs a third model, which make-pairs does not take")
+    return variants
+
+
+def _records(prompts: str | None, judge: Judge, shipped: bool, skip_bad: bool) -> list[Record]:
     if prompts is None and not shipped:
-        raise WSDValueError("--prompts is missing: a file with prompts; the shipped ones, tiny_world, are for the shipped pair")
-    file = TINY_WORLD if prompts in (None, "tiny_world") else Path(prompts or "")
-    return read_prompts(file, skipped=_skipped if skip_bad else None)
+        raise WSDValueError("--prompts is missing: the shipped questions, tiny_world, are for the shipped base only")
+    file = TINY_WORLD if prompts in (None, DEMO) else Path(str(prompts))
+    return prompt_records(file, shipped, skip_bad, judge.check)
 
 
 def _write(folder: Path, plan: Plan, answers: Answers, grading: Grading) -> None:
@@ -215,5 +217,5 @@ def _write(folder: Path, plan: Plan, answers: Answers, grading: Grading) -> None
     )
 
 
-def _skipped(problem: str) -> None:
-    say(f"skipped: {problem}", err=True)
+def _warn(problem: str) -> None:
+    say(problem, err=True)

@@ -33,6 +33,9 @@ Row = Mapping[str, Any]
 Load = Callable[[str, str], Iterable[Row]]
 """A function from a data set's Hub id and the name of a split to the rows of that split."""
 
+DEMO = "tiny_world"
+"""Name of the shipped pairs."""
+
 TINY_WORLD = FOLDER / "preferences.jsonl"
 """Questions of the shipped world with a polite and another answer, as `examples/tiny_world/train.py` writes them."""
 
@@ -117,7 +120,7 @@ class _UnknownColumns(WSDValueError):
 
 def _rows(source: str | Path, split: str, load: Load) -> Iterator[tuple[str, Any]]:
     """Rows with their places, as JSON in bytes or as objects."""
-    path = TINY_WORLD if str(source) == "tiny_world" else Path(source).expanduser()
+    path = TINY_WORLD if str(source) == DEMO else Path(source).expanduser()
     if path.is_dir():
         for file in _files(path, split):
             yield from _rows_of_file(file)
@@ -135,7 +138,7 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _files(folder: Path, split: str) -> list[Path]:
-    """The pairs of `wsd-hf make-pairs`; or all files of the first kind that there is, of the split if any are named after it."""
+    """The pairs of `wsd-hf make-pairs`; or files of the first kind that there is, those of the split if any are named so."""
     if (pairs := folder / "pairs.jsonl").exists():
         return [pairs]
     for ending in DATA_FILES:
