@@ -68,6 +68,14 @@ def write(file: Path, *rows: Any) -> Path:
     return file
 
 
+def golden(name: str) -> list[dict[str, Any]]:
+    """Rows of a format, in which columns that some of them lack are None, as in data sets of the Hub."""
+    text = (GOLDEN / name).read_text("utf-8")
+    rows = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
+    columns = {column: None for row in rows for column in row}
+    return [{**columns, **row} for row in rows]
+
+
 @pytest.fixture
 def refused(tmp_path: Path) -> Callable[..., str]:
     """The error for a row after a good one, without its place."""
@@ -97,14 +105,11 @@ def test_rows_of_every_format(name: str) -> None:
 
 @pytest.mark.parametrize("name", WANTED)
 def test_rows_of_every_format_from_the_hub(name: str) -> None:
-    text = (GOLDEN / name).read_text("utf-8")
-    rows = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
-    columns = {column: None for row in rows for column in row}
     asked = []
 
     def load(*which: str) -> Any:
         asked.append(which)
-        return iter([{**columns, **row} for row in rows])  # columns that some rows lack are None there
+        return iter(golden(name))
 
     examples = read_examples("someone/something", split="train_prefs", load=load)
     assert content(examples) == WANTED[name]
@@ -112,16 +117,22 @@ def test_rows_of_every_format_from_the_hub(name: str) -> None:
     assert [example.place for example in examples] == ["someone/something, row 1", "someone/something, row 2"]
 
 
+@pytest.mark.parametrize("name", WANTED)
+def test_rows_of_every_format_as_datasets_gives_them(name: str) -> None:
+    datasets, rows = pytest.importorskip("datasets"), golden(name)
+    if name == "trl_completion.jsonl":  # a column has one type
+        rows = rows[1:]
+    examples = read_examples("someone/something", load=lambda *_: datasets.Dataset.from_list(rows))
+    assert content(examples) == WANTED[name][-len(rows) :]
+
+
 @pytest.mark.parametrize("name", ["trl_explicit.jsonl", "sharegpt_ranking.json", "ultrafeedback.json", "alpaca.json"])
 def test_rows_of_a_parquet_file(name: str, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    text = (GOLDEN / name).read_text("utf-8")
-    rows = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
     file = tmp_path / "train-00000-of-00001.parquet"
-    columns = {column: None for row in rows for column in row}
-    parquet.write_table(pyarrow.Table.from_pylist([{**columns, **row} for row in rows]), file)
+    parquet.write_table(pyarrow.Table.from_pylist(golden(name)), file)
     examples = read_examples(file)
     assert content(examples) == WANTED[name]
     assert examples[1].place == f"{file}, row 2"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from wsd_hf import (
     RelativeConfidenceCriteria,
     SwitchCriteria,
     WSDConfig,
+    WSDLogitsError,
     WSDValueError,
 )
 from wsd_hf.text.settled_tokens import ContinuationTokenizer
@@ -93,8 +96,10 @@ def agree(pilot: str, example: Example, rule: Any, max_draft_tokens: int = 512) 
     drafted = output.sequences[0, output.prompt_length :][: int(output.draft_length[0])]
     text = pair(pilot).tokenizer.decode(drafted, skip_special_tokens=True)
     whole = text.rstrip("\ufffd")
+    if "</s>" in example.chosen and whole and not example.chosen.startswith(whole):  # the pilot drafts a token without text
+        whole = text = example.chosen
     assert example.chosen.startswith(whole)
-    assert found.characters == len(whole) + (whole != text)
+    assert found.characters == (len(text) if example.chosen.startswith(text) else len(whole) + 1)
 
 
 def asked(chosen: str, number: int = 0) -> Example:
@@ -144,6 +149,24 @@ def test_handovers_of_any_text_are_those_of_generate(pilot: str, chosen: str, th
 def test_a_draft_is_as_long_as_that_of_generate(pilot: str) -> None:
     for longest in (6, 11, 12, 30):
         agree(pilot, PAIRS[0], SwitchCriteria(), max_draft_tokens=longest)
+
+
+@pytest.mark.parametrize("pilot", PILOTS)
+@pytest.mark.parametrize(
+    "chosen",
+    ["Well</s> done.", "</s>", "Fine.<|end|> So", "Cafe\u0301 \U0001f469\u200d\U0001f467.", "It is \ufffd so.", "[User]"],
+)
+def test_awkward_answers_are_handed_over_where_generate_switches(pilot: str, chosen: str) -> None:
+    agree(pilot, asked(chosen), SwitchCriteria(0.001, 2))
+
+
+def test_logits_that_are_none_are_an_error() -> None:
+    own = pair("pilot")
+    broken = copy.deepcopy(own.base)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(WSDLogitsError, match="the base returned NaN or infinite logits at response token 1"):
+        handovers(replace(own, base=broken), PAIRS[:1], SwitchCriteria())
 
 
 def test_any_batch_gives_the_same() -> None:

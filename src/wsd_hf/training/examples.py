@@ -248,7 +248,10 @@ def _turns(name: str, chat: Any) -> list[Any]:
 def _turn(message: Any) -> Any:
     if not isinstance(message, Mapping):
         return message
-    role, content = (message.get(usual, message.get(other)) for usual, other in (("role", "from"), ("content", "value")))
+    role, content = (
+        message.get(other) if message.get(usual) is None else message[usual]
+        for usual, other in (("role", "from"), ("content", "value"))
+    )
     return {"role": ROLES.get(role, role) if isinstance(role, str) else role, "content": content}
 
 
