@@ -279,6 +279,7 @@ LONG = "Which colour has a lemon that is ripe?"
             {"chosen": chat(LEMON, YELLOW), "rejected": chat(SPIDER, SIX)},
             "chosen and rejected differ before their last turns, so that they answer different chats",
         ),
+        ({"chosen": f"{LEMON} Yellow.", "rejected": f"{LEMON} Yellow."}, "chosen and rejected are the same answer"),
         (
             {"chosen": "Yellow.", "rejected": "Blue."},
             "chosen and rejected begin differently, and there is no prompt: they must begin with the same one",

@@ -21,6 +21,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -277,9 +278,13 @@ def _answer(name: str, value: Any) -> Any:
     return answer
 
 
-def _asked(text: str, system: str | None = None) -> list[Any]:
-    beginning = [{"role": "system", "content": system}] if system else []
-    return [*beginning, {"role": "user", "content": text}]
+def _asked(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+def _system(row: Row) -> list[Any]:
+    """The system message in a column of its own."""
+    return [{"role": "system", "content": row["system"]}] if row.get("system") else []
 
 
 # Formats
@@ -326,8 +331,8 @@ def _implicit_text(chosen: str, rejected: str) -> _Answered:
     """Transcripts of "Human:" and "Assistant:"; of other texts, the words that both begin with are the prompt, as in TRL."""
     if "\n\nAssistant:" in chosen and "\n\nAssistant:" in rejected:
         return _implicit({"chosen": _transcript(chosen), "rejected": _transcript(rejected)})
-    length = next((place for place, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
-    prompt = chosen[: max((place for place in range(length) if chosen[place].isspace()), default=0)]
+    shared = commonprefix([chosen, rejected])
+    prompt = shared[: max((place for place, letter in enumerate(shared) if letter.isspace()), default=0)]
     if not prompt.strip():
         raise WSDValueError("chosen and rejected begin differently, and there is no prompt: they must begin with the same one")
     return _Answered(_asked(prompt.strip()), chosen[len(prompt) :], rejected[len(prompt) :])
@@ -348,21 +353,18 @@ def _completion(row: Row) -> _Answered:
 
 def _chat(row: Row) -> _Answered:
     column = next(name for name in ("conversations", "context", "messages") if name in row)
-    system = row.get("system")
-    turns = ([{"role": "system", "content": system}] if system else []) + _turns(column, row[column])
+    turns = _system(row) + _turns(column, row[column])
     return _beside(turns, row) if "chosen" in row else _Answered(*_whole(column, turns))
 
 
 def _alpaca(row: Row) -> _Answered:
-    system = row.get("system")
-    turns: list[Any] = [{"role": "system", "content": system}] if system else []
+    turns = _system(row)
     for exchange in row.get("history", []):
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise WSDValueError(f"history holds {reprlib.repr(exchange)}: must be lists of a question and its answer")
         turns += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
     parts = [part for part in (row["instruction"], row.get("input")) if part]
-    turns += [{"role": "user", "content": "\n".join(map(str, parts))}]
-    return _beside(turns, row, answer="chosen" if "chosen" in row else "output")
+    return _beside(turns + _asked("\n".join(map(str, parts))), row, answer="chosen" if "chosen" in row else "output")
 
 
 def _scored(row: Row) -> _Answered:
