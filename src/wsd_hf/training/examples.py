@@ -21,7 +21,6 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -331,8 +330,9 @@ def _implicit_text(chosen: str, rejected: str) -> _Answered:
     """Transcripts of "Human:" and "Assistant:"; of other texts, the words that both begin with are the prompt, as in TRL."""
     if "\n\nAssistant:" in chosen and "\n\nAssistant:" in rejected:
         return _implicit({"chosen": _transcript(chosen), "rejected": _transcript(rejected)})
-    shared = commonprefix([chosen, rejected])
-    prompt = shared[: max((place for place, letter in enumerate(shared) if letter.isspace()), default=0)]
+    length = min(len(chosen), len(rejected))
+    length = next((place for place in range(length) if chosen[place] != rejected[place]), length)
+    prompt = chosen[: max((place for place in range(length) if chosen[place].isspace()), default=0)]
     if not prompt.strip():
         raise WSDValueError("chosen and rejected begin differently, and there is no prompt: they must begin with the same one")
     return _Answered(_asked(prompt.strip()), chosen[len(prompt) :], rejected[len(prompt) :])
