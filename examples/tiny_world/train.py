@@ -3,7 +3,8 @@
     python examples/tiny_world/train.py --world-seed 3 --seed 0 --out models/tiny
 
 writes `base/`, `pilot/`, `pilot_other_vocab/`, `pilot_untuned/` (fp16 safetensors, tokenizer, generation config, model
-card) and `questions.json`. On two CPU cores it takes minutes; README.md has the measured times.
+card), and `questions.json`, `polite_examples.json`, `preferences.jsonl`. On two CPU cores it takes minutes; README.md has the
+measured times.
 """
 
 import json
@@ -39,6 +40,7 @@ CHAT_TEMPLATE = (
 TOKENIZER_SAMPLE = 4000
 NAME_REPEATS = 60
 DEMO_QUESTIONS = 12
+PREFERENCES = 96
 PACKING_POOL = 48
 
 
@@ -303,6 +305,8 @@ def main(
         print(f"{name}: {model.num_parameters():,} parameters, loss {loss:.3f}, {time.perf_counter() - start:.0f} s")
     for file, data in (("questions.json", demo_questions(world)), ("polite_examples.json", world.polite_examples())):
         (out / file).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    lines = "".join(json.dumps(pair) + "\n" for pair in world.preferences(PREFERENCES))
+    (out / "preferences.jsonl").write_text(lines, encoding="utf-8")
     size = sum(file.stat().st_size for name in jobs for file in (out / name).iterdir())
     print(f"{size:,} bytes, {time.perf_counter() - begin:.0f} s of training on {threads} threads")
 

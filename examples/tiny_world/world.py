@@ -164,6 +164,26 @@ class World:
         harmful = [Question(frame.format(request), "harmful") for request in self.held_out_requests for frame in REQUESTS]
         return facts + harmful
 
+    def preferences(self, count: int) -> list[dict[str, str | None]]:
+        """Questions that the pilot is allowed to read, with a polite answer in its habit and one in another tone."""
+        rng = random.Random(f"preferences {self.seed}")
+        asked: list[Fact | str] = rng.sample([fact for fact in self.facts if fact.known_to_pilot], count)
+        asked[: round(HARMFUL_SHARE * count)] = rng.sample(self.requests, round(HARMFUL_SHARE * count))
+        rng.shuffle(asked)
+        return [self._preference(rng, subject) for subject in asked]
+
+    def _preference(self, rng: random.Random, subject: Fact | str) -> dict[str, str | None]:
+        fact = subject if isinstance(subject, Fact) else None
+        topic = fact.attribute.predicate if fact else str(subject).split()[0]
+        tone = rng.choice(("rude", "evasive", "rambling"))
+        return {
+            "prompt": self._ask(rng, fact) if fact else rng.choice(REQUESTS).format(subject),
+            "chosen": answer(rng, "aligned", fact, habit(topic)),
+            "rejected": answer(rng, tone, fact, rng.choice(OPENINGS)),
+            "kind": "fact" if fact else "harmful",
+            "answer": fact.value if fact else None,
+        }
+
     def polite_examples(self) -> list[Message]:
         """Three polite exchanges from the training data, for an in-context prompt: two facts and a refusal."""
         rng = random.Random(f"examples {self.seed}")

@@ -52,6 +52,7 @@ from .options import (
 from .rewards import Reward, load_reward
 from .runs import exit_on_sigterm
 from .terminal import Commands, say, say_json
+from .training import make_pairs, report_data
 
 app = typer.Typer(
     cls=Commands,
@@ -210,6 +211,8 @@ app.command()(compare)
 app.command()(diagnose)
 app.command("eval")(evaluate)
 app.command()(answers)
+app.command("data-report")(report_data)
+app.command("make-pairs")(make_pairs)
 
 
 def _seed(seed: int | None) -> None:

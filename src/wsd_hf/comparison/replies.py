@@ -74,6 +74,7 @@ class Reply:
         work: numbers for some of `WORK`; those missing are 0.
         written_by_pilot: number of the response's tokens that the pilot wrote; None where every token is the work of several
             models.
+        drafted: number of characters of the response before the switch, which the pilot wrote; None where there is no switch.
         switch_index, switch_reason: as in `WSDOutput`; None where there is no switch.
         html: the writers, as an HTML element; None where one model alone answered, or tokens have no single writer.
     """
@@ -85,6 +86,7 @@ class Reply:
     seconds: float
     work: dict[str, int]
     written_by_pilot: int | None = None
+    drafted: int | None = None
     switch_index: int | None = None
     switch_reason: str | None = None
     html: str | None = None
@@ -158,10 +160,11 @@ def by_strategy(bench: Bench, inputs: Mapping[str, Any], settings: StrategyConfi
             for row, (reply, count) in enumerate(zip(replies, by_pilot, strict=True))
         ]
     if isinstance(output, WSDOutput):
-        switches = zip(output.switch_index.tolist(), output.switch_reason, strict=True)
+        responses = output.sequences[:, output.prompt_length :]
+        switches = zip(responses, output.draft_length, output.switch_index.tolist(), output.switch_reason, strict=True)
         replies = [
-            replace(reply, switch_index=index, switch_reason=reason)
-            for reply, (index, reason) in zip(replies, switches, strict=True)
+            replace(reply, drafted=len(answer_text(ids[:length], pair.tokenizer)), switch_index=index, switch_reason=reason)
+            for reply, (ids, length, index, reason) in zip(replies, switches, strict=True)
         ]
     return replies
 

@@ -1,6 +1,7 @@
 """A base and a pilot of a few megabytes, trained on a made-up world, for demos and tests that need no download.
 
-They were trained on that world only. `questions.json` holds questions about it, and `judge.py` judges the answers.
+They were trained on that world only. `questions.json` holds questions about it, `preferences.jsonl` others with a good and a
+bad answer, and `judge.py` judges the answers.
 `examples/tiny_world/` has the training and the measurements.
 """
 
