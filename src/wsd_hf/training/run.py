@@ -1,0 +1,235 @@
+"""A training: from examples to a pilot, its model card, and a table of what changed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import AutoConfig
+
+from ..comparison import Task
+from ..comparison.replies import Bench
+from ..comparison.store import keep_settings
+from ..comparison.table import Row as TableRow
+from ..comparison.table import markdown
+from ..files import only_writer, write_whole
+from ..generation import enable_wsd
+from ..hub.loading import Fetched, fetch_model, read_model
+from ..pair import Pair
+from ..strategies.wsd.config import WSDConfig
+from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
+from .card import tuned_card
+from .handover import handovers
+from .inputs import Inputs, Source
+from .masking import Row, cut
+from .measures import AFTER, BEFORE, answer_held_out, before_and_after, mean_log_prob, warnings_of
+from .recipe import Recipe
+from .trainer import Report, train
+
+PILOT, ADAPTER, CHECKPOINTS, LOSSES, HANDOVERS = "pilot", "adapter", "checkpoints", "losses.json", "handovers.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedPilot:
+    """A tuned pilot, and what the training changed.
+
+    Attributes:
+        folder: the pilot's: weights, tokenizer and model card. `load_pilot` and `Pair.from_pretrained` take it.
+        adapter: folder of the LoRA adapter alone; None if all weights were trained.
+        trained_tokens: number of tokens in the trained parts of all examples.
+        losses: of each step: `{"step": 1, "loss": 2.3}`.
+        log_prob_before, log_prob_after: mean log-probability of a token in the trained parts of chosen answers, in nats.
+        table: rows of the base, and of pilot and WSD before and after, over the held-out prompts; empty without prompts.
+        warnings: signs that the pilot got worse.
+    """
+
+    folder: Path
+    adapter: Path | None
+    trained_tokens: int
+    losses: list[dict[str, float]]
+    log_prob_before: float
+    log_prob_after: float
+    table: list[TableRow]
+    warnings: list[str]
+
+
+def train_pilot(
+    pilot: Source,
+    data: Source,
+    out: Source,
+    *,
+    base: Source | None = None,
+    prompts: Source | None = None,
+    judge: str | None = None,
+    recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
+    wsd_config: WSDConfig = WSDConfig(),  # noqa: B008 (frozen)
+    max_new_tokens: int = 256,
+    device: str = "cpu",
+    report: Report | None = None,
+    progress: Callable[[Sequence[Task]], Iterable[Task]] = iter,
+) -> TunedPilot | None:
+    """Trains a pilot on the beginnings of good answers, and measures what that changed.
+
+    A run that was stopped at any moment is resumed by the same call; on a CPU, the weights become those of a run that was
+    never stopped.
+
+    Args:
+        pilot: folder or Hub id of the pilot to train; it is left as it is.
+        data: file or Hub id of examples; see `read_examples`. `"tiny_world"`: the shipped ones, with the shipped base, questions
+            and judge as defaults.
+        out: folder of the run: the tuned `pilot`, its `adapter`, settings, losses, table, and answers `before` and `after`.
+        base: folder or Hub id of the base, for the places where it takes over, and for the table.
+        prompts: file of held-out prompts, as for `wsd-hf compare`, for the table.
+        judge: of the answers to them, as for `wsd-hf compare`.
+        recipe: settings of the training.
+        wsd_config: its switch rule is that by which the base takes over.
+        max_new_tokens: most tokens of an answer to a held-out prompt.
+        device: "cpu" or "cuda".
+        report: called after each step with its number, the number of all steps, and its loss.
+        progress: goes through the answers to held-out prompts.
+
+    Returns:
+        The tuned pilot; None in every process of a launcher but the first.
+
+    Raises:
+        WSDValueError: examples, prompts, a judge or settings that cannot work, before any weights are loaded; or `out` holds a
+            run of other settings.
+        WSDHubError: a model that cannot be had, or is damaged; see `load_pilot`.
+    """
+    inputs = Inputs.read(pilot, data, base, prompts, judge, recipe)
+    settings = {
+        **inputs.settings,
+        **asdict(recipe),
+        "learning_rate": recipe.peak_learning_rate,
+        **_rule(wsd_config),
+        "max_new_tokens": max_new_tokens,
+        "device": device,
+    }
+    folder, state = Path(out), PartialState(cpu=device == "cpu")
+    with ExitStack() as held:
+        if state.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(only_writer(folder / "settings.json"))
+            started = any((folder / name).exists() for name in (PILOT, CHECKPOINTS))
+            keep_settings(folder / "settings.json", settings, started=started)
+        rows = _trained_parts(inputs, recipe, wsd_config, folder, device)
+        if not (folder / PILOT).exists():
+            _train(inputs.pilot, rows, recipe, folder, device, report)
+        return _measured(inputs, rows, settings, wsd_config, folder, progress) if state.is_main_process else None
+
+
+def _rule(config: WSDConfig) -> dict[str, Any]:
+    """Settings of the switch rule."""
+    names = ("switch_criteria", "threshold", "window_size", "ignore_repeats")
+    return {name: getattr(config, name) for name in names}
+
+
+def _trained_parts(inputs: Inputs, recipe: Recipe, wsd_config: WSDConfig, folder: Path, device: str) -> list[Row]:
+    """The trained part of each example; the base reads the answers whose drafted part is not known, once."""
+    characters = [example.drafted for example in inputs.examples]
+    if recipe.part == "drafted" and inputs.base is not None and None in characters:
+        file = folder / HANDOVERS
+        if file.exists():
+            characters = json.loads(file.read_text("utf-8"))
+        else:
+            unknown = [example for example in inputs.examples if example.drafted is None]
+            found = iter(handovers(_read_pair(inputs.base, inputs.pilot, device), unknown, _switch_rule(wsd_config)))
+            characters = [next(found).characters if known is None else known for known in characters]
+            if PartialState().is_main_process:
+                write_whole(file, json.dumps(characters) + "\n")
+    return cut(inputs.encoded, inputs.examples, characters, recipe)
+
+
+def _switch_rule(config: WSDConfig) -> SwitchRule:
+    rule = SWITCH_RULES[config.switch_criteria]
+    return rule(config.threshold, config.window_size, ignore_repeats=config.ignore_repeats)
+
+
+def _read_pair(base: Fetched, pilot: Fetched, device: str) -> Pair:
+    return Pair(enable_wsd(_read(base, device)), _read(pilot, device), base.tokenizer, pilot.tokenizer)
+
+
+def _train(pilot: Fetched, rows: Sequence[Row], recipe: Recipe, folder: Path, device: str, report: Report | None) -> None:
+    """Trains, and puts weights, adapter and losses into the folder; the folder of the pilot is the last to get its name."""
+    model = read_model(pilot, torch.float32)
+    # TRL and transformers write pad token, end of text and use_cache into them.
+    config, generation_config = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    trained, losses = train(model, pilot.tokenizer, rows, recipe, folder / CHECKPOINTS, device, report)
+    if not PartialState().is_main_process:
+        return
+    if isinstance(trained, PeftModel):
+        _save_adapter(trained, pilot, folder / ADAPTER)
+        trained = trained.merge_and_unload()
+    trained.config, trained.generation_config = config, generation_config
+    dtype = AutoConfig.from_pretrained(pilot.folder).dtype
+    unfinished = folder / f"{PILOT}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    trained.to("cpu", dtype or torch.float32).save_pretrained(unfinished)
+    pilot.tokenizer.save_pretrained(unfinished)
+    write_whole(folder / LOSSES, json.dumps(losses, indent=1) + "\n")
+    os.replace(unfinished, folder / PILOT)
+    shutil.rmtree(folder / CHECKPOINTS)
+
+
+def _save_adapter(model: PeftModel, pilot: Fetched, folder: Path) -> None:
+    """Saves an adapter without the card that PEFT writes, and without the path of a model that is only on this machine."""
+    shutil.rmtree(folder, ignore_errors=True)
+    hub_id = None if Path(pilot.name).exists() else pilot.name
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = hub_id
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def _measured(
+    inputs: Inputs,
+    rows: Sequence[Row],
+    settings: dict[str, Any],
+    wsd_config: WSDConfig,
+    folder: Path,
+    progress: Callable[[Sequence[Task]], Iterable[Task]],
+) -> TunedPilot:
+    """Measures the untuned and the tuned pilot, and writes table and model card."""
+    device, answers, log_probs = settings["device"], [], []
+    base = None if inputs.base is None or not inputs.records else _read(inputs.base, device)
+    for when, pilot in ((BEFORE, inputs.pilot), (AFTER, fetch_model(str(folder / PILOT), "pilot"))):
+        model = _read(pilot, device)
+        log_probs.append(mean_log_prob(model, rows))
+        if base is not None and inputs.base is not None:
+            pair = Pair(enable_wsd(base), model, inputs.base.tokenizer, pilot.tokenizer)
+            bench = Bench(pair, examples=[], strategies={"wsd": wsd_config}, max_new_tokens=settings["max_new_tokens"])
+            answers += answer_held_out(when, bench, inputs.records, inputs.judge, folder / when, settings, progress)
+    before, after = log_probs
+    table = before_and_after(answers) if answers else []
+    tuned = TunedPilot(
+        folder=folder / PILOT,
+        adapter=folder / ADAPTER if (folder / ADAPTER).exists() else None,
+        trained_tokens=sum(len(row.chosen) for row in rows),
+        losses=json.loads((folder / LOSSES).read_text("utf-8")),
+        log_prob_before=before,
+        log_prob_after=after,
+        table=table,
+        warnings=warnings_of((before, after), table),
+    )
+    card = tuned_card(folder.resolve().name, settings, (before, after), table, tuned.warnings)
+    write_whole(folder / PILOT / "README.md", str(card))
+    result = {"settings": settings, **asdict(tuned), "folder": PILOT, "adapter": tuned.adapter and ADAPTER}
+    write_whole(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    if table:
+        write_whole(folder / "table.md", markdown(table))
+    return tuned
+
+
+def _read(fetched: Fetched, device: str) -> Any:
+    """A model for answers: in float32 on a CPU, where half precision is slow."""
+    return read_model(fetched, torch.float32 if device == "cpu" else "auto").to(device)
