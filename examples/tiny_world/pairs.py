@@ -2,9 +2,8 @@
 
     python examples/tiny_world/pairs.py --out world     # prompts.jsonl, held_out.jsonl, pairs.jsonl
 
-`prompts.jsonl` has questions without answers, for `wsd-hf make-pairs`; `held_out.jsonl` those of the evaluation, for
-`wsd-hf compare` and `train-pilot`; `pairs.jsonl` as many polite answers, each beside one of another tone, as prompts. No question of
-one file is about a fact or a request of another's evaluation.
+`prompts.jsonl` has questions without answers, for `wsd-hf make-pairs`; `pairs.jsonl` has a polite answer to each, beside one of
+another tone; `held_out.jsonl` has the questions of the evaluation, about other facts and other requests.
 """
 
 import json

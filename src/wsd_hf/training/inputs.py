@@ -65,7 +65,7 @@ class Inputs:
             raise WSDValueError(f"judge={judge!r} without prompts: there are no answers to judge; give held-out prompts too")
         scorer = find_judge(judge) if judge else None
         records = demo_questions() if demo and prompts is None else [] if prompts is None else read_prompts(Path(prompts))
-        examples = read_examples(data)
+        examples = read_examples(os.fspath(data))
         if base is None and recipe.part == "drafted" and any(example.drafted is None for example in examples):
             raise WSDValueError(
                 "part='drafted' without base: the examples have no key drafted, so the base has to read them; give base, or "

@@ -77,7 +77,9 @@ def encode_examples(
             the template refuses or that fills `max_length`, or a template that writes another prompt for an answered chat.
     """
     if not tokenizer.chat_template:
-        raise WSDValueError("the pilot has no chat template: a pilot needs the one that it is tuned with; set its chat_template")
+        raise WSDValueError(
+            "the pilot has no chat template: a pilot needs the one that it is tuned with; set its chat_template"
+        )
     if not tokenizer.is_fast:
         raise WSDValueError(f"the pilot's {type(tokenizer).__name__} gives no offsets of tokens: load a fast tokenizer")
     encoded = []
@@ -89,9 +91,7 @@ def encode_examples(
     return encoded
 
 
-def _encode(
-    example: Example, tokenizer: PreTrainedTokenizerBase, ends: Collection[int], recipe: Recipe
-) -> EncodedExample:
+def _encode(example: Example, tokenizer: PreTrainedTokenizerBase, ends: Collection[int], recipe: Recipe) -> EncodedExample:
     prompt = encode_turns(NAME, example.messages, "", tokenizer)
     room = recipe.max_length - len(prompt)
     if room < 1:

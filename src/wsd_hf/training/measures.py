@@ -86,13 +86,14 @@ def warnings_of(log_probs: tuple[float, float], table: Sequence[TableRow]) -> li
     before, after = log_probs
     if after < before:
         found.append(
-            f"the trained beginnings became less likely (mean log-probability of a token {before:.2f} before, {after:.2f} after): "
-            "the pilot will not write them; train fewer epochs, at a lower learning rate, or with the objective sft"
+            f"the trained beginnings became less likely (mean log-probability of a token: {before:.2f} before, {after:.2f} "
+            "after), so the pilot will not write them; lower the learning rate, or take the objective sft"
         )
     never = {row.strategy: row.never_switched for row in table}
     before, after = never.get(_named("wsd", BEFORE)) or 0, never.get(_named("wsd", AFTER)) or 0
     if after > before:
         found.append(
-            f"the base takes over less often: never switched in {100 * before:.1f} % of the answers before, {100 * after:.1f} % after"
+            f"the base takes over less often: {100 * before:.1f} % of the answers had no switch before, {100 * after:.1f} % have "
+            "none after"
         )
     return found

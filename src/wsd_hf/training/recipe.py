@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +13,9 @@ from ..errors import WSDValueError
 Part = Literal["drafted", "whole"]
 Objective = Literal["sft", "dpo+sft"]
 
+Report = Callable[[int, int, float], None]
+"""Called after each step with its number, the number of all steps, and its loss."""
+
 LEARNING_RATES = {True: 2e-4, False: 2e-5}
 """Default learning rates, of LoRA adapters and of all weights."""
 
@@ -21,15 +25,15 @@ class Recipe:
     """Settings of a training; all of them are kept beside its results.
 
     Args:
-        part: tokens of each chosen answer that are trained. `"drafted"`: those before the base takes over; `"whole"`: all, the end
-            of the turn included; a number: so many at the beginning.
+        part: tokens of each chosen answer that are trained. `"drafted"`: those before the base takes over; `"whole"`: all, with
+            the end of the turn; a number: so many at the beginning.
         objective: `"sft"` raises the likelihood of these tokens. `"dpo+sft"` also prefers them to the beginning, of as many
             tokens, of the rejected answer (Rafailov et al., arXiv 2305.18290). DPO alone is not offered: it makes both
             less likely, and a pilot has to write the beginning by itself.
         lora_rank: rank of a LoRA adapter on all linear layers (Hu et al., arXiv 2106.09685); 0 trains all weights.
         epochs: passes over the examples.
-        learning_rate: its peak, after a warm-up over a tenth of the steps; it falls linearly to 0. None: 2e-4 for LoRA, 2e-5 for all
-            weights.
+        learning_rate: its peak, after a warm-up over a tenth of the steps; it falls linearly to 0. None: 2e-4 for LoRA, and
+            2e-5 for all weights.
         batch_size: examples per step, over all processes.
         device_batch_size: most examples in one forward; gradients of several forwards are added to make up a batch.
         max_length: most tokens of prompt and answer; longer answers are cut.

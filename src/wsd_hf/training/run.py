@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -13,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from peft import PeftModel
-from transformers import AutoConfig
 
 from ..comparison import Task
 from ..comparison.replies import Bench
 from ..comparison.store import keep_settings
 from ..comparison.table import Row as TableRow
 from ..comparison.table import markdown
+from ..errors import WSDValueError
 from ..files import only_writer, write_whole
 from ..generation import enable_wsd
 from ..hub.loading import Fetched, fetch_model, read_model
@@ -29,14 +24,12 @@ from ..pair import Pair
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
 from .card import tuned_card
+from .folder import ADAPTER, CHECKPOINTS, HANDOVERS, LOSSES, PILOT
 from .handover import handovers
 from .inputs import Inputs, Source
 from .masking import Row, cut
 from .measures import AFTER, BEFORE, answer_held_out, before_and_after, mean_log_prob, warnings_of
-from .recipe import Recipe
-from .trainer import Report, train
-
-PILOT, ADAPTER, CHECKPOINTS, LOSSES, HANDOVERS = "pilot", "adapter", "checkpoints", "losses.json", "handovers.json"
+from .recipe import Recipe, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +78,8 @@ def train_pilot(
 
     Args:
         pilot: folder or Hub id of the pilot to train; it is left as it is.
-        data: file or Hub id of examples; see `read_examples`. `"tiny_world"`: the shipped ones, with the shipped base, questions
-            and judge as defaults.
+        data: file or Hub id of examples; see `read_examples`. `"tiny_world"`: the shipped ones, with the shipped base,
+            questions and judge as defaults.
         out: folder of the run: the tuned `pilot`, its `adapter`, settings, losses, table, and answers `before` and `after`.
         base: folder or Hub id of the base, for the places where it takes over, and for the table.
         prompts: file of held-out prompts, as for `wsd-hf compare`, for the table.
@@ -106,6 +99,12 @@ def train_pilot(
             run of other settings.
         WSDHubError: a model that cannot be had, or is damaged; see `load_pilot`.
     """
+    try:
+        from accelerate import PartialState
+
+        from .trainer import train
+    except ImportError as error:
+        raise WSDValueError(f'training needs TRL, PEFT and datasets ({error}); pip install "wsd_hf[train]"') from None
     inputs = Inputs.read(pilot, data, base, prompts, judge, recipe)
     settings = {
         **inputs.settings,
@@ -122,16 +121,11 @@ def train_pilot(
             held.enter_context(only_writer(folder / "settings.json"))
             started = any((folder / name).exists() for name in (PILOT, CHECKPOINTS))
             keep_settings(folder / "settings.json", settings, started=started)
-        rows = _trained_parts(inputs, recipe, wsd_config, folder, device)
+        with state.main_process_first():
+            rows = _trained_parts(inputs, recipe, wsd_config, folder, device)
         if not (folder / PILOT).exists():
-            _train(inputs.pilot, rows, recipe, folder, device, report)
+            train(inputs.pilot, rows, recipe, folder, device, report)
         return _measured(inputs, rows, settings, wsd_config, folder, progress) if state.is_main_process else None
-
-
-def _rule(config: WSDConfig) -> dict[str, Any]:
-    """Settings of the switch rule."""
-    names = ("switch_criteria", "threshold", "window_size", "ignore_repeats")
-    return {name: getattr(config, name) for name in names}
 
 
 def _trained_parts(inputs: Inputs, recipe: Recipe, wsd_config: WSDConfig, folder: Path, device: str) -> list[Row]:
@@ -145,50 +139,27 @@ def _trained_parts(inputs: Inputs, recipe: Recipe, wsd_config: WSDConfig, folder
             unknown = [example for example in inputs.examples if example.drafted is None]
             found = iter(handovers(_read_pair(inputs.base, inputs.pilot, device), unknown, _switch_rule(wsd_config)))
             characters = [next(found).characters if known is None else known for known in characters]
-            if PartialState().is_main_process:
-                write_whole(file, json.dumps(characters) + "\n")
+            write_whole(file, json.dumps(characters) + "\n")
     return cut(inputs.encoded, inputs.examples, characters, recipe)
 
 
+def _rule(config: WSDConfig) -> dict[str, Any]:
+    """Settings of the switch rule; a WSDValueError if it has no name, by which the settings of a run are kept."""
+    if not isinstance(config.switch_criteria, str):
+        raise WSDValueError(
+            f"switch_criteria={config.switch_criteria!r}: must be the name of a rule ({', '.join(SWITCH_RULES)})"
+        )
+    names = ("switch_criteria", "threshold", "window_size", "ignore_repeats")
+    return {name: getattr(config, name) for name in names}
+
+
 def _switch_rule(config: WSDConfig) -> SwitchRule:
-    rule = SWITCH_RULES[config.switch_criteria]
-    return rule(config.threshold, config.window_size, ignore_repeats=config.ignore_repeats)
+    settings = _rule(config)
+    return SWITCH_RULES[settings.pop("switch_criteria")](**settings)
 
 
 def _read_pair(base: Fetched, pilot: Fetched, device: str) -> Pair:
     return Pair(enable_wsd(_read(base, device)), _read(pilot, device), base.tokenizer, pilot.tokenizer)
-
-
-def _train(pilot: Fetched, rows: Sequence[Row], recipe: Recipe, folder: Path, device: str, report: Report | None) -> None:
-    """Trains, and puts weights, adapter and losses into the folder; the folder of the pilot is the last to get its name."""
-    model = read_model(pilot, torch.float32)
-    # TRL and transformers write pad token, end of text and use_cache into them.
-    config, generation_config = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
-    trained, losses = train(model, pilot.tokenizer, rows, recipe, folder / CHECKPOINTS, device, report)
-    if not PartialState().is_main_process:
-        return
-    if isinstance(trained, PeftModel):
-        _save_adapter(trained, pilot, folder / ADAPTER)
-        trained = trained.merge_and_unload()
-    trained.config, trained.generation_config = config, generation_config
-    dtype = AutoConfig.from_pretrained(pilot.folder).dtype
-    unfinished = folder / f"{PILOT}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    trained.to("cpu", dtype or torch.float32).save_pretrained(unfinished)
-    pilot.tokenizer.save_pretrained(unfinished)
-    write_whole(folder / LOSSES, json.dumps(losses, indent=1) + "\n")
-    os.replace(unfinished, folder / PILOT)
-    shutil.rmtree(folder / CHECKPOINTS)
-
-
-def _save_adapter(model: PeftModel, pilot: Fetched, folder: Path) -> None:
-    """Saves an adapter without the card that PEFT writes, and without the path of a model that is only on this machine."""
-    shutil.rmtree(folder, ignore_errors=True)
-    hub_id = None if Path(pilot.name).exists() else pilot.name
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = hub_id
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 def _measured(
