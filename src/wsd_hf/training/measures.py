@@ -93,7 +93,7 @@ def warnings_of(log_probs: tuple[float, float], table: Sequence[TableRow]) -> li
     before, after = never.get(_named("wsd", BEFORE)) or 0, never.get(_named("wsd", AFTER)) or 0
     if after > before:
         found.append(
-            f"the base takes over less often: {100 * before:.1f} % of the answers had no switch before, {100 * after:.1f} % have "
-            "none after"
+            f"the base takes over less often: {100 * before:.1f} % of the answers had no switch before, {100 * after:.1f} % "
+            "after"
         )
     return found

@@ -137,10 +137,12 @@ def _trainer(
 def _save_adapter(model: PeftModel, pilot: Fetched, folder: Path) -> None:
     """Saves an adapter without the card that PEFT writes, and without the path of a pilot that is on this machine only."""
     shutil.rmtree(folder, ignore_errors=True)
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = None if Path(pilot.name).exists() else pilot.name
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config["base_model_name_or_path"] = None if Path(pilot.name).expanduser().exists() else pilot.name
+    write_whole(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _save(model: PreTrainedModel, pilot: Fetched, folder: Path) -> None:
