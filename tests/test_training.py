@@ -30,7 +30,13 @@ from wsd_hf.training.recipe import Recipe
 from wsd_hf.training.run import TunedPilot, train_pilot
 
 UNTUNED = Path(__file__).parents[1] / "examples" / "tiny_world" / "pilot_untuned"
-PAIRS = [json.loads(line) for line in (FOLDER / "pairs.jsonl").read_text("utf-8").splitlines()]
+PAIRS = [
+    {
+        "prompt": [{"role": "user", "content": line["prompt"]}],
+        **{which: [{"role": "assistant", "content": line[which]}] for which in ("chosen", "rejected")},
+    }
+    for line in map(json.loads, (FOLDER / "preferences.jsonl").read_text("utf-8").splitlines())
+]
 QUICK = Recipe(lora_rank=0, learning_rate=1e-3, batch_size=4, epochs=2, checkpoint_every=2)
 """Two epochs over eight examples: four steps, and checkpoints after the second and the last."""
 
@@ -93,7 +99,7 @@ def test_the_trained_part_is_what_the_pilot_wrote() -> None:
         characters = len(pair.tokenizer.decode(draft))
         example = Example(messages=line["prompt"], chosen=pair.answers(output)[0], drafted=characters)
         encoded = encode_examples([example], pair.pilot_tokenizer, stops, Recipe())
-        [row] = cut(encoded, [example], [characters], Recipe())
+        [row] = cut(encoded, [characters], Recipe())
         assert row.chosen == draft
         assert row.prompt == pair.inputs(line["prompt"])["assistant_input_ids"][0].tolist()
 
@@ -104,7 +110,7 @@ def test_other_parts(part: Any, count: int | None) -> None:
     text = PAIRS[0]["chosen"][0]["content"]
     answer = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     example, recipe = Example(messages=PAIRS[0]["prompt"], chosen=text, drafted=1), Recipe(part=part)
-    [row] = cut(encode_examples([example], tokenizer, {tokenizer.eos_token_id}, recipe), [example], [1], recipe)
+    [row] = cut(encode_examples([example], tokenizer, {tokenizer.eos_token_id}, recipe), [1], recipe)
     assert row.chosen == answer[:count]
 
 
@@ -112,7 +118,7 @@ def test_an_answer_that_the_pilot_writes_to_its_end_is_trained_with_its_end() ->
     _, tokenizer = load_pilot(UNTUNED)
     example = Example(messages=[{"role": "user", "content": "Hi"}], chosen="I am happy to help you with this.")
     encoded = encode_examples([example], tokenizer, {tokenizer.eos_token_id}, Recipe())
-    [row] = cut(encoded, [example], [len(example.chosen)], Recipe())
+    [row] = cut(encoded, [None], Recipe())
     assert row.chosen[-1] == tokenizer.eos_token_id
 
 
@@ -139,7 +145,7 @@ def test_the_part_is_counted_from_the_first_character_of_the_answer(template: st
         return shown - (len("(thinks) ") if template == THINKS else 0) + len(text) - len(text.lstrip())
 
     for characters in range(3, len(text)):
-        [row] = cut([encoded], [example], [characters], Recipe())
+        [row] = cut([encoded], [characters], Recipe())
         assert written(row.chosen[:-1]) < characters <= written(row.chosen)
 
 
@@ -246,7 +252,8 @@ def test_the_table_has_pilot_and_both_together_before_and_after(trained: Callabl
 def test_the_base_reads_answers_whose_drafted_part_is_not_known(trained: Callable[..., TunedPilot], tmp_path: Path) -> None:
     data = write(tmp_path / "unknown.jsonl", PAIRS[:4])
     by_base = trained("by_base", data=data, base=FOLDER / "base")
-    characters = json.loads((tmp_path / "by_base" / "handovers.json").read_text("utf-8"))
+    found = json.loads((tmp_path / "by_base" / "handovers.json").read_text("utf-8"))
+    characters = [handover["characters"] for handover in found]
     assert all(0 < count < len(pair["chosen"][0]["content"]) for count, pair in zip(characters, PAIRS, strict=False))
     pairs = [{**pair, "drafted": count} for count, pair in zip(characters, PAIRS, strict=False)]
     assert same(by_base.folder, trained("known", data=write(tmp_path / "known.jsonl", pairs)).folder)

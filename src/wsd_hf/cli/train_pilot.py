@@ -31,12 +31,15 @@ from .terminal import say
 
 def train_pilot_command(
     pilot: Annotated[str, typer.Option(help="Pilot to train, a path or Hub id; it is left as it is.")],
-    data: Annotated[str, typer.Option(help=f"Examples: a file, a Hub id, or {DEMO}, the shipped ones.")],
+    data: Annotated[str, typer.Option(help=f"Examples: a file, a folder, a Hub id, or {DEMO}, the shipped ones.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; one that was stopped is resumed there.")],
     base: Annotated[
         str | None, typer.Option(help="Base, a path or Hub id: where it takes over, the trained part ends.")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Held-out prompts, as for compare, for the table.")] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help=f"Held-out prompts for the table: a file, as for compare, or {DEMO}, the shipped questions."),
+    ] = None,
     judge: Annotated[
         str | None, typer.Option(help=f"Judge of the answers to them: {', '.join(JUDGES)}, or package.module:function.")
     ] = None,
@@ -58,6 +61,8 @@ def train_pilot_command(
     beta: Annotated[float, typer.Option(help="Of DPO.")] = Recipe.beta,
     seed: Annotated[int, typer.Option(help="Of the order of examples and of new adapters.", min=0)] = Recipe.seed,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.", min=1)] = Recipe.checkpoint_every,
+    split: Annotated[str, typer.Option(help="Split of a data set.")] = "train",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable examples out.")] = False,
     threshold: Threshold = None,
     window_size: WindowSize = None,
     switch_criteria: SwitchCriteria = None,
@@ -94,6 +99,8 @@ def train_pilot_command(
                 base=base,
                 prompts=prompts,
                 judge=judge,
+                split=split,
+                skipped=_warn if skip_bad else None,
                 recipe=recipe,
                 wsd_config=rule,
                 max_new_tokens=max_new_tokens,
@@ -103,6 +110,10 @@ def train_pilot_command(
             )
         if tuned is not None:
             _show(tuned)
+
+
+def _warn(problem: str) -> None:
+    say(f"skipped: {problem}", err=True)
 
 
 def _report(step: int, steps: int, loss: float) -> None:

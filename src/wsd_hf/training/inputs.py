@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .recipe import Recipe
 Source = str | os.PathLike[str]
 
 DEMO = "tiny_world"
-"""Name of the shipped examples, which go with the shipped base, its questions and their judge."""
+"""Name of the shipped examples, and of the shipped questions and their judge."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,26 @@ class Inputs:
 
     @classmethod
     def read(
-        cls, pilot: Source, data: Source, base: Source | None, prompts: Source | None, judge: str | None, recipe: Recipe
+        cls,
+        pilot: Source,
+        data: Source,
+        base: Source | None,
+        prompts: Source | None,
+        judge: str | None,
+        recipe: Recipe,
+        split: str,
+        skipped: Callable[[str], None] | None,
     ) -> Inputs:
         """Reads everything that `train_pilot` was given; it documents arguments and errors."""
-        demo = os.fspath(data) == DEMO
-        if demo:
-            data, base = FOLDER / "pairs.jsonl", FOLDER / "base" if base is None else base
-            judge = DEMO if judge is None and prompts is None else judge
+        if os.fspath(data) == DEMO and base is prompts is judge is None:
+            base, prompts, judge = FOLDER / "base", DEMO, DEMO
         if prompts is not None and base is None:
             raise WSDValueError("prompts without base: base, pilot and both together are compared; give the base too")
-        if judge is not None and prompts is None and not demo:
+        if judge is not None and prompts is None:
             raise WSDValueError(f"judge={judge!r} without prompts: there are no answers to judge; give held-out prompts too")
         scorer = find_judge(judge) if judge else None
-        records = demo_questions() if demo and prompts is None else [] if prompts is None else read_prompts(Path(prompts))
-        examples = read_examples(os.fspath(data))
+        records = [] if prompts is None else demo_questions() if prompts == DEMO else read_prompts(Path(prompts))
+        examples = read_examples(os.fspath(data), split=split, skipped=skipped)
         if base is None and recipe.part == "drafted" and any(example.drafted is None for example in examples):
             raise WSDValueError(
                 "part='drafted' without base: the examples have no key drafted, so the base has to read them; give base, or "

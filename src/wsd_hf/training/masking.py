@@ -31,7 +31,7 @@ class EncodedAnswer:
     begins: list[int]
 
     def tokens_before(self, characters: int) -> int:
-        """Number of tokens that begin before a place in the answer; all if that is its end."""
+        """Number of tokens that begin before a place in the answer."""
         return sum(begin < characters for begin in self.begins)
 
 
@@ -140,23 +140,22 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], l
     return encoding["input_ids"], [begin for begin, _ in encoding["offset_mapping"]]
 
 
-def cut(
-    encoded: Sequence[EncodedExample], examples: Sequence[Example], characters: Sequence[int | None], recipe: Recipe
-) -> list[Row]:
+def cut(encoded: Sequence[EncodedExample], ends: Sequence[int | None], recipe: Recipe) -> list[Row]:
     """The trained part of each example; the rejected answer is cut to as many tokens.
 
     Args:
         encoded: the examples.
-        examples: the same, as they were read.
-        characters: number of characters of each chosen answer that a pilot writes; used where `recipe.part` is `"drafted"`.
+        ends: number of characters of each chosen answer that a pilot writes, where `recipe.part` is `"drafted"`; None: all of
+            them, and the end of the turn.
         recipe: see `Recipe.part`.
     """
     rows = []
-    for pair, example, drafted in zip(encoded, examples, characters, strict=True):
-        length = len(pair.chosen.ids)
+    for example, end in zip(encoded, ends, strict=True):
+        length = len(example.chosen.ids)
         if isinstance(recipe.part, int):
             length = min(recipe.part, length)
-        elif recipe.part == "drafted" and drafted is not None and drafted < len(example.chosen):
-            length = max(1, pair.chosen.tokens_before(drafted))
-        rows.append(Row(pair.prompt, pair.chosen.ids[:length], pair.rejected.ids[:length] if pair.rejected else []))
+        elif recipe.part == "drafted" and end is not None:
+            length = max(1, example.chosen.tokens_before(end))
+        rejected = example.rejected.ids[:length] if example.rejected else []
+        rows.append(Row(example.prompt, example.chosen.ids[:length], rejected))
     return rows

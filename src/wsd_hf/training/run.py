@@ -24,6 +24,7 @@ from ..pair import Pair
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
 from .card import tuned_card
+from .examples import Example
 from .folder import ADAPTER, CHECKPOINTS, HANDOVERS, LOSSES, PILOT
 from .handover import handovers
 from .inputs import Inputs, Source
@@ -64,6 +65,8 @@ def train_pilot(
     base: Source | None = None,
     prompts: Source | None = None,
     judge: str | None = None,
+    split: str = "train",
+    skipped: Callable[[str], None] | None = None,
     recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     wsd_config: WSDConfig = WSDConfig(),  # noqa: B008 (frozen)
     max_new_tokens: int = 256,
@@ -78,12 +81,14 @@ def train_pilot(
 
     Args:
         pilot: folder or Hub id of the pilot to train; it is left as it is.
-        data: file or Hub id of examples; see `read_examples`. `"tiny_world"`: the shipped ones, with the shipped base,
-            questions and judge as defaults.
+        data: examples: a file, a folder, a Hub id, or `"tiny_world"`, the shipped ones; see `read_examples`. The last alone
+            means the shipped base, questions and judge too.
         out: folder of the run: the tuned `pilot`, its `adapter`, settings, losses, table, and answers `before` and `after`.
         base: folder or Hub id of the base, for the places where it takes over, and for the table.
-        prompts: file of held-out prompts, as for `wsd-hf compare`, for the table.
+        prompts: file of held-out prompts, as for `wsd-hf compare`, for the table; or `"tiny_world"`, the shipped questions.
         judge: of the answers to them, as for `wsd-hf compare`.
+        split: of the examples; see `read_examples`.
+        skipped: called with the error of each unusable example, which is left out; without it, such an example is an error.
         recipe: settings of the training.
         wsd_config: its switch rule is that by which the base takes over.
         max_new_tokens: most tokens of an answer to a held-out prompt.
@@ -105,7 +110,7 @@ def train_pilot(
         from .trainer import train
     except ImportError as error:
         raise WSDValueError(f'training needs TRL, PEFT and datasets ({error}); pip install "wsd_hf[train]"') from None
-    inputs = Inputs.read(pilot, data, base, prompts, judge, recipe)
+    inputs = Inputs.read(pilot, data, base, prompts, judge, recipe, split, skipped)
     settings = {
         **inputs.settings,
         **asdict(recipe),
@@ -130,17 +135,28 @@ def train_pilot(
 
 def _trained_parts(inputs: Inputs, recipe: Recipe, wsd_config: WSDConfig, folder: Path, device: str) -> list[Row]:
     """The trained part of each example; the base reads the answers whose drafted part is not known, once."""
-    characters = [example.drafted for example in inputs.examples]
-    if recipe.part == "drafted" and inputs.base is not None and None in characters:
-        file = folder / HANDOVERS
-        if file.exists():
-            characters = json.loads(file.read_text("utf-8"))
-        else:
-            unknown = [example for example in inputs.examples if example.drafted is None]
-            found = iter(handovers(_read_pair(inputs.base, inputs.pilot, device), unknown, _switch_rule(wsd_config)))
-            characters = [next(found).characters if known is None else known for known in characters]
-            write_whole(file, json.dumps(characters) + "\n")
-    return cut(inputs.encoded, inputs.examples, characters, recipe)
+    examples, file = inputs.examples, folder / HANDOVERS
+    ends: list[int | None] = [_unless_whole(example, example.drafted) for example in examples]
+    unknown = [number for number, example in enumerate(examples) if example.drafted is None]
+    if recipe.part == "drafted" and unknown and inputs.base is not None:
+        if not file.exists():
+            pair = Pair(
+                enable_wsd(_read(inputs.base, device)),
+                _read(inputs.pilot, device),
+                inputs.base.tokenizer,
+                inputs.pilot.tokenizer,
+            )
+            found = handovers(pair, [examples[number] for number in unknown], _switch_rule(wsd_config))
+            write_whole(file, json.dumps([asdict(handover) for handover in found], indent=1) + "\n")
+        for number, handover in zip(unknown, json.loads(file.read_text("utf-8")), strict=True):
+            never = handover["tokens"] is None
+            ends[number] = _unless_whole(examples[number], handover["characters"]) if never else handover["characters"]
+    return cut(inputs.encoded, ends, recipe)
+
+
+def _unless_whole(example: Example, characters: int | None) -> int | None:
+    """None for a draft that is the whole answer, whose end the pilot writes too."""
+    return None if characters == len(example.chosen) else characters
 
 
 def _rule(config: WSDConfig) -> dict[str, Any]:
@@ -156,10 +172,6 @@ def _rule(config: WSDConfig) -> dict[str, Any]:
 def _switch_rule(config: WSDConfig) -> SwitchRule:
     settings = _rule(config)
     return SWITCH_RULES[settings.pop("switch_criteria")](**settings)
-
-
-def _read_pair(base: Fetched, pilot: Fetched, device: str) -> Pair:
-    return Pair(enable_wsd(_read(base, device)), _read(pilot, device), base.tokenizer, pilot.tokenizer)
 
 
 def _measured(
