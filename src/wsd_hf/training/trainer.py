@@ -104,6 +104,7 @@ def _arguments(rows: int, recipe: Recipe, folder: Path, device: str) -> dict[str
         "bf16": gpu and torch.cuda.is_bf16_supported(),
         CHECKPOINTING: gpu,
         "dataloader_pin_memory": gpu,
+        "ddp_find_unused_parameters": False,
     }
 
 
