@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Inputs:
         examples: chats with their answers.
         encoded: the same in the pilot's token ids.
         records: the held-out prompts; empty if nothing is compared.
-        judge: of their answers.
+        judges: of their answers, by name: one or none.
         settings: the names of all these, as plain JSON data.
     """
 
@@ -47,7 +47,7 @@ class Inputs:
     examples: Sequence[Example]
     encoded: Sequence[EncodedExample]
     records: Sequence[Record]
-    judge: Judge | None
+    judges: Mapping[str, Judge]
     settings: dict[str, Any]
 
     @classmethod
@@ -69,8 +69,9 @@ class Inputs:
             raise WSDValueError("prompts without base: base, pilot and both together are compared; give the base too")
         if judge is not None and prompts is None:
             raise WSDValueError(f"judge={judge!r} without prompts: there are no answers to judge; give held-out prompts too")
-        scorer = find_judge(judge) if judge else None
+        judges = {judge: find_judge(judge)} if judge else {}
         records = [] if prompts is None else demo_questions() if prompts == DEMO else read_prompts(Path(prompts))
+        _check_judged(records, judges)
         examples = read_examples(os.fspath(data), split=split, skipped=skipped)
         if base is None and recipe.part == "drafted" and any(example.drafted is None for example in examples):
             raise WSDValueError(
@@ -78,6 +79,10 @@ class Inputs:
                 "another part"
             )
         small = fetch_model(os.fspath(pilot), "pilot")
+        if small.adapter:
+            raise WSDValueError(
+                f"{pilot} is a model and an adapter: merge them (merge_and_unload), save the result, and train it"
+            )
         encoded = encode_examples(examples, small.tokenizer, _ends(small), recipe)
         large = None if base is None else fetch_model(os.fspath(base), "base", use_safetensors=None)
         settings = {
@@ -87,7 +92,17 @@ class Inputs:
             "prompts": f"{len(records)} prompts, SHA-256 {_digest(records)}" if records else None,
             "judge": judge,
         }
-        return cls(small, large, examples, encoded, records, scorer, settings)
+        return cls(small, large, examples, encoded, records, judges, settings)
+
+
+def _check_judged(records: Sequence[Record], judges: Mapping[str, Judge]) -> None:
+    """Raises a WSDValueError for a prompt that cannot be judged."""
+    for name, judge in judges.items():
+        for number, record in enumerate(records, start=1):
+            try:
+                judge.check(record)
+            except WSDValueError as error:
+                raise WSDValueError(f"judge={name!r}: prompt {number}: {error}") from None
 
 
 def _ends(pilot: Fetched) -> set[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,26 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..comparison import Task, answer_all, missing, open_answers
+from ..comparison import Batch, Plan, open_answers
 from ..comparison.judges import Judge
+from ..comparison.methods import METHODS
 from ..comparison.prompts import Record
 from ..comparison.replies import Answer, Bench
 from ..comparison.table import Row as TableRow
 from ..comparison.table import table_rows
+from ..comparison.variants import Variant
+from ..strategies.wsd.config import WSDConfig
 from .masking import Row
 
 BEFORE, AFTER = "before", "after"
-METHODS = {BEFORE: ("base", "pilot", "wsd"), AFTER: ("pilot", "wsd")}
+ASKED = {BEFORE: ("base", "pilot", "wsd"), AFTER: ("pilot", "wsd")}
 """Methods that answer with the untuned pilot, and with the tuned one."""
 
 MOST_ROWS = 256
 """Examples by which the likelihood of beginnings is measured."""
 
-Progress = Callable[[Sequence[Task]], Iterable[Task]]
+Progress = Callable[[Sequence[Batch]], Iterable[Batch]]
+"""Goes through answers to held-out prompts, and shows how far that is."""
 
 
 def mean_log_prob(model: PreTrainedModel, rows: Sequence[Row]) -> float:
@@ -43,8 +47,9 @@ def mean_log_prob(model: PreTrainedModel, rows: Sequence[Row]) -> float:
 def answer_held_out(
     when: str,
     bench: Bench,
+    wsd_config: WSDConfig,
     records: Sequence[Record],
-    judge: Judge | None,
+    judges: Mapping[str, Judge],
     folder: Path,
     settings: dict[str, Any],
     progress: Progress,
@@ -54,15 +59,17 @@ def answer_held_out(
     Args:
         when: BEFORE or AFTER the training; methods other than the base are named so.
         bench: base and pilot.
+        wsd_config: settings of WSD.
         records: the prompts.
-        judge: scores the answers, if given.
+        judges: score the answers.
         folder: of the answers.
         settings: of the training.
-        progress: goes through the tasks and shows how far that is.
+        progress: see `Progress`.
     """
-    with open_answers(folder, settings) as store:
-        answer_all(missing(records, METHODS[when], store), records, bench, judge, store, progress)
-        return [replace(answer, strategy=_named(answer.strategy, when)) for answer in store.lines.values()]
+    plan = Plan(records, [Variant(name, METHODS[name], wsd_config if name == "wsd" else None) for name in ASKED[when]])
+    with open_answers(folder, settings) as answers:
+        plan.answer_all(bench, judges, answers, progress)
+        return [replace(answer, strategy=_named(answer.strategy, when)) for answer in answers.lines.values()]
 
 
 def _named(method: str, when: str) -> str:
@@ -89,7 +96,7 @@ def warnings_of(log_probs: tuple[float, float], table: Sequence[TableRow]) -> li
             f"the trained beginnings became less likely (mean log-probability of a token: {before:.2f} before, {after:.2f} "
             "after), so the pilot will not write them; lower the learning rate, or take the objective sft"
         )
-    never = {row.strategy: row.never_switched for row in table}
+    never = {row.strategy: row.never_switched.value for row in table}
     before, after = never.get(_named("wsd", BEFORE)) or 0, never.get(_named("wsd", AFTER)) or 0
     if after > before:
         found.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..comparison import Task
 from ..comparison.replies import Bench
 from ..comparison.store import keep_settings
 from ..comparison.table import Row as TableRow
@@ -29,7 +28,7 @@ from .folder import ADAPTER, CHECKPOINTS, HANDOVERS, LOSSES, PILOT
 from .handover import handovers
 from .inputs import Inputs, Source
 from .masking import Row, cut
-from .measures import AFTER, BEFORE, answer_held_out, before_and_after, mean_log_prob, warnings_of
+from .measures import AFTER, BEFORE, Progress, answer_held_out, before_and_after, mean_log_prob, warnings_of
 from .recipe import Recipe, Report
 
 
@@ -72,7 +71,7 @@ def train_pilot(
     max_new_tokens: int = 256,
     device: str = "cpu",
     report: Report | None = None,
-    progress: Callable[[Sequence[Task]], Iterable[Task]] = iter,
+    progress: Progress = iter,
 ) -> TunedPilot | None:
     """Trains a pilot on the beginnings of good answers, and measures what that changed.
 
@@ -180,7 +179,7 @@ def _measured(
     settings: dict[str, Any],
     wsd_config: WSDConfig,
     folder: Path,
-    progress: Callable[[Sequence[Task]], Iterable[Task]],
+    progress: Progress,
 ) -> TunedPilot:
     """Measures the untuned and the tuned pilot, and writes table and model card."""
     device, answers, log_probs = settings["device"], [], []
@@ -190,8 +189,10 @@ def _measured(
         log_probs.append(mean_log_prob(model, rows))
         if base is not None and inputs.base is not None:
             pair = Pair(enable_wsd(base), model, inputs.base.tokenizer, pilot.tokenizer)
-            bench = Bench(pair, examples=[], strategies={"wsd": wsd_config}, max_new_tokens=settings["max_new_tokens"])
-            answers += answer_held_out(when, bench, inputs.records, inputs.judge, folder / when, settings, progress)
+            bench = Bench(pair, examples=[], max_new_tokens=settings["max_new_tokens"])
+            answers += answer_held_out(
+                when, bench, wsd_config, inputs.records, inputs.judges, folder / when, settings, progress
+            )
     before, after = log_probs
     table = before_and_after(answers) if answers else []
     tuned = TunedPilot(
@@ -206,7 +207,11 @@ def _measured(
     )
     card = tuned_card(folder.resolve().name, settings, (before, after), table, tuned.warnings)
     write_whole(folder / PILOT / "README.md", str(card))
-    result = {"settings": settings, **asdict(tuned), "folder": PILOT, "adapter": tuned.adapter and ADAPTER}
+    result = {
+        "settings": settings,
+        **{name: getattr(tuned, name) for name in ("trained_tokens", "log_prob_before", "log_prob_after", "warnings")},
+        "table": [row.to_dict() for row in table],
+    }
     write_whole(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if table:
         write_whole(folder / "table.md", markdown(table))

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -23,6 +23,7 @@ from .._compat import dpo_trainer_of_token_ids
 from ..errors import WSDValueError
 from ..files import write_whole
 from ..hub.loading import Fetched, read_model
+from ..hub.names import parse_name
 from .checkpoints import last_whole, mark_whole
 from .folder import ADAPTER, CHECKPOINTS, LOSSES, PILOT
 from .masking import Row
@@ -142,16 +143,16 @@ def _save_adapter(model: PeftModel, pilot: Fetched, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text("utf-8"))
-    config["base_model_name_or_path"] = None if Path(pilot.name).expanduser().exists() else pilot.name
+    place = parse_name(pilot.name).model.place
+    config["base_model_name_or_path"] = None if Path(place).exists() else place
     write_whole(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _save(model: PreTrainedModel, pilot: Fetched, folder: Path) -> None:
     """Saves a tuned pilot, whole or not at all, in the data type of the untuned one."""
-    dtype = AutoConfig.from_pretrained(pilot.folder).dtype
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.to("cpu", dtype or torch.float32).save_pretrained(unfinished)
+    model.to("cpu", pilot.config.dtype or torch.float32).save_pretrained(unfinished)
     pilot.tokenizer.save_pretrained(unfinished)
     os.replace(unfinished, folder)
 
