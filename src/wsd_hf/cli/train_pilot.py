@@ -16,7 +16,6 @@ from ..training.recipe import LEARNING_RATES, Recipe
 from ..training.run import TunedPilot, train_pilot
 from .models import known_device
 from .options import (
-    Device,
     IgnoreRepeats,
     MaxNewTokens,
     SwitchCriteria,
@@ -68,7 +67,7 @@ def train_pilot_command(
     switch_criteria: SwitchCriteria = None,
     ignore_repeats: IgnoreRepeats = None,
     max_new_tokens: MaxNewTokens = 256,
-    device: Device = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda; a launcher gives each process a GPU of its own.")] = "cpu",
 ) -> None:
     """Trains a pilot on the beginnings of good answers, and compares it with the untuned one on held-out prompts."""
     with one_line_errors():
@@ -89,7 +88,7 @@ def train_pilot_command(
             threshold=threshold, window_size=window_size, switch_criteria=switch_criteria, ignore_repeats=ignore_repeats
         )
         if device not in ("cpu", "cuda"):
-            raise WSDValueError(f"--device {device}: must be cpu or cuda; a launcher gives each process its own GPU")
+            raise WSDValueError(f"--device {device}: must be cpu or cuda")
         known_device(device)
         with resumable(out):
             tuned = train_pilot(
