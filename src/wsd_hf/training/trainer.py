@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -150,9 +150,12 @@ def _save_adapter(model: PeftModel, pilot: Fetched, folder: Path) -> None:
 
 def _save(model: PreTrainedModel, pilot: Fetched, folder: Path) -> None:
     """Saves a tuned pilot, whole or not at all, in the data type of the untuned one."""
+    dtype = (
+        None if pilot.in_gguf else AutoConfig.from_pretrained(pilot.folder).dtype
+    )  # checks have changed that of pilot.config
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.to("cpu", pilot.config.dtype or torch.float32).save_pretrained(unfinished)
+    model.to("cpu", dtype or torch.float32).save_pretrained(unfinished)
     pilot.tokenizer.save_pretrained(unfinished)
     os.replace(unfinished, folder)
 
