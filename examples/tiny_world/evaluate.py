@@ -242,6 +242,7 @@ def main(
     models: Annotated[list[Path] | None, typer.Option(help="A folder of train.py; may be repeated.")] = None,
     pilot: Annotated[Path | None, typer.Option(help="Folder of a pilot in the place of the models' own.")] = None,
     world_seed: Annotated[int, typer.Option(help="The world that the models were trained in.")] = SHIPPED_WORLD_SEED,
+    every: Annotated[int, typer.Option(help="Ask every so many-th question only, for a quick look.", min=1)] = 1,
     ablations: Annotated[bool, typer.Option(help="Also a lower threshold and a window of one.")] = False,
     switch_rules: Annotated[bool, typer.Option(help="Only WSD, by each of its switch rules.")] = False,
     markdown_: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
@@ -252,7 +253,7 @@ def main(
     """Measure one or more trainings; with several, their mean comes last."""
     torch.set_num_threads(threads)
     world = World(world_seed)
-    questions = world.held_out_questions()
+    questions = world.held_out_questions()[::every]
     tables = {}
     for folder in models or [FOLDER]:
         bench = Bench(folder, world, pilot)
