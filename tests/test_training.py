@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import EosTokenCriteria
 from typer.testing import CliRunner
 
-from wsd_hf import Pair, WSDValueError, load_pilot
+from wsd_hf import Pair, WSDConfig, WSDValueError, load_pilot
 from wsd_hf.cli import app
 from wsd_hf.tiny import FOLDER
 
@@ -370,9 +371,19 @@ def test_other_settings_are_refused_in_the_same_folder(trained: Callable[..., Tu
         trained(data=moved, recipe=dataclasses.replace(QUICK, seed=1))
 
 
-def test_a_finished_run_is_not_trained_again(trained: Callable[..., TunedPilot]) -> None:
+def test_a_finished_run_is_not_trained_again(trained: Callable[..., TunedPilot], tmp_path: Path) -> None:
     first = trained()
+    (tmp_path / "run" / "checkpoints" / "checkpoint-4").mkdir(parents=True)  # killed before they were removed
     assert trained(report=lambda *_: pytest.fail("it trains")) == first
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_places_of_the_handover_belong_to_the_settings(trained: Callable[..., TunedPilot], tmp_path: Path) -> None:
+    data = write(tmp_path / "unknown.jsonl", PAIRS[:4])
+    options = {"data": data, "base": FOLDER / "base"}
+    stopped_at(1, lambda report: trained(report=report, **options))
+    with pytest.raises(WSDValueError, match=r"threshold was 0.8 and is 0.5"):
+        trained(wsd_config=WSDConfig(threshold=0.5), **options)
 
 
 # Errors
@@ -387,6 +398,8 @@ FULL = {"prompt": CHAT, "chosen": [{"role": "assistant", "content": "Hello"}], "
     [
         ({"recipe": Recipe(objective="dpo+sft")}, "line 1: has no rejected answer"),
         ({"recipe": Recipe(max_length=3)}, "line 1: its prompt has .* tokens, .*max_length=3"),
+        ({"pilot": f"{UNTUNED}+{UNTUNED}"}, "adapter"),
+        ({"wsd_config": WSDConfig(switch_criteria=EosTokenCriteria(3))}, "must be the name of a rule"),
         ({"pairs": [{**FULL, "drafted": None}]}, "part='drafted' without base"),
         ({"judge": "tiny_world"}, "judge='tiny_world' without prompts"),
         ({"prompts": "prompts.jsonl"}, "prompts without base"),
@@ -402,7 +415,7 @@ def test_errors_come_before_weights_are_read(
     write(tmp_path / "prompts.jsonl", [{"prompt": "Hi"}])
     data = write(tmp_path / "data.jsonl", options.pop("pairs", [FULL]))
     with pytest.raises(WSDValueError, match=rule):
-        train_pilot(UNTUNED, data, tmp_path / "run", **options)
+        train_pilot(options.pop("pilot", UNTUNED), data, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 

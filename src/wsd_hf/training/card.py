@@ -14,7 +14,7 @@ from ..hub.card import model_card
 CARD = """\
 # {name}
 
-A pilot for Weak-to-Strong Decoding ([Song et al., 2025](https://arxiv.org/abs/2506.07434)), tuned from {source} with
+A pilot for Weak-to-Strong Decoding ([Song et al., 2025](https://arxiv.org/abs/2506.07434)), tuned from `{source}` with
 `wsd-hf train-pilot`: it writes the beginning of an answer, and a base writes the rest.
 
 ```python
@@ -37,7 +37,7 @@ Mean log-probability of a token in the trained parts of the chosen answers: {bef
 MEASURED = """
 ## Measured
 
-{records} with the base {base}.
+{records}, with the base `{base}`:
 
 {table}"""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -119,17 +120,21 @@ def train_pilot(
         "device": device,
     }
     folder, state = Path(out), PartialState(cpu=device == "cpu")
+    recipe.forwards_per_step(state.num_processes)
     with ExitStack() as held:
         if state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(only_writer(folder / "settings.json"))
-            started = any((folder / name).exists() for name in (PILOT, CHECKPOINTS))
+            started = any((folder / name).exists() for name in (HANDOVERS, CHECKPOINTS, PILOT))
             keep_settings(folder / "settings.json", settings, started=started)
         with state.main_process_first():
             rows = _trained_parts(inputs, recipe, wsd_config, folder, device)
         if not (folder / PILOT).exists():
             train(inputs.pilot, rows, recipe, folder, device, report)
-        return _measured(inputs, rows, settings, wsd_config, folder, progress) if state.is_main_process else None
+        if not state.is_main_process:
+            return None
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        return _measured(inputs, rows, settings, wsd_config, folder, progress)
 
 
 def _trained_parts(inputs: Inputs, recipe: Recipe, wsd_config: WSDConfig, folder: Path, device: str) -> list[Row]:

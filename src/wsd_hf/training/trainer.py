@@ -41,7 +41,7 @@ CHECKPOINTING = next(
 def train(pilot: Fetched, rows: Sequence[Row], recipe: Recipe, folder: Path, device: str, report: Report | None) -> None:
     """Trains a pilot, from the last whole checkpoint if there is one, and saves it.
 
-    The folder gets the losses, the adapter and, at last, the tuned pilot; the checkpoints leave it.
+    The folder gets the losses, the adapter and, at last, the tuned pilot.
 
     Args:
         pilot: the pilot to train.
@@ -77,7 +77,6 @@ def train(pilot: Fetched, rows: Sequence[Row], recipe: Recipe, folder: Path, dev
         trained = trained.merge_and_unload()
     trained.config, trained.generation_config = config, generation_config
     _save(trained, pilot, folder / PILOT)
-    shutil.rmtree(folder / CHECKPOINTS)
 
 
 def _arguments(rows: int, recipe: Recipe, folder: Path, device: str) -> dict[str, Any]:
