@@ -238,6 +238,8 @@ def test_an_adapter_is_merged_and_kept(trained: Callable[..., TunedPilot], tmp_p
     assert sorted(path.name for path in tuned.adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     for text in (tuned.adapter / "adapter_config.json", tuned.folder / "README.md", tuned.folder / "config.json"):
         assert str(UNTUNED.parent) not in text.read_text("utf-8")
+    with pytest.raises(WSDValueError, match="is a model and an adapter: merge them"):
+        trained("again", pilot=f"{UNTUNED}+{tuned.adapter}")
 
 
 def test_the_table_has_pilot_and_both_together_before_and_after(trained: Callable[..., TunedPilot], tmp_path: Path) -> None:
@@ -398,7 +400,6 @@ FULL = {"prompt": CHAT, "chosen": [{"role": "assistant", "content": "Hello"}], "
     [
         ({"recipe": Recipe(objective="dpo+sft")}, "line 1: has no rejected answer"),
         ({"recipe": Recipe(max_length=3)}, "line 1: its prompt has .* tokens, .*max_length=3"),
-        ({"pilot": f"{UNTUNED}+{UNTUNED}"}, "adapter"),
         ({"wsd_config": WSDConfig(switch_criteria=EosTokenCriteria(3))}, "must be the name of a rule"),
         ({"pairs": [{**FULL, "drafted": None}]}, "part='drafted' without base"),
         ({"judge": "tiny_world"}, "judge='tiny_world' without prompts"),
@@ -415,7 +416,7 @@ def test_errors_come_before_weights_are_read(
     write(tmp_path / "prompts.jsonl", [{"prompt": "Hi"}])
     data = write(tmp_path / "data.jsonl", options.pop("pairs", [FULL]))
     with pytest.raises(WSDValueError, match=rule):
-        train_pilot(options.pop("pilot", UNTUNED), data, tmp_path / "run", **options)
+        train_pilot(UNTUNED, data, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
