@@ -1,4 +1,4 @@
-"""The command line: `wsd-hf` demo, generate, chat, compare, diagnose, eval, answers and pack."""
+"""The command line: `wsd-hf` and its commands."""
 
 from __future__ import annotations
 

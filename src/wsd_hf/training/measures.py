@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..comparison import Batch, Plan, open_answers
 from ..comparison.judges import Judge
@@ -20,6 +21,8 @@ from ..comparison.table import table_rows
 from ..comparison.variants import Variant
 from ..strategies.wsd.config import WSDConfig
 from .masking import Row
+
+logger = logging.get_logger(__name__)
 
 BEFORE, AFTER = "before", "after"
 ASKED = {BEFORE: ("base", "pilot", "wsd"), AFTER: ("pilot", "wsd")}
@@ -66,9 +69,10 @@ def answer_held_out(
         settings: of the training.
         progress: see `Progress`.
     """
-    plan = Plan(records, [Variant(name, METHODS[name], wsd_config if name == "wsd" else None) for name in ASKED[when]])
+    variants = [Variant(name, METHODS[name], wsd_config if name == "wsd" else None) for name in ASKED[when]]
+    plan = Plan(records, variants, judges=judges)
     with open_answers(folder, settings) as answers:
-        plan.answer_all(bench, judges, answers, progress)
+        plan.answer_all(bench, answers, progress, unscored=logger.warning)
         return [replace(answer, strategy=_named(answer.strategy, when)) for answer in answers.lines.values()]
 
 
