@@ -3,6 +3,7 @@
     python examples/tiny_world/evaluate.py                                   # the shipped models
     python examples/tiny_world/evaluate.py --models A --models B --markdown  # the mean of several trainings
     python examples/tiny_world/evaluate.py --switch-rules                    # WSD by its switch rules
+    python examples/tiny_world/evaluate.py --pilot FOLDER                    # the shipped base with another pilot
 
 Questions are answered greedily, one at a time, so that forwards can be counted per answer.
 """
@@ -75,11 +76,11 @@ SWITCH_RULES: dict[str, dict[str, Any]] = {
 class Bench:
     """The models of one training, and the methods that answer with them."""
 
-    def __init__(self, folder: Path, world: World) -> None:
-        self.world = world
+    def __init__(self, folder: Path, world: World, pilot: Path | None = None) -> None:
+        self.world, self.only_pair = world, pilot is not None
         self.pair, self.other = (
-            Pair.from_pretrained(folder / "base", folder / pilot, dtype=torch.float32)
-            for pilot in ("pilot", "pilot_other_vocab")
+            Pair.from_pretrained(folder / "base", pilot or folder / own, dtype=torch.float32)
+            for own in ("pilot", "pilot_other_vocab")
         )
 
     def methods(self, ablations: bool, switch_rules: bool) -> Iterator[tuple[str, Method]]:
@@ -90,8 +91,9 @@ class Bench:
             return
         yield "base", self.base_alone
         yield "pilot", lambda messages: self.pilot_alone(messages, self.pair)
-        yield "pilot, other vocabulary", lambda m: self.pilot_alone(m, self.other)
-        yield "base, in-context prompt", lambda m: self.base_alone(urial_messages(m, self.world.polite_examples()))
+        if not self.only_pair:
+            yield "pilot, other vocabulary", lambda m: self.pilot_alone(m, self.other)
+            yield "base, in-context prompt", lambda m: self.base_alone(urial_messages(m, self.world.polite_examples()))
         yield "WSD", self.wsd
         if ablations:
             yield "WSD, threshold 0.5", lambda messages: self.wsd(messages, wsd_threshold=0.5)
@@ -238,7 +240,9 @@ def show(title: str, rows: list[Row]) -> None:
 
 def main(
     models: Annotated[list[Path] | None, typer.Option(help="A folder of train.py; may be repeated.")] = None,
+    pilot: Annotated[Path | None, typer.Option(help="Folder of a pilot in the place of the models' own.")] = None,
     world_seed: Annotated[int, typer.Option(help="The world that the models were trained in.")] = SHIPPED_WORLD_SEED,
+    every: Annotated[int, typer.Option(help="Ask every so many-th question only, for a quick look.", min=1)] = 1,
     ablations: Annotated[bool, typer.Option(help="Also a lower threshold and a window of one.")] = False,
     switch_rules: Annotated[bool, typer.Option(help="Only WSD, by each of its switch rules.")] = False,
     markdown_: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
@@ -249,10 +253,10 @@ def main(
     """Measure one or more trainings; with several, their mean comes last."""
     torch.set_num_threads(threads)
     world = World(world_seed)
-    questions = world.held_out_questions()
+    questions = world.held_out_questions()[::every]
     tables = {}
     for folder in models or [FOLDER]:
-        bench = Bench(folder, world)
+        bench = Bench(folder, world, pilot)
         tables[str(folder)] = [measure(name, method, questions) for name, method in bench.methods(ablations, switch_rules)]
         if cards:
             write_cards(folder, tables[str(folder)])

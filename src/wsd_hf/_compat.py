@@ -350,3 +350,14 @@ def decoding_loop() -> DecodingLoop | None:
                 generation_config=local["generation_config"],
             )
     return None
+
+
+def dpo_trainer_of_token_ids(**kwargs: Any) -> Any:
+    """A `DPOTrainer` of TRL over rows that are token ids already, which it would tokenize otherwise."""
+    from trl import DPOTrainer
+
+    class _DPOTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_args: Any, **_kwargs: Any) -> Any:
+            return dataset
+
+    return _DPOTrainer(**kwargs)

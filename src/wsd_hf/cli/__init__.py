@@ -1,4 +1,4 @@
-"""The command line: `wsd-hf` demo, generate, chat, compare, diagnose, eval, answers and pack."""
+"""The command line: `wsd-hf` and its commands."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ from .options import (
 from .rewards import Reward, load_reward
 from .runs import exit_on_sigterm
 from .terminal import Commands, say, say_json
+from .train_pilot import train_pilot_command
 from .training import make_pairs, report_data
 
 app = typer.Typer(
@@ -213,6 +214,7 @@ app.command("eval")(evaluate)
 app.command()(answers)
 app.command("data-report")(report_data)
 app.command("make-pairs")(make_pairs)
+app.command("train-pilot")(train_pilot_command)
 
 
 def _seed(seed: int | None) -> None:

@@ -46,10 +46,7 @@ class Store(Generic[Line, Key]):
         with ExitStack() as held:
             held.enter_context(only_writer(file))
             self.lines = {key(line): line for line in _read(file, kind)}
-            if self.lines:
-                _check_same(file.with_name("settings.json"), settings)
-            else:
-                write_whole(file.with_name("settings.json"), json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            keep_settings(file.with_name("settings.json"), settings, started=bool(self.lines))
             self._held = held.pop_all()
 
     def __enter__(self) -> Store[Line, Key]:
@@ -88,7 +85,11 @@ def _read(file: Path, kind: type[Line]) -> list[Line]:
     return found
 
 
-def _check_same(file: Path, settings: dict[str, Any]) -> None:
+def keep_settings(file: Path, settings: dict[str, Any], *, started: bool) -> None:
+    """Writes the settings of a run; a WSDValueError if it was started with others."""
+    if not started:
+        write_whole(file, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        return
     before = None
     with suppress(OSError, ValueError):
         before = parse_json(file.read_bytes(), str(file))

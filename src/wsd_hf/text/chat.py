@@ -137,17 +137,26 @@ def encode_turns(
         bos: whether the prompt begins with the BOS, if the tokenizer has one, even if the template writes none.
     """
     prompt = render(name, turns, tokenizer, template)
-    if bos and tokenizer.bos_token and not prompt.startswith(tokenizer.bos_token):
-        prompt = tokenizer.bos_token + prompt
-    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
+    ids: list[int] = tokenizer.encode(with_bos(prompt, tokenizer) if bos else prompt, add_special_tokens=False)
     return ids + tokenizer.encode(prefill, add_special_tokens=False) if prefill else ids
 
 
-def render(name: str, turns: Messages, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> str:
-    """Output of the chat template for `turns`, with the header of the answer; a WSDValueError if the template refuses them."""
+def with_bos(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A prompt that begins with the BOS, if the tokenizer has one."""
+    return prompt if prompt.startswith(tokenizer.bos_token or "") else tokenizer.bos_token + prompt
+
+
+def render(
+    name: str, turns: Messages, tokenizer: PreTrainedTokenizerBase, template: str | None = None, answered: bool = False
+) -> str:
+    """Output of the chat template for `turns`, with the header of the answer unless `answered`.
+
+    Raises:
+        WSDValueError: the template refuses the turns.
+    """
     try:
         prompt: str = tokenizer.apply_chat_template(
-            list(turns), chat_template=template, add_generation_prompt=True, tokenize=False
+            list(turns), chat_template=template, add_generation_prompt=not answered, tokenize=False
         )
         check_text("its output", prompt)
     except Exception as error:  # a template is a program, and may raise anything
