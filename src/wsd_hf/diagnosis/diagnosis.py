@@ -15,14 +15,11 @@ from ..pair import Pair
 from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchCriteria, SwitchRule
 from ..text.chat import Messages
 from .forwards import Prediction
-from .measures import Band, Firing, Place, by_position, firing, highest_confidence, of_texts, places
+from .measures import THRESHOLDS, WINDOWS, Band, Firing, Place, by_position, firing, highest_confidence, of_texts, places
 from .page import page
 from .predictions import continued, predictable, predictions
 from .reading import Reading, check_prompts, read, reading_tasks
 from .verdict import verdict
-
-THRESHOLDS, WINDOWS = (0.5, 0.6, 0.7, 0.8, 0.9), (1, 3, 6, 12)
-"""Of the grid."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,9 @@ BANDS = ((1, 1), (2, 4), *((2**power + 1, 2 ** (power + 1)) for power in range(2
 START = 8
 """Tokens that count as the beginning of a text, for perplexity."""
 
+THRESHOLDS, WINDOWS = (0.5, 0.6, 0.7, 0.8, 0.9), (1, 3, 6, 12)
+"""Of the grid."""
+
 BEFORE, AFTER = 12, 8
 """Tokens that are shown before the window of a switch, and after it."""
 

@@ -10,17 +10,17 @@ from ..engine.checks import vocabulary_size
 from ..engine.strategy import StrategyConfig
 from ..errors import WSDValueError
 from ..pair import Pair
-from ..speculation.target import TargetConfig
 from ..strategies.blend import BlendConfig
 from ..strategies.ensemble import EnsembleConfig
 from ..strategies.nudging.config import NudgingConfig
 from ..strategies.product import ProductConfig
 from ..strategies.wsd.config import WSDConfig
-from ..strategies.wsd.switch_rules import SwitchRule
+from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
 from ..strategies.wsd.two_way import TwoWayConfig
 from ..text.chat import Messages
 from ..text.vocabulary import same_vocabulary
 from .forwards import Prediction, costs, predict
+from .measures import THRESHOLDS, WINDOWS
 from .paths import Agreement, Path, find_paths
 from .reading import Reading
 
@@ -52,10 +52,17 @@ def predictable(pair: Pair, rule: SwitchRule) -> Methods:
     return {"base": None, "pilot": None, **{strategy.name: strategy for strategy in strategies}}
 
 
+def _grid() -> Methods:
+    """WSD at every cell of the grid, and with every named rule: a later command may choose another of them."""
+    cells = [WSDConfig(threshold=threshold, window_size=window) for threshold in THRESHOLDS for window in WINDOWS]
+    named: Any = SWITCH_RULES
+    cells += [WSDConfig(switch_criteria=rule, ignore_repeats=ignored) for rule in named for ignored in (False, True)]
+    return {f"cell {number}": cell for number, cell in enumerate(cells)}
+
+
 def continued(pair: Pair, chat: Messages, draft: Reading, methods: Methods, most: int) -> Continuations:
-    """The base's continuations of a draft, most of them in one batch."""
-    targets = {name: settings for name, settings in methods.items() if isinstance(settings, TargetConfig)}
-    [paths] = find_paths(pair, [chat], [draft], most, targets)
+    """The base's continuations of a draft where the methods switch, and every rule of the grid, in one batch."""
+    [paths] = find_paths(pair, [chat], [draft], most, {**methods, **_grid()})
     return Continuations(prompt=draft.prompt, paths=paths)
 
 

@@ -21,8 +21,8 @@ ON_REPETITION = 0.25
 INTERVENTIONS = 0.2
 """Share of unsure places above which methods that intervene there do so often (BlendIn, arXiv 2606.11201)."""
 
-ABOUT = 0.05
-"""Difference of a predicted time from the base's below which both count as the same."""
+ABOUT = 0.2
+"""Difference of a predicted time from the base's within which both count as the same: predictions are off by up to a fifth."""
 
 WALL = 0.2
 """The base's mean probability of first tokens below which the beginning of an answer is what it would not write."""
