@@ -7,16 +7,20 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ..errors import WSDValueError
 from ..files import named_errors, only_writer, write_whole
 from ..text.json_data import check_texts, parse_json
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
-Line = TypeVar("Line", bound="DataclassInstance")
+class Dataclass(Protocol):
+    """An object of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Line = TypeVar("Line", bound=Dataclass)
 Key = TypeVar("Key", bound=Hashable)
 
 
