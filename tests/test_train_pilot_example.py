@@ -17,6 +17,8 @@ from wsd_hf.tiny import FOLDER
 
 pytest.importorskip("trl", reason='no TRL: pip install "wsd_hf[train]"')
 
+pytestmark = pytest.mark.sweep  # a minute and a half
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DOCUMENT = (EXAMPLES / "train_pilot.md").read_text("utf-8")
 

@@ -289,7 +289,13 @@ def killed_at(step: int, run: Callable[..., Any]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("recipe", [QUICK, dataclasses.replace(QUICK, objective="dpo+sft", lora_rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(QUICK, id="full"),
+        pytest.param(dataclasses.replace(QUICK, objective="dpo+sft", lora_rank=4), id="lora", marks=pytest.mark.sweep),
+    ],
+)
 def test_a_run_that_was_killed_comes_to_the_same_weights(recipe: Recipe, trained: Callable[..., TunedPilot]) -> None:
     recipe = dataclasses.replace(recipe, epochs=3)
     undisturbed = trained("undisturbed", recipe)
