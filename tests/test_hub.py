@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_uti
 
 import wsd_hf
 from hub_server import Fault, Hub, serve_hub
-from wsd_hf import Pair, WSDHubError, WSDValueError, load_pilot, pilot_card, push_pilot
+from wsd_hf import Pair, WSDHubError, WSDValueError, _compat, load_pilot, pilot_card, push_pilot
 from wsd_hf.tiny import FOLDER
 
 BASE, PILOT = FOLDER / "base", FOLDER / "pilot"
@@ -296,6 +296,8 @@ def test_a_snapshot_is_a_folder_like_any_other(hub, tmp_path):
 def add_gguf(hub: Hub, name, folder, *files, **kinds):
     """A repository of the pilot's GGUF files and nothing else."""
     gguf_files = pytest.importorskip("gguf_files", reason="no gguf", exc_type=ImportError)
+    if not _compat.makes_gguf_tokenizers():
+        pytest.skip("transformers mistakes tokenizers of GGUF files before 5.23")
     folder.mkdir()
     for file in files:
         gguf_files.write_gguf(PILOT, folder / file, kinds.get("kind", "F32"))

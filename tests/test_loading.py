@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
-from wsd_hf import Pair, WSDHubError, WSDValueError, load_pilot, pack
+from wsd_hf import Pair, WSDHubError, WSDValueError, _compat, load_pilot, pack
 from wsd_hf.cli import app
 from wsd_hf.hub.names import ModelName, Source, parse_name
 from wsd_hf.tiny import FOLDER
@@ -26,6 +26,7 @@ QUESTIONS = ["What does the Keloft eat?", "Where does the Quibime live?", "How d
 TEXTS = ["<|user|>\nWhat  does the Keloft eat?\n<|end|>\n", " 12345 é\t漢  x\n\n", "<|endoftext|><s></s>", ""]
 
 gguf = pytest.mark.usefixtures("with_gguf")
+tokenizers_of_gguf = pytest.mark.skipif(not _compat.makes_gguf_tokenizers(), reason="transformers mistakes them before 5.23")
 peft = pytest.mark.usefixtures("with_peft")
 
 
@@ -194,6 +195,7 @@ def gguf_pilot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(PILOT, tmp_path_factory.mktemp("gguf") / "pilot.gguf")
 
 
+@tokenizers_of_gguf
 @gguf
 def test_a_pair_in_gguf_files_is_the_plain_pair(tmp_path: Path, gguf_pilot: Path) -> None:
     base = write_gguf(BASE, tmp_path / "base.gguf", "F16")
@@ -209,6 +211,7 @@ def test_a_pair_in_gguf_files_is_the_plain_pair(tmp_path: Path, gguf_pilot: Path
     check_runs_as(pair, plain(BASE), plain(PILOT))
 
 
+@tokenizers_of_gguf
 @gguf
 def test_quantised_blocks_become_the_floats_that_they_mean(tmp_path: Path) -> None:
     from gguf import GGUFReader, dequantize
@@ -222,6 +225,7 @@ def test_quantised_blocks_become_the_floats_that_they_mean(tmp_path: Path) -> No
     assert answers(pair) == answers(pair, "step")
 
 
+@tokenizers_of_gguf
 @gguf
 def test_a_model_from_a_gguf_file_is_an_ordinary_model(tmp_path: Path) -> None:
     file = write_gguf(PILOT, tmp_path / "pilot.gguf")
@@ -235,6 +239,7 @@ def test_a_model_from_a_gguf_file_is_an_ordinary_model(tmp_path: Path) -> None:
     assert load_pilot(file, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
 
 
+@tokenizers_of_gguf
 @gguf
 def test_a_gguf_file_is_read_alone_and_a_folder_with_its_tokenizer(tmp_path: Path) -> None:
     folder = tmp_path / "model"
@@ -252,6 +257,7 @@ def test_a_gguf_file_is_read_alone_and_a_folder_with_its_tokenizer(tmp_path: Pat
         load_pilot(folder)
 
 
+@tokenizers_of_gguf
 @gguf
 def test_gguf_files_on_the_command_line(tmp_path: Path, gguf_pilot: Path) -> None:
     base = write_gguf(BASE, tmp_path / "base.gguf")
@@ -268,6 +274,7 @@ def test_gguf_files_on_the_command_line(tmp_path: Path, gguf_pilot: Path) -> Non
         Pair.from_pretrained(base, gguf_pilot, quantization_config={"load_in_4bit": True})
 
 
+@tokenizers_of_gguf
 @gguf
 @pytest.mark.parametrize("end", ["eos", "eot"])
 def test_a_gguf_file_names_the_end_of_a_turn(tmp_path: Path, end: str) -> None:
@@ -275,6 +282,7 @@ def test_a_gguf_file_names_the_end_of_a_turn(tmp_path: Path, end: str) -> None:
     assert load_pilot(file)[0].generation_config.eos_token_id == (3 if end == "eos" else [3, 2])
 
 
+@tokenizers_of_gguf
 @gguf
 def test_rotary_positions_of_llama_3(tmp_path: Path) -> None:
     shutil.copytree(PILOT, tmp_path / "pilot")
@@ -386,6 +394,7 @@ def test_dora_is_merged_as_peft_does(tmp_path: Path) -> None:
     assert same_weights(load_pilot(f"{PILOT}+{folder}", dtype=torch.float32)[0], wanted)
 
 
+@tokenizers_of_gguf
 @gguf
 @peft
 def test_an_adapter_over_a_gguf_file(tmp_path: Path) -> None:
