@@ -33,6 +33,7 @@ def decode(monkeypatch: pytest.MonkeyPatch) -> Any:
     return decode
 
 
+@pytest.mark.sweep
 def test_the_plan_for_a_gpu_measures_every_way_and_bar(decode: Any, tmp_path: Path) -> None:
     decode.main(preset="gpu-tiny", switch=4, turns=1, budget=600, out=tmp_path / "gpu.json", threads=1)
     results = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
@@ -49,6 +50,7 @@ def test_the_plan_for_a_gpu_measures_every_way_and_bar(decode: Any, tmp_path: Pa
     assert unreached == ["time to the bare captured forwards, agreement .8"]  # which only a GPU has
 
 
+@pytest.mark.sweep
 def test_an_error_ends_its_own_way_only(decode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fault(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no such kernel")
@@ -75,6 +77,7 @@ def test_no_run_begins_after_the_budget(decode: Any, tmp_path: Path, monkeypatch
     assert {row["error"] for row in results["rows"]} == {"not run: no time left"}
 
 
+@pytest.mark.sweep
 def test_a_real_pair_is_taken_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import real_pair
 
@@ -90,6 +93,7 @@ def test_a_real_pair_is_taken_apart(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "A token of wsd costs" in capsys.readouterr().out
 
 
+@pytest.mark.sweep
 def test_texts_that_repeat_their_prompt_take_fewer_forwards_at_agreement_0(tmp_path: Path) -> None:
     import repeats
 

@@ -20,6 +20,7 @@ UNTUNED = Path(__file__).parents[1] / "examples" / "tiny_world" / "pilot_untuned
 OPTIONS = ["--lora-rank", "0", "--learning-rate", "1e-3", "--batch-size", "8", "--epochs", "1", "--checkpoint-every", "4"]
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     launcher = [
