@@ -26,7 +26,7 @@ FLOORS = [
     "tiny",
     "pair",
 ]
-FLOORS += ["integrations", "bundle", "comparison", "diagnosis", "training", "cli", "__main__"]
+FLOORS += ["remote", "serving", "integrations", "bundle", "comparison", "diagnosis", "training", "cli", "__main__"]
 """Modules and folders at the top level, each of which imports only those before it."""
 
 MODULES = {

@@ -14,7 +14,7 @@ from .bundle import Packed, pack
 from .diagnosis.diagnosis import Diagnosis, diagnose
 from .engine.stats import Stats, Work
 from .engine.strategy import StrategyConfig, StrategyOutput
-from .errors import WSDError, WSDHubError, WSDLogitsError, WSDValueError
+from .errors import WSDError, WSDHubError, WSDLogitsError, WSDServerError, WSDValueError
 from .generation import AutoModelForCausalLM, WSDGenerationMixin, disable_wsd, enable_wsd
 from .hub.card import pilot_card
 from .hub.loading import load_pilot
@@ -93,6 +93,7 @@ __all__ = [
     "WSDLogitsError",
     "WSDLogitsProcessor",
     "WSDOutput",
+    "WSDServerError",
     "WSDTextGenerationPipeline",
     "WSDValueError",
     "Work",

@@ -17,3 +17,15 @@ class WSDLogitsError(WSDError, ArithmeticError):
 
 class WSDHubError(WSDError, OSError):
     """A model that cannot be had from where it should be, is damaged there, or cannot serve; its `__cause__` tells more."""
+
+
+class WSDServerError(WSDError, OSError):
+    """A server that a call needs refuses, fails at every attempt, or stops in the middle.
+
+    Attributes:
+        text: of the answer so far; "" if there is none.
+    """
+
+    def __init__(self, message: str, text: str = "") -> None:
+        super().__init__(message)
+        self.text = text
