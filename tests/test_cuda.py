@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import random
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,6 +289,34 @@ def test_calls_in_threads_equal_calls_one_after_the_other() -> None:
     alone = [task(index)() for index in range(4)]
     for _ in range(3):
         assert together([task(index) for index in range(4)]) == alone
+
+
+# Training of a pilot
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lora_rank": 0}, {"lora_rank": 4, "objective": "dpo+sft"}], ids=["all weights", "adapter, both objectives"]
+)
+def test_a_pilot_is_trained_as_on_a_cpu(settings: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason='no TRL: pip install "wsd_hf[train]"')
+    from test_training import PAIRS, QUICK, UNTUNED, stopped_at, write
+
+    data = write(tmp_path / "data.jsonl", [{**pair, "drafted": 30} for pair in PAIRS[:8]])
+    recipe = dataclasses.replace(QUICK, epochs=4, **settings)
+
+    def run(name: str, **options: Any) -> Any:
+        return wsd_hf.training.train_pilot(UNTUNED, data, tmp_path / name, recipe=recipe, **options)
+
+    there, here = run("cuda", device="cuda"), run("cpu")
+    stopped_at(5, lambda report: run("stopped", device="cuda", report=report))
+    resumed = run("stopped", device="cuda")
+    for tuned in (here, resumed):
+        losses = [[step["loss"] for step in one.losses] for one in (there, tuned)]
+        assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert there.log_prob_after > there.log_prob_before + 0.02
+    assert there.log_prob_after == pytest.approx(here.log_prob_after, rel=0.02)
+    model, _ = wsd_hf.load_pilot(there.folder, device_map="cuda")
+    assert bool(torch.isfinite(model(torch.tensor([[1, 2, 3]], device="cuda")).logits).all())
 
 
 # Memory
