@@ -144,6 +144,9 @@ class Trace:
         )
         return f'<p style="white-space:pre-wrap">{spans}<br/><small>{html_text(self.summary())}</small></p>'
 
+    def _repr_html_(self) -> str:  # the last value of a notebook's cell
+        return self.to_html()
+
 
 def explain(
     output: StrategyOutput, tokenizer: PreTrainedTokenizerBase, row: int = 0, stop_strings: Sequence[str] = ()
