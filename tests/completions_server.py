@@ -99,9 +99,11 @@ class Refused(Exception):
     """An answer that is an error."""
 
     def __init__(self, status: int, message: str, param: str | None = None) -> None:
-        kind = {401: "AuthenticationError", 404: "NotFoundError"}.get(status, "BadRequestError")
+        kind = "NotFoundError" if status == 404 else "BadRequestError"
         self.status = status
-        self.content = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+        self.content: Body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+        if status == 401:
+            self.content = {"error": message}
 
 
 class Cut(Exception):
@@ -234,15 +236,11 @@ class CompletionsServer:
             raise Refused(400, "this server takes a prompt of token ids only", "prompt")
         if outside := [token for token in prompt if not 0 <= token < self.model.config.vocab_size]:
             raise Refused(400, f"Token id {outside[0]} is out of vocabulary", "prompt")
+        if budget > self.max_model_len or len(prompt) > self.max_model_len:
+            raise Refused(400, f"This model's maximum context length is {self.max_model_len} tokens.", "max_tokens")
+        request["max_tokens"] = budget = min(budget, self.max_model_len - len(prompt))  # as vLLM does, without a word
         if request["n"] != 1 or budget < 1:
             raise Refused(400, f"n={request['n']}, max_tokens={budget}: n must be 1, max_tokens at least 1", "max_tokens")
-        if len(prompt) + budget > self.max_model_len:
-            raise Refused(
-                400,
-                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested {budget} output "
-                f"tokens and your prompt contains {len(prompt)} input tokens.",
-                "max_tokens",
-            )
         if request["stream"] and request["prompt_logprobs"]:
             raise Refused(400, "`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
         if request["stream_options"] and not request["stream"]:
@@ -330,10 +328,12 @@ class CompletionsServer:
         for token, logprobs in self._tokens(request):
             tokens.append(token)
             self._count(tokens=1)
-            text = self.tokenizer.decode(tokens, skip_special_tokens=request["skip_special_tokens"])
+            at_end = token in request["stop_token_ids"] or (token in self._ends and not request["ignore_eos"])
+            shown = tokens[:-1] if at_end else tokens
+            text = self.tokenizer.decode(shown, skip_special_tokens=request["skip_special_tokens"])
             stops = [(text.find(stop), stop) for stop in request["stop"] if stop in text]
             reason, stop_reason = None, None
-            if token in request["stop_token_ids"] or (token in self._ends and not request["ignore_eos"]):
+            if at_end:
                 reason, stop_reason = "stop", token if token in request["stop_token_ids"] else None
             elif stops:
                 text = text[: min(stops)[0]]
