@@ -186,7 +186,6 @@ class CompletionsServer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self.requests.append((scope["method"], scope["path"], headers))
-        fault = Fault()
         try:
             if self.key and scope["path"].startswith("/v1") and headers.get("authorization") != f"Bearer {self.key}":
                 raise Refused(401, "Unauthorized")
