@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 import wsd_hf
 from wsd_hf.cli import app
 from wsd_hf.cli.judges import load_judges
-from wsd_hf.comparison.endpoint import LONGEST_WAIT, WAITS, Endpoint
+from wsd_hf.comparison.endpoint import Endpoint
 from wsd_hf.comparison.judges import Checks, Unscored, scores
 from wsd_hf.comparison.llm_judge import PROMPT, LLMJudge, filled, read_score
+from wsd_hf.remote.address import LONGEST_WAIT, WAITS
 
 PROMPTS = Path(__file__).parents[1] / "examples/real_pair/prompts.jsonl"
 KEY = "sk-a-secret-of-the-tests"

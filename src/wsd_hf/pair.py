@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +30,20 @@ Chats = str | Messages | Sequence[str | Messages]
 """A question, a chat, or several of either."""
 
 P = TypeVar("P", bound="Pair")
+
+
+def as_messages(chats: Chats) -> list[Messages]:
+    """Each chat as its messages.
+
+    Raises:
+        WSDValueError: chats of another form; `build_inputs` checks the messages.
+    """
+    chats = [chats] if isinstance(chats, str) else chats
+    if not isinstance(chats, Sequence) or not all(isinstance(chat, str | Mapping | Sequence) for chat in chats):
+        raise WSDValueError(f"chats={chats!r}: must be a question, a list of messages, or a list of either")
+    if chats and isinstance(chats[0], Mapping):
+        return [cast("Messages", chats)]
+    return [[{"role": "user", "content": chat}] if isinstance(chat, str) else cast("Messages", chat) for chat in chats]
 
 
 @dataclass(frozen=True)
@@ -154,11 +168,7 @@ class Pair:
         Raises:
             WSDValueError: a chat of another form, or a tokenizer that cannot render it.
         """
-        chats = [chats] if isinstance(chats, str) else chats
-        if not isinstance(chats, Sequence) or not all(isinstance(chat, str | Mapping | Sequence) for chat in chats):
-            raise WSDValueError(f"chats={chats!r}: must be a question, a list of messages, or a list of either")
-        messages: Any = [[{"role": "user", "content": chat}] if isinstance(chat, str) else chat for chat in chats]
-        return build_inputs(messages, self.tokenizer, self.pilot_tokenizer).to(input_device(self.base))
+        return build_inputs(as_messages(chats), self.tokenizer, self.pilot_tokenizer).to(input_device(self.base))
 
     def generate(self, chats: Chats | BatchEncoding, strategy: str | StrategyConfig = "wsd", **kwargs: Any) -> Any:
         """Answers chats: one call of `base.generate` with the models and tokenizers of the pair.

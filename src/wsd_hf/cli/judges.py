@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from ..comparison.endpoint import Endpoint, check_key, check_url
+from ..comparison.endpoint import Endpoint
 from ..comparison.judges import JUDGES, Judge, find_judge
 from ..comparison.llm_judge import PROMPT, LLMJudge, read_prompt
 from ..errors import WSDValueError
+from ..remote.address import check_key, check_url
 
 OPENAI_URL = "https://api.openai.com/v1"
 

@@ -239,14 +239,14 @@ def read_model(fetched: Fetched, dtype: Any = "auto", device_map: Any = None, **
 
 def _fetch_adapter(source: Source, cache: dict[str, Any], patterns: tuple[str, ...], trust_remote_code: bool) -> Adapter:
     with explained(source.place, source.revision), model_files(source, "", cache, patterns) as files:
-        _check_files(source, files.folder, patterns, trust_remote_code)
+        check_files(source, files.folder, patterns, trust_remote_code)
         settings = adapter_settings(str(source), files.folder)
         has_tokenizer = (files.folder / "tokenizer_config.json").is_file()
         tokenizer = read_tokenizer(str(source), files.folder, trust_remote_code, "adapter") if has_tokenizer else None
         return Adapter(str(source), settings, adapter_weights(str(source), files.fetch), tokenizer)
 
 
-def _check_files(source: Source, folder: Path, patterns: tuple[str, ...], trust_remote_code: bool) -> None:
+def check_files(source: Source, folder: Path, patterns: tuple[str, ...], trust_remote_code: bool) -> None:
     """Raises a WSDHubError if links lead out of a folder, or files are not as the Hub gave them."""
     if not trust_remote_code and Path(source.place).is_dir():
         check_links(Path(source.place), folder)
@@ -259,7 +259,7 @@ def _check_folder(
     """Raises a WSDHubError if transformers would read more than a model's own files."""
     if (folder / ADAPTER).exists():
         raise WSDHubError(f"{shown} has an adapter ({ADAPTER}): name the model that it goes over too, as MODEL+{shown}")
-    _check_files(source, folder, patterns, trust_remote_code)
+    check_files(source, folder, patterns, trust_remote_code)
     if only_data and (code := code_in(folder)):
         raise WSDHubError(
             f"{shown} has {code}: its Python code would run in a packed model, loaded with trust_remote_code=True; "

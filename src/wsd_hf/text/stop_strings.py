@@ -65,6 +65,20 @@ class StopStrings(StoppingCriteria):
         return any(written.find(target, max(0, length + 1 - len(target))) >= 0 for target in self._targets)
 
 
+def before_stop(text: str, stop_strings: Sequence[str], whole: bool = True) -> str:
+    """A text up to the first stop string; if it is not whole, up to a place at which one may begin.
+
+    >>> before_stop("a fox and", [" and"]), before_stop("a fox an", [" and"], whole=False)
+    ('a fox', 'a fox')
+    """
+    end = min((text.find(stop) for stop in stop_strings if stop in text), default=len(text))
+    longest = max(map(len, stop_strings), default=0)
+    for start in range(max(0, end - longest), 0 if whole else end):
+        if any(stop.startswith(text[start:end]) for stop in stop_strings):
+            return text[:start]
+    return text[:end]
+
+
 class _Texts:
     """Texts of a tokenizer's tokens, each looked up once; no reference to the tokenizer is kept."""
 

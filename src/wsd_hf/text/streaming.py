@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from transformers.generation import BaseStreamer
 
 from ..errors import WSDValueError
 from .next_turn import before_next_turn, settled, turn_headers
+from .stop_strings import before_stop
 
 Writer = Literal["pilot", "base"]
 
@@ -58,34 +59,28 @@ class WriterStreamer(BaseStreamer):
         self._begin()
 
     def _begin(self) -> None:
-        self._response: _Growing | None = None
-        self._shown = 0
+        self._response: GrowingAnswer | None = None
 
     def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
         """Takes the prompt, [1, prompt], and then tokens, [1], each with its writer."""
         if len(value) > 1:
             raise WSDValueError(f"streamer: a WriterStreamer takes one response, not {len(value)}: ask for one at a time")
         if self._response is None:
-            self._response = _Growing(self._tokenizer, transcript=bool(turn_headers(self._tokenizer)))
+            self._response = GrowingAnswer(self._tokenizer, transcript=bool(turn_headers(self._tokenizer)))
             return
         writer = None if by_pilot is None else "pilot" if bool(by_pilot) else "base"
-        self._response.add(value, writer)
-        self._show(self._response, len(self._response.settled))
+        self._response.add(value.tolist(), writer)
+        self._show(self._response.more(self._response.settled))
 
     def end(self) -> None:
         """Writes withheld text, unless it is a header."""
         if self._response is not None:
-            self._show(self._response, len(self._response.answer))
+            self._show(self._response.more(self._response.answer))
         self._begin()
 
-    def _show(self, response: _Growing, length: int) -> None:
-        tokens = response.tokens
-        while self._shown < length:
-            while len(tokens) > 1 and tokens[1][0] <= self._shown:
-                tokens.popleft()
-            end = min(length, tokens[1][0]) if len(tokens) > 1 else length
-            piece, self._shown = response.text[self._shown : end], end
-            self._write(piece, tokens[0][1])
+    def _show(self, pieces: Iterable[tuple[str, Writer | None]]) -> None:
+        for text, writer in pieces:
+            self._write(text, writer)
 
 
 class AnswerStreamer(BaseStreamer):
@@ -107,7 +102,7 @@ class AnswerStreamer(BaseStreamer):
 
     def _begin(self) -> None:
         self._prompt_is_next = True
-        self._response = _Growing(self._tokenizer, transcript=True)
+        self._response = GrowingAnswer(self._tokenizer, transcript=True)
 
     def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
         """Takes the prompt, [batch, prompt], and then tokens, [batch], each with its writer."""
@@ -117,7 +112,7 @@ class AnswerStreamer(BaseStreamer):
         elif len(value) > 1:
             put_tokens(self._streamer, value, by_pilot)
         else:
-            self._response.add(value, (value, by_pilot))
+            self._response.add(value.tolist(), (value, by_pilot))
             self._hand_on(len(self._response.settled))
 
     def end(self) -> None:
@@ -133,26 +128,44 @@ class AnswerStreamer(BaseStreamer):
             put_tokens(self._streamer, *tokens.popleft()[1])
 
 
-class _Growing:
-    """A response that grows token by token; a character cut across tokens belongs to the token that completes it."""
+class GrowingAnswer:
+    """An answer that grows token by token; a character cut across tokens belongs to the token that completes it.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, transcript: bool) -> None:
-        self._tokenizer, self._transcript = tokenizer, transcript
+    Args:
+        tokenizer: the base's.
+        transcript: whether the answer ends before the header of a next turn.
+        stop_strings: texts before which it ends too.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, transcript: bool, stop_strings: Sequence[str] = ()) -> None:
+        self._tokenizer, self._transcript, self._stop_strings = tokenizer, transcript, stop_strings
         self._ids: list[int] = []
+        self._shown = 0
         self.text = ""
         self.tokens: deque[tuple[int, Any]] = deque()  # places in the text at which tokens begin, and the items added with them
 
-    def add(self, token: torch.Tensor, item: Any) -> None:
+    def add(self, tokens: list[int], item: Any) -> None:
+        """Adds tokens that have one item, such as their writer."""
         self.tokens.append((len(self.text.rstrip("\ufffd")), item))
-        self._ids += token.flatten().tolist()
+        self._ids += tokens
         self.text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
 
     @property
     def settled(self) -> str:
         """The beginning of the answer that no later token can change."""
-        return settled(self.text) if self._transcript else self.text.rstrip("\ufffd")
+        text = settled(self.text) if self._transcript else self.text.rstrip("\ufffd")
+        return before_stop(text, self._stop_strings, whole=False)
 
     @property
     def answer(self) -> str:
         """The whole answer, if no token follows."""
-        return before_next_turn(self.text) if self._transcript else self.text
+        return before_stop(before_next_turn(self.text) if self._transcript else self.text, self._stop_strings)
+
+    def more(self, text: str) -> Iterator[tuple[str, Any]]:
+        """The part of a beginning of the answer that was not returned before, in pieces with their items."""
+        while self._shown < len(text):
+            while len(self.tokens) > 1 and self.tokens[1][0] <= self._shown:
+                self.tokens.popleft()
+            end = min(len(text), self.tokens[1][0]) if len(self.tokens) > 1 else len(text)
+            piece, self._shown = text[self._shown : end], end
+            yield piece, self.tokens[0][1]

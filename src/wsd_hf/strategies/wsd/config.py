@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -116,16 +117,21 @@ class WSDConfig(SpeculativeConfig):
 
     def draft_setup(self, call: Call) -> Setup[Draft]:
         """The pilot's side of a call and its draft, checked; runs no forward."""
-        side, vocabulary = pilot_side(call, self.assistant_do_sample), vocabulary_size(call.base)
+        side = pilot_side(call, self.assistant_do_sample)
         limits = side.room.clamp(max=min(self.max_draft_tokens, sys.maxsize)).tolist()
-        closing = closing_token_id(eos_token_ids(call.generation_config), vocabulary) if self.draft_end == "stop" else None
+        arguments = self.draft_arguments(
+            real_tokens(*call.prompt), vocabulary_size(call.base), eos_token_ids(call.generation_config)
+        )
+        bridge = bridge_to_base(call, side, limits)
+        return Setup(side, bridge, self._draft(side, bridge, *arguments), max(limits))
+
+    def draft_arguments(self, prompts: Sequence[Sequence[int]], vocabulary: int, eos: set[int]) -> tuple[Any, ...]:
+        """The arguments of `Draft` for prompts of a base, whose size of vocabulary and EOS ids are given."""
+        closing = closing_token_id(eos, vocabulary) if self.draft_end == "stop" else None
         if self.draft_end == "stop" and closing is None:
             raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id to a token that it has")
         named = isinstance(self.switch_criteria, str) or not self.switch_criteria
-        criteria = self._rule() if named else self.switch_criteria
-        bridge = bridge_to_base(call, side, limits)
-        draft = self._draft(side, bridge, criteria, real_tokens(*call.prompt), vocabulary, closing)
-        return Setup(side, bridge, draft, max(limits))
+        return self._rule() if named else self.switch_criteria, prompts, vocabulary, closing
 
     def _draft(self, side: PilotSide, bridge: Bridge, *arguments: Any) -> Draft:
         """The rule of a call, from the arguments of `Draft`."""

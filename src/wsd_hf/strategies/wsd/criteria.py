@@ -21,7 +21,7 @@ class Criteria:
         prompts: token ids of the base's prompts, without padding.
 
     Attributes:
-        reads_distributions: whether some criterion needs more of the base's distributions than the drafted tokens' part.
+        needs: arguments that some criterion takes, beside drafted tokens and their log-probabilities.
     """
 
     def __init__(self, criteria: StoppingCriteria | StoppingCriteriaList, prompts: Sequence[Sequence[int]]) -> None:
@@ -32,8 +32,7 @@ class Criteria:
             else:
                 self._called.append((one, _arguments(one)))
         self._switches = [[RowSwitch(rule, prompt) for prompt in prompts] for rule in self._rules]
-        needs = set[str]().union(*(rule.needs for rule in self._rules), *(arguments for _, arguments in self._called))
-        self.reads_distributions = not needs.isdisjoint(DISTRIBUTIONS)
+        self.needs = set[str]().union(*(rule.needs for rule in self._rules), *(arguments for _, arguments in self._called))
         self._prompts = list(prompts)
         self._values: list[list[list[float]]] = [[[] for _ in prompts] for _ in Drafted._fields]
         self._tensors = self._gathered()

@@ -11,6 +11,7 @@ from ...engine.checks import check_shared
 from ...engine.rows import GrowingTensor
 from ...speculation.rule import Drafted, Rule, SwitchReason
 from .criteria import Criteria
+from .switch_rules import DISTRIBUTIONS
 
 
 class Draft(Rule):
@@ -27,6 +28,7 @@ class Draft(Rule):
         log_probs: the base's natural-log probabilities of them, of float32 precision.
         drafting: for each row, whether its next token is the pilot's.
         reasons: why each row's draft is over.
+        needs: arguments of `SwitchRule.__call__` that the criteria take, beside tokens and log-probabilities.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class Draft(Rule):
         self.drafting = [True] * len(prompts)
         self._closing: set[int] = set()
         self._criteria = Criteria(switch_criteria, prompts)
-        self.reads_distributions = self._criteria.reads_distributions
+        self.needs = self._criteria.needs
+        self.reads_distributions = not self.needs.isdisjoint(DISTRIBUTIONS)
         self._vocabulary = vocabulary
         self._closing_token_id = closing_token_id
 
