@@ -75,7 +75,7 @@ class Address:
     def named(self, problem: str) -> str:
         """A problem with its place, without the key, which some servers repeat."""
         problem = problem.replace(self.key, "***") if self.key else problem
-        return f"{self.url}, model {self.model}: {problem}"
+        return f"{self.url}{f', model {self.model}' if self.model else ''}: {problem}"
 
 
 def may_pass(status: int) -> bool:

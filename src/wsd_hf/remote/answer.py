@@ -160,12 +160,22 @@ class Writing:
         room = self.call.budget - len(self.token_ids)
         offered, over = list[int](), None
         while len(offered) < min(size, room) and not over:
-            proposed, finish = await anext(stream)
-            self.pilot_work.forwards += len(proposed)
-            ended = finish == "stop" and self.bridge.end_token_ids.isdisjoint(proposed[-1:])  # a server that leaves it out
-            tokens, over = self.bridge.offer(0, [*proposed, min(self.bridge.end_token_ids)] if ended else proposed)
+            tokens, over = self.bridge.offer(0, await self._proposed(stream, min(size, room) - len(offered)))
             offered += tokens
         return Offer(offered[:room], None if len(offered) > room else over)
+
+    async def _proposed(self, stream: AsyncGenerator[Tokens, None], size: int) -> list[int]:
+        """The pilot's next tokens, at least so many, unless it ends its draft before: a bridge takes many as fast as one."""
+        proposed, ends = list[int](), self.bridge.end_token_ids
+        while len(proposed) < size and ends.isdisjoint(proposed):
+            tokens, finish = await anext(stream)
+            self.pilot_work.forwards += len(tokens)
+            proposed += tokens
+            if finish == "length":
+                break
+            if finish and ends.isdisjoint(proposed):  # a server that leaves out the token that ended it
+                proposed.append(min(ends))
+        return proposed
 
     async def _scored(self, tokens: list[int]) -> list[Drafted]:
         check_shared(max(tokens), self.base.vocabulary)

@@ -37,10 +37,10 @@ class RemoteModel:
         """Those of some tokens that the model has: servers refuse others."""
         return sorted(token for token in token_ids if 0 <= token < self.vocabulary)
 
-    async def check(self, *, scores: bool) -> None:
+    async def check(self, scores: bool) -> None:
         """Tries all that a call needs; see `Server.check`."""
         ids = self.tokenizer.encode(PROBE, add_special_tokens=False)
-        await self.server.check(ids[: self.server.context - 1], self.vocabulary, scores=scores)
+        await self.server.check(ids[: self.server.context - 1], self.vocabulary, scores)
 
 
 def known_model(

@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 import anyio
@@ -14,6 +14,7 @@ from anyio.from_thread import BlockingPortalProvider, start_blocking_portal
 from transformers import PreTrainedTokenizerBase
 
 from ..engine.numbers import check_integer, check_number, check_positive_integer, check_probability
+from ..engine.strategy import check_choice
 from ..errors import WSDServerError, WSDValueError
 from ..pair import Chats, as_messages
 from ..strategies.wsd.config import WSDConfig
@@ -23,6 +24,7 @@ from ..text.chat import Messages, base_prompts, pilot_prompts
 from ..text.next_turn import turn_headers
 from ..text.stop_strings import StopStrings
 from ..text.streaming import GrowingAnswer, Writer
+from ..text.token_texts import token_texts
 from ..text.vocabulary import same_vocabulary
 from .answer import RemoteAnswer, RemoteCall, Writing
 from .model import RemoteModel, known_model
@@ -77,16 +79,18 @@ class RemotePair:
             WSDHubError: a tokenizer that can't be had.
             WSDValueError: an illegal argument.
         """
-        servers = [replace(one) if isinstance(one, Server) else Server(one) for one in (base, pilot)]
+        servers = [one if isinstance(one, Server) else Server(one) for one in (base, pilot)]
         with start_blocking_portal() as portal:
             found = [portal.call(server.found) for server in servers]
-            models = (
+            pair = cls(
                 known_model(found[0], tokenizer, "base", trust_remote_code),
                 known_model(found[1], pilot_tokenizer, "pilot", trust_remote_code),
             )
-            for model, scores in zip(models, (True, False), strict=True):
-                portal.call(_check, model, scores)
-        return cls(*models)
+            portal.call(pair.base.check, True)
+            portal.call(pair.pilot.check, False)
+        if not pair.one_vocabulary:
+            token_texts(pair.tokenizer)  # a second's work for the first answer, which would keep others waiting
+        return pair
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -97,6 +101,11 @@ class RemotePair:
     def pilot_tokenizer(self) -> PreTrainedTokenizerBase:
         """The pilot's."""
         return self.pilot.tokenizer
+
+    @property
+    def one_vocabulary(self) -> bool:
+        """True if token ids mean the same to both models."""
+        return same_vocabulary(self.base.vocabulary, self.pilot.vocabulary, self.tokenizer, self.pilot_tokenizer)
 
     async def stream(
         self,
@@ -130,8 +139,8 @@ class RemotePair:
             WSDServerError: a server refuses, fails at every attempt, or stops in the middle; `.text` has the text so far.
         """
         sampling = {"do_sample": do_sample, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-        writing = self._writing(chat, strategy, max_new_tokens, stop, **sampling)
-        stops = [stop] if isinstance(stop, str) else stop
+        stops = _stops(stop)
+        writing = self._writing(chat, strategy, max_new_tokens, stops, **sampling)
         answer = GrowingAnswer(self.tokenizer, transcript=bool(turn_headers(self.tokenizer)), stop_strings=stops)
         try:
             async with aclosing(writing.tokens()) as written:
@@ -196,7 +205,7 @@ class RemotePair:
         return [answers[row] for row in range(len(asked))]
 
     def _writing(
-        self, chat: str | Messages, strategy: str | WSDConfig, max_new_tokens: int, stop: str | Sequence[str], **sampling: Any
+        self, chat: str | Messages, strategy: str | WSDConfig, max_new_tokens: int, stop: list[str], **sampling: Any
     ) -> Writing:
         """An answer that can begin; raises a WSDValueError for anything that can't work."""
         config, base, pilot = _checked(strategy), self.base, self.pilot
@@ -207,8 +216,7 @@ class RemotePair:
         pilot_prompt: list[int] = pilot_prompts(messages, pilot.tokenizer)["input_ids"][0].tolist()
         room = _room("base", base, prompt) - 1  # a check of a whole answer has a token after it
         pilot_room = _room("pilot", pilot, pilot_prompt)
-        headers = turn_headers(base.tokenizer)
-        stops = [*headers, *([stop] if isinstance(stop, str) else stop)]
+        stops = [*turn_headers(base.tokenizer), *stop]
         own, pilots = _fields(config.assistant_do_sample, **sampling)
         call = RemoteCall(
             config,
@@ -230,13 +238,9 @@ class RemotePair:
 
     def _bridge(self, call: RemoteCall) -> OneVocabulary | TwoVocabularies:
         base, pilot, limits = self.base, self.pilot, [call.draft_limit]
-        if same_vocabulary(base.vocabulary, pilot.vocabulary, base.tokenizer, pilot.tokenizer):
+        if self.one_vocabulary:
             return OneVocabulary(base.end_token_ids | pilot.end_token_ids, limits)
         return TwoVocabularies(base.tokenizer, pilot.tokenizer, pilot.end_token_ids, limits, base.end_token_ids)
-
-
-async def _check(model: RemoteModel, scores: bool) -> None:
-    await model.check(scores=scores)
 
 
 def _checked(strategy: str | WSDConfig) -> WSDConfig:
@@ -261,20 +265,25 @@ def _room(name: str, model: RemoteModel, prompt: Sequence[int]) -> int:
     return context - len(prompt)
 
 
+def _stops(stop: str | Sequence[str]) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, Sequence) or not all(isinstance(one, str) and one for one in stops):
+        raise WSDValueError(f"stop={stop!r}: must be a text, or a list of texts, none of them empty")
+    return list(stops)
+
+
 def _fields(
     assistant_do_sample: bool | None, do_sample: bool, temperature: float, top_p: float, top_k: int, seed: int | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of sampling in the base's requests, and in the pilot's."""
+    check_choice("do_sample", do_sample, (True, False))
+    if not check_number("temperature", temperature, least=0):
+        raise WSDValueError("temperature=0: must be above 0; for greedy answers leave do_sample out")
+    if check_integer("top_k", top_k) < 0:
+        raise WSDValueError(f"top_k={top_k!r}: must be at least 0")
+    values = {"temperature": float(temperature), "top_p": check_probability("top_p", top_p), "top_k": int(top_k)}
     pilot_samples = do_sample if assistant_do_sample is None else assistant_do_sample
-    values = {
-        "temperature": check_number("temperature", temperature, least=0),
-        "top_p": check_probability("top_p", top_p),
-        "top_k": check_integer("top_k", top_k),
-    }
-    if values["temperature"] == 0 or values["top_k"] < 0:
-        name = "top_k" if values["temperature"] else "temperature"
-        raise WSDValueError(f"{name}={values[name]}: must be {'at least 0' if values['temperature'] else 'above 0'}")
-    if not do_sample and not pilot_samples and (values != {"temperature": 1.0, "top_p": 1.0, "top_k": 0} or seed is not None):
+    if not do_sample and not pilot_samples and (values != {"temperature": 1, "top_p": 1, "top_k": 0} or seed is not None):
         raise WSDValueError(
             "temperature, top_p, top_k and seed have no effect without do_sample=True: leave them out, or add it"
         )

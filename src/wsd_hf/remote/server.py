@@ -7,6 +7,7 @@ the server. An attempt is repeated as long as nothing of its answer has come.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import ssl
 import sys
@@ -33,7 +34,10 @@ FLAT = 4.0
 
 TOLERANCE = 0.5
 """Most by which log-probabilities of the same prompt may differ from request to request: servers batch, in low precision."""
+
 REMEDY = "raw ones are needed, start it with --logprobs-mode raw_logprobs"
+
+_NUMBERS = itertools.count()  # anyio before 4.10 takes run variables of one name for the same
 
 Read = Callable[[httpx.Response], AsyncGenerator[bytes, None]]
 """A way to read a response in parts."""
@@ -77,7 +81,7 @@ class Server(Address):
     context: int = sys.maxsize
     sleep: Callable[[float], Awaitable[None]] = field(default=anyio.sleep, repr=False)
     _turns: anyio.lowlevel.RunVar[anyio.Semaphore] = field(
-        default_factory=lambda: anyio.lowlevel.RunVar("turns"), init=False, repr=False, compare=False
+        default_factory=lambda: anyio.lowlevel.RunVar(f"turns {next(_NUMBERS)}"), init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
@@ -105,7 +109,7 @@ class Server(Address):
         context = cards[model].get("max_model_len")
         return replace(self, model=model, context=context if isinstance(context, int) and context > 0 else sys.maxsize)
 
-    async def check(self, prompt: Sequence[int], vocabulary: int, *, scores: bool) -> None:
+    async def check(self, prompt: Sequence[int], vocabulary: int, scores: bool) -> None:
         """Tries all that a call needs, on a prompt of at least two tokens; `scores`: whether it has to check drafts.
 
         Raises:

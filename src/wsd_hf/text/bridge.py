@@ -95,8 +95,8 @@ class TwoVocabularies:
     ) -> None:
         self._base = ContinuationTokenizer(tokenizer)
         self._pilot = ContinuationTokenizer(assistant_tokenizer)
-        self._base_decoder = _Decoder(self._base, self._base.decode)
-        self._decoder = _Decoder(self._pilot, functools.partial(plain_text, assistant_tokenizer))
+        self._base_decoder = Decoder(self._base, self._base.decode)
+        self._decoder = Decoder(self._pilot, functools.partial(plain_text, assistant_tokenizer))
         self.end_token_ids, self._limits = end_token_ids, limits
         self._base_end_token_ids = base_end_token_ids
         self._rows = [self._row(limit) for limit in limits]
@@ -259,7 +259,7 @@ class _Row:
 class _GrowingText:
     """Text of tokens from a place on, in pieces that no later token can change; of a long text only the end is read."""
 
-    def __init__(self, decoder: _Decoder, begun: int = 0) -> None:
+    def __init__(self, decoder: Decoder, begun: int = 0) -> None:
         self._decoder = decoder
         self._begun = self._mark = begun
         self._returned = 0
@@ -284,7 +284,7 @@ class _GrowingText:
         return not self._decoder.text(tokens, self._begun).endswith(INCOMPLETE)
 
 
-class _Decoder:
+class Decoder:
     """Text of a tokenizer's tokens, of which more may follow; `begun` is the place of the first token that is read."""
 
     def __init__(self, tokenizer: ContinuationTokenizer, decode: Callable[[list[int]], str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,8 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from ..errors import WSDValueError
+from .bridge import LOOK_BACK, Decoder
 from .next_turn import before_next_turn, settled, turn_headers
+from .settled_tokens import ContinuationTokenizer
 from .stop_strings import before_stop
+from .token_texts import INCOMPLETE
 
 Writer = Literal["pilot", "base"]
 
@@ -138,22 +142,30 @@ class GrowingAnswer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, transcript: bool, stop_strings: Sequence[str] = ()) -> None:
-        self._tokenizer, self._transcript, self._stop_strings = tokenizer, transcript, stop_strings
+        decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+        self._decoder = Decoder(ContinuationTokenizer(tokenizer), decode)
+        self._transcript, self._stop_strings = transcript, stop_strings
         self._ids: list[int] = []
+        self._begun = self._mark = 0  # tokens before the first one are read no more
+        self._head = ""  # their text
         self._shown = 0
         self.text = ""
         self.tokens: deque[tuple[int, Any]] = deque()  # places in the text at which tokens begin, and the items added with them
 
     def add(self, tokens: list[int], item: Any) -> None:
         """Adds tokens that have one item, such as their writer."""
-        self.tokens.append((len(self.text.rstrip("\ufffd")), item))
+        self.tokens.append((len(self.text.rstrip(INCOMPLETE)), item))
         self._ids += tokens
-        self.text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        self.text = self._head + self._decoder.text(self._ids, self._begun)
+        if len(self._ids) >= self._mark + LOOK_BACK:
+            if (head := self._decoder.before(self._mark, self._ids, self._begun)) is not None:
+                self._begun, self._head = self._mark, self._head + head
+            self._mark = len(self._ids)
 
     @property
     def settled(self) -> str:
         """The beginning of the answer that no later token can change."""
-        text = settled(self.text) if self._transcript else self.text.rstrip("\ufffd")
+        text = settled(self.text) if self._transcript else self.text.rstrip(INCOMPLETE)
         return before_stop(text, self._stop_strings, whole=False)
 
     @property
