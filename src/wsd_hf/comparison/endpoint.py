@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from ..errors import WSDValueError
-from ..remote.address import WAITS, Address, may_pass, refusal, retry_after, start
+from ..remote.address import WAITS, Address, may_pass, retry_after
 from ..text.json_data import parse_json
 
 MOST_TOKENS = 2048
@@ -46,7 +46,7 @@ class Endpoint(Address):
         except (ValueError, LookupError, TypeError):
             found = None
         if not isinstance(found, str):
-            raise WSDValueError(self.named(f"sent no chat completion but {start(content)}"))
+            raise WSDValueError(self.named(f"sent no chat completion but {self.start(content)}"))
         return found
 
     def _post(self, body: bytes) -> bytes:
@@ -66,7 +66,7 @@ class Endpoint(Address):
                 return content
         except HTTPError as error:
             with error:
-                problem = self.named(refusal(error.code, error.headers.get("Location"), error.read()))
+                problem = self.named(self.refusal(error.code, error.headers.get("Location"), error.read()))
             if not may_pass(error.code):
                 raise WSDValueError(problem) from None
             raise _Transient(problem, retry_after(error.headers.get("Retry-After"))) from None

@@ -73,9 +73,26 @@ class Address:
         return headers | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
 
     def named(self, problem: str) -> str:
-        """A problem with its place, without the key, which some servers repeat."""
-        problem = problem.replace(self.key, "***") if self.key else problem
-        return f"{self.url}{f', model {self.model}' if self.model else ''}: {problem}"
+        """A problem with its place."""
+        return f"{self.url}{f', model {self.model}' if self.model else ''}: {self._hidden(problem)}"
+
+    def refusal(self, status: int, location: str | None, content: bytes) -> str:
+        """A status, and the server's own words; `location` is the header of a redirect."""
+        if 300 <= status < 400:
+            return f"answered {status}, a redirect to {location}: give that address, if it can be trusted"
+        try:
+            message = parse_json(content, "")["error"]["message"]
+        except (ValueError, LookupError, TypeError):
+            message = None
+        return f"answered {status}: {message if isinstance(message, str) else self.start(content)}"
+
+    def start(self, content: bytes) -> str:
+        """The beginning of a response, for errors."""
+        return reprlib.repr(self._hidden(content.decode(errors="replace")))
+
+    def _hidden(self, text: str) -> str:
+        """A text without the key, which some servers repeat."""
+        return text.replace(self.key, "***") if self.key else text
 
 
 def may_pass(status: int) -> bool:
@@ -83,22 +100,6 @@ def may_pass(status: int) -> bool:
     return status >= 500 or status in RETRIED
 
 
-def refusal(status: int, location: str | None, content: bytes) -> str:
-    """A status, and the server's own words; `location` is the header of a redirect."""
-    if 300 <= status < 400:
-        return f"answered {status}, a redirect to {location}: give that address, if it can be trusted"
-    try:
-        message = parse_json(content, "")["error"]["message"]
-    except (ValueError, LookupError, TypeError):
-        message = None
-    return f"answered {status}: {message if isinstance(message, str) else start(content)}"
-
-
 def retry_after(value: str | None) -> float:
     """Seconds that the header Retry-After names; 0 for none, and for a date."""
     return min(float(value), LONGEST_WAIT) if value and re.fullmatch(r"\d{1,9}", value) else 0.0
-
-
-def start(content: bytes) -> str:
-    """The beginning of a response, for errors."""
-    return reprlib.repr(content.decode(errors="replace"))

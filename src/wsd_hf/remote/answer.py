@@ -141,7 +141,7 @@ class Writing:
     async def _drafted(self) -> AsyncGenerator[list[int], None]:
         """The draft, from check to check."""
         config, limit = self.call.config, self.call.draft_limit
-        ends = self.pilot.own(self.bridge.end_token_ids)
+        ends = self.bridge.end_token_ids
         most = min(limit, self.call.budget) if self.bridge.token_by_token else limit
         stream = self.pilot.server.stream(self.call.pilot_prompt, most, self.call.pilot_sampling, ends)
         self.pilot_work.begin(len(self.call.pilot_prompt))
@@ -178,7 +178,7 @@ class Writing:
         return proposed
 
     async def _scored(self, tokens: list[int]) -> list[Drafted]:
-        check_shared(max(tokens), self.base.vocabulary)
+        check_shared(max(tokens), self.base.server.vocabulary)
         before = [*self.call.prompt, *self.token_ids]
         self.base_work.begin(len(before) + len(tokens))
         self.base_work.forwards += 1
@@ -199,15 +199,15 @@ class Writing:
     async def _continued(self) -> AsyncGenerator[list[int], None]:
         """The base's tokens after the draft."""
         prompt, room = [*self.call.prompt, *self.token_ids], self.call.budget - len(self.token_ids)
-        stream = self.base.server.stream(prompt, room, self.call.sampling, self.base.own(self.base.end_token_ids))
+        stream = self.base.server.stream(prompt, room, self.call.sampling, self.base.end_token_ids)
         self.base_work.begin(len(prompt))
         async with aclosing(stream):
-            async for tokens, finish in stream:
+            async for tokens, _finish in stream:
                 self.base_work.forwards += len(tokens)
                 yield self._append(tokens)
-                if self.finish_reason and not finish:
+                if self.finish_reason:
                     return
-        self.finish_reason = self.finish_reason or "stop"
+        self.finish_reason = "stop"  # at a token that only the server takes for an end
 
     def _append(self, tokens: list[int]) -> list[int]:
         """Appends tokens up to the answer's end; returns those appended."""

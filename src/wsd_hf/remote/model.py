@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from ..engine.checks import eos_token_ids
 from ..hub.loading import Kind
-from ..hub.tokenizers import fetch_tokenizer
+from ..hub.tokenizers import FetchedTokenizer, fetch_tokenizer
 from .server import Server
 
 PROBE = "What is the capital of France? The capital of France is Paris, and that of Italy is Rome."
@@ -22,25 +21,19 @@ class RemoteModel:
     """A model behind a server.
 
     Attributes:
-        server: where it is.
+        server: its place.
         tokenizer: its own.
-        vocabulary: width of its logits.
         end_token_ids: tokens that end its answers.
     """
 
     server: Server
     tokenizer: PreTrainedTokenizerBase
-    vocabulary: int
     end_token_ids: frozenset[int]
-
-    def own(self, token_ids: Set[int]) -> list[int]:
-        """Those of some tokens that the model has: servers refuse others."""
-        return sorted(token for token in token_ids if 0 <= token < self.vocabulary)
 
     async def check(self, scores: bool) -> None:
         """Tries all that a call needs; see `Server.check`."""
         ids = self.tokenizer.encode(PROBE, add_special_tokens=False)
-        await self.server.check(ids[: self.server.context - 1], self.vocabulary, scores)
+        await self.server.check(ids[: self.server.context - 1], scores)
 
 
 def known_model(
@@ -48,8 +41,8 @@ def known_model(
 ) -> RemoteModel:
     """A model and its tokenizer, an object or a name; None: the name that the server has for the model."""
     if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return RemoteModel(server, tokenizer, len(tokenizer), frozenset(eos_token_ids(tokenizer)))
-    name = server.model if tokenizer is None else os.fspath(tokenizer)
-    fetched = fetch_tokenizer(name, kind, trust_remote_code)
+        fetched = FetchedTokenizer(tokenizer, len(tokenizer), eos_token_ids(tokenizer))
+    else:
+        fetched = fetch_tokenizer(server.model if tokenizer is None else os.fspath(tokenizer), kind, trust_remote_code)
     ends = fetched.end_token_ids | (eos_token_ids(fetched.tokenizer) if kind == "pilot" else set())
-    return RemoteModel(server, fetched.tokenizer, fetched.vocabulary, frozenset(ends))
+    return RemoteModel(replace(server, vocabulary=fetched.vocabulary), fetched.tokenizer, frozenset(ends))

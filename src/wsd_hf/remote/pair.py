@@ -105,7 +105,7 @@ class RemotePair:
     @property
     def one_vocabulary(self) -> bool:
         """True if token ids mean the same to both models."""
-        return same_vocabulary(self.base.vocabulary, self.pilot.vocabulary, self.tokenizer, self.pilot_tokenizer)
+        return same_vocabulary(self.base.server.vocabulary, self.pilot.server.vocabulary, self.tokenizer, self.pilot_tokenizer)
 
     async def stream(
         self,
@@ -228,7 +228,7 @@ class RemotePair:
             sampling=own,
             pilot_sampling=pilots,
         )
-        draft = Draft(*config.draft_arguments([prompt], base.vocabulary, set(base.end_token_ids)))
+        draft = Draft(*config.draft_arguments([prompt], base.server.vocabulary, set(base.end_token_ids)))
         if "entropies" in draft.needs:
             raise WSDValueError(
                 f"switch_criteria={config.switch_criteria!r}: needs the base's whole distributions, which servers don't give; "

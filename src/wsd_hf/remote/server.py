@@ -11,7 +11,7 @@ import itertools
 import math
 import ssl
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -24,7 +24,7 @@ from ..engine.numbers import check_number, check_positive_integer
 from ..errors import WSDServerError, WSDValueError
 from ..speculation.rule import Drafted
 from ..text.json_data import parse_json
-from .address import WAITS, Address, check_key, check_url, may_pass, refusal, retry_after, start
+from .address import WAITS, Address, check_key, check_url, may_pass, retry_after
 
 GREEDY: Mapping[str, float] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Fields of a request that is decoded greedily. All are sent, since servers take others from a model's generation config."""
@@ -70,6 +70,7 @@ class Server(Address):
         timeout: seconds in which the next token must come, the first one included, or a check of a draft.
         open_requests: most requests that are open at a time; others wait for their turn.
         context: most tokens of a prompt and its continuation; `RemotePair.connect` takes it from the server.
+        vocabulary: width of the model's logits; `RemotePair.connect` takes it from the model's config.
         sleep: waits for some seconds before a further attempt.
 
     Raises:
@@ -79,6 +80,7 @@ class Server(Address):
     model: str = ""
     open_requests: int = 64
     context: int = sys.maxsize
+    vocabulary: int = sys.maxsize
     sleep: Callable[[float], Awaitable[None]] = field(default=anyio.sleep, repr=False)
     _turns: anyio.lowlevel.RunVar[anyio.Semaphore] = field(
         default_factory=lambda: anyio.lowlevel.RunVar(f"turns {next(_NUMBERS)}"), init=False, repr=False, compare=False
@@ -101,15 +103,15 @@ class Server(Address):
         try:
             cards = {str(card["id"]): card for card in parse_json(content, self.url)["data"]}
         except (ValueError, LookupError, TypeError):
-            raise WSDServerError(self.named(f"sent no list of models but {start(content)}")) from None
+            raise WSDServerError(self.named(f"sent no list of models but {self.start(content)}")) from None
         model = self.model or (next(iter(cards)) if len(cards) == 1 else "")
         if model not in cards:
-            problem = f"has no such model, but {', '.join(map(repr, cards)) or 'none'}"
-            raise WSDServerError(self.named(problem if self.model else f"name a model: it has {', '.join(map(repr, cards))}"))
+            known = ", ".join(map(repr, cards)) or "none"
+            raise WSDServerError(self.named(f"has no such model, but {known}" if self.model else f"name its model, of {known}"))
         context = cards[model].get("max_model_len")
-        return replace(self, model=model, context=context if isinstance(context, int) and context > 0 else sys.maxsize)
+        return replace(self, model=model, context=context if type(context) is int and context > 0 else sys.maxsize)
 
-    async def check(self, prompt: Sequence[int], vocabulary: int, scores: bool) -> None:
+    async def check(self, prompt: Sequence[int], scores: bool) -> None:
         """Tries all that a call needs, on a prompt of at least two tokens; `scores`: whether it has to check drafts.
 
         Raises:
@@ -121,18 +123,13 @@ class Server(Address):
         if scores:
             raw = await self.score(prompt[:1], prompt[1:], best=True)
             flat = await self.score(prompt[:1], prompt[1:], best=True, sampling={**GREEDY, "temperature": FLAT, "seed": 0})
-            best = [drafted.best_log_prob for drafted in raw]
-            if max(best) > TOLERANCE or min(best) < -math.log(vocabulary) - TOLERANCE:
-                raise WSDServerError(
-                    self.named(
-                        "gives logits in prompt_logprobs, not log-probabilities: start it with logprobs-mode raw_logprobs"
-                    )
-                )
+            if min(drafted.best_log_prob for drafted in raw) < -math.log(self.vocabulary) - TOLERANCE:
+                raise WSDServerError(self.named(f"gives logits in prompt_logprobs: {REMEDY}"))
             if any(abs(one.log_prob - other.log_prob) > TOLERANCE for one, other in zip(raw, flat, strict=True)):
                 raise WSDServerError(self.named(f"gives prompt_logprobs that depend on the temperature: {REMEDY}"))
 
     async def stream(
-        self, prompt: Sequence[int], max_tokens: int, sampling: Mapping[str, Any], ends: Sequence[int] = ()
+        self, prompt: Sequence[int], max_tokens: int, sampling: Mapping[str, Any], ends: Iterable[int] = ()
     ) -> AsyncGenerator[Tokens, None]:
         """The continuation of a prompt, as it is written; closing it ends the request.
 
@@ -150,20 +147,19 @@ class Server(Address):
             "stream": True,
             "return_token_ids": True,
             "ignore_eos": True,
-            "stop_token_ids": sorted(ends),
+            "stop_token_ids": sorted(token for token in ends if 0 <= token < self.vocabulary),  # others are refused
         }
-        received, finish = 0, None
+        received = 0
         async with aclosing(self._contents("POST", "/completions", body, self._events)) as contents:
             async for content in contents:
-                if finish:
-                    continue  # such as its usage; reading to the end lets it end by itself
                 tokens = self._tokens(content)
-                received, finish = received + len(tokens.ids), tokens.finish
-                if finish == "length" and received < max_tokens:
+                received += len(tokens.ids)
+                if tokens.finish == "length" and received < max_tokens:
                     raise WSDServerError(self.named(f"ended after {received} of {max_tokens} tokens, at a limit of its own"))
                 yield tokens
-        if not finish:
-            raise WSDServerError(self.named(f"stopped in the middle, after {received} tokens"))
+                if tokens.finish:
+                    return
+        raise WSDServerError(self.named(f"stopped in the middle, after {received} tokens"))
 
     async def score(
         self, prompt: Sequence[int], tokens: Sequence[int], best: bool, sampling: Mapping[str, Any] = GREEDY
@@ -182,15 +178,17 @@ class Server(Address):
         if listed is None:
             raise WSDServerError(self.named("gives no prompt_logprobs, by which drafts are checked: serve the base with vLLM"))
         try:
-            rows = listed[len(prompt) :]
-            return [
-                _drafted(token, {name: float(row[name]["logprob"]) for name in row}, best)
-                for token, row in zip(tokens, rows, strict=True)
-            ]
-        except (ValueError, LookupError, TypeError):
-            raise WSDServerError(
-                self.named(f"gives prompt_logprobs of another form or length for {len(prompt) + len(tokens)} tokens")
-            ) from None
+            rows = [{name: entry["logprob"] for name, entry in row.items()} for row in listed[len(prompt) :]]
+            drafted = [Drafted(token, row[str(token)], max(row.values())) for token, row in zip(tokens, rows, strict=True)]
+            values = [value for row in rows for value in row.values()]
+            if not all(type(value) in (int, float) and abs(value) <= sys.float_info.max for value in values):
+                raise ValueError
+        except (ValueError, LookupError, TypeError, AttributeError):
+            tried = len(prompt) + len(tokens)
+            raise WSDServerError(self.named(f"gives prompt_logprobs of another form for {tried} tokens")) from None
+        if (highest := max(one.best_log_prob for one in drafted)) > 1e-3:
+            raise WSDServerError(self.named(f"gives {highest:g} as a log-probability in prompt_logprobs: {REMEDY}"))
+        return drafted
 
     def _body(self, prompt: Sequence[int], max_tokens: int, sampling: Mapping[str, Any]) -> dict[str, Any]:
         return {"model": self.model, "prompt": list(prompt), "max_tokens": max_tokens, **sampling}
@@ -203,11 +201,11 @@ class Server(Address):
                 error = value["error"]
                 message = error.get("message") if isinstance(error, dict) else error
                 raise WSDServerError(self.named(f"stopped in the middle: {message}"))
-            choices = value["choices"]
-            choice: dict[str, Any] = choices[0] if choices else {"token_ids": []}
-            choice.get  # noqa: B018
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise WSDServerError(self.named(f"sent no completion but {start(content)}")) from None
+            choice = (value["choices"] or [{"token_ids": []}])[0]
+            if not isinstance(choice, dict):
+                raise ValueError
+        except (ValueError, LookupError, TypeError):
+            raise WSDServerError(self.named(f"sent no completion but {self.start(content)}")) from None
         return choice
 
     def _tokens(self, content: bytes) -> Tokens:
@@ -215,8 +213,9 @@ class Server(Address):
         ids, finish = choice.get("token_ids"), choice.get("finish_reason")
         if ids is None and (choice.get("text") or finish is None):
             raise WSDServerError(self.named("gives no token_ids in a stream (return_token_ids): serve the model with vLLM"))
-        if not isinstance(ids or [], list) or not all(type(token) is int and token >= 0 for token in ids or ()):
-            raise WSDServerError(self.named(f"sent no token ids but {start(content)}"))
+        known = range(self.vocabulary)
+        if not isinstance(ids or [], list) or not all(type(token) is int and token in known for token in ids or ()):
+            raise WSDServerError(self.named(f"sent no tokens of its vocabulary but {self.start(content)}"))
         if finish not in (None, "stop", "length"):
             raise WSDServerError(self.named(f"stopped in the middle, with finish_reason {finish!r}"))
         return Tokens(ids or [], finish)
@@ -251,7 +250,7 @@ class Server(Address):
                 if response.status_code != 200:
                     with self._in_time():
                         content = await response.aread()
-                    problem = self.named(refusal(response.status_code, response.headers.get("Location"), content))
+                    problem = self.named(self.refusal(response.status_code, response.headers.get("Location"), content))
                     if not may_pass(response.status_code):
                         raise WSDServerError(problem)
                     raise _Passing(problem, retry_after(response.headers.get("Retry-After")))
@@ -298,12 +297,6 @@ class Server(Address):
                     if data.strip() == b"[DONE]":
                         return
                     yield data.strip()
-
-
-def _drafted(token: int, log_probs: dict[str, float], best: bool) -> Drafted:
-    if not all(math.isfinite(value) for value in log_probs.values()):
-        raise ValueError
-    return Drafted(token, log_probs[str(token)], max(log_probs.values()) if best else math.nan)
 
 
 @functools.cache
