@@ -63,8 +63,8 @@ class Fault:
         where: selects among them by their bodies.
         status: HTTP status in place of an answer, with `headers` such as Retry-After and the bytes `content`.
         then: end of an answer, after `after` tokens of it were sent. "cut": the connection is closed. "end": the body ends as a
-            whole one does, without finish_reason and [DONE]. "silence": nothing, until `release()`, then the rest. "error": an
-            error object, then [DONE]. "content": the bytes `content` in place of the next event, then the rest.
+            whole one does, without [DONE]. "silence": nothing, until `release()`, then the rest. "error": an error object, then
+            [DONE]. "content": the bytes `content`, then the rest; in place of an answer that is no stream.
         leave_out: fields that no choice of the answer has: "token_ids", "prompt_logprobs", ...
         byte_by_byte: each byte of the answer is sent alone.
     """
@@ -83,9 +83,17 @@ class Fault:
 
 @dataclass
 class Counts:
-    """Work of a server so far; `failed` counts answers that a fault ended, `aborted` those that their client left."""
+    """Work of a server so far.
+
+    Attributes:
+        open, silent: answers that are being computed, and those of them that a fault keeps silent.
+        finished, aborted, failed: answers that are whole, that their client left, and that a fault cut.
+        refused: requests that had another status than 200.
+        prompt_tokens, forwards, tokens: read, made, and computed.
+    """
 
     open: int = 0
+    silent: int = 0
     finished: int = 0
     aborted: int = 0
     failed: int = 0
@@ -296,29 +304,33 @@ class CompletionsServer:
                 await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
             await send({"type": "http.response.body", "body": content, "more_body": True})
 
-        async for choice in self._choices(request):
-            if sent == fault.after and fault.then:
-                if fault.then == "cut":
-                    raise Cut
-                if fault.then == "silence":
-                    await self._silence()
-                elif fault.then == "content":
-                    await data(fault.content)
-                    sent += 1
-                    continue
-                else:
-                    if fault.then == "error":
-                        message = {"message": "EngineCore died", "type": "InternalServerError", "param": None, "code": 500}
-                        await data(_event({"error": message}) + b"data: [DONE]\n\n")
-                    break
+        choices = self._choices(request)
+        over = await self._goes_wrong(fault, 0, data)
+        while not over and (choice := await anext(choices, None)):
             sent += len(choice["token_ids"])
             del choice["prompt_logprobs"]
             await data(_event({**self._frame(), "choices": [_shown(choice, request, fault)]}))
-        else:
+            over = await self._goes_wrong(fault, sent, data)
+        if not over:
             if (request["stream_options"] or {}).get("include_usage"):
                 await data(_event({**self._frame(), "choices": [], "usage": _usage(request, sent)}))
             await data(b"data: [DONE]\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _goes_wrong(self, fault: Fault, sent: int, data: Callable[[bytes], Awaitable[None]]) -> bool:
+        """Lets a fault happen in a stream if it is time; true if the stream is over."""
+        if sent != fault.after or not fault.then:
+            return False
+        if fault.then == "cut":
+            raise Cut
+        if fault.then == "silence":
+            await self._silence()
+        elif fault.then == "content":
+            await data(fault.content)
+        elif fault.then == "error":
+            message = {"message": "EngineCore died", "type": "InternalServerError", "param": None, "code": 500}
+            await data(_event({"error": message}) + b"data: [DONE]\n\n")
+        return fault.then in ("end", "error")
 
     async def _choices(self, request: Body) -> AsyncIterator[Body]:
         """One choice for each token, with the text that it adds."""
@@ -403,7 +415,11 @@ class CompletionsServer:
             self._changed.notify_all()
 
     async def _silence(self) -> None:
-        await self._released.wait()
+        self._count(silent=1)
+        try:
+            await self._released.wait()
+        finally:
+            self._count(silent=-1)
 
     def _release(self) -> None:
         self._released.set()

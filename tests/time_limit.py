@@ -1,0 +1,27 @@
+"""A time limit for a block of a test that talks to a server: a hang fails, with the place where it hung."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int = 60) -> Iterator[None]:
+    """Raises TimeoutError in the main thread when the time is up; without a limit where the system has no SIGALRM."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def hung(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"not done in {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, hung)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
