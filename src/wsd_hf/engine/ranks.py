@@ -64,6 +64,15 @@ def joint_forwards(models: Iterable[PreTrainedModel], synced_gpus: bool | None) 
         turns.finish()
 
 
+def check_whole(name: str, model: PreTrainedModel) -> None:
+    """Raises if a model's weights are sharded over ranks, where they can't run its forwards together."""
+    if process_count() > 1 and _compat.sharded(model):
+        raise WSDValueError(
+            f"{name} has weights that are sharded over processes, which would wait for each other's forwards: "
+            "call generate(strategy='wsd'), or load that model whole"
+        )
+
+
 class _Turns:
     """The order of the forwards of some models, on which all ranks agree.
 
