@@ -1,6 +1,6 @@
 """The calls that test_two_processes.py compares: the same ones in one process, and in two that share weights or forwards.
 
-python tests/two_processes.py FOLDER RANK    one of the two: writes the answers to its calls to FOLDER/RANK.json
+python tests/two_processes.py FOLDER RANK few|all    one of the two: writes the answers to its calls to FOLDER/RANK.json
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 import wsd_hf
-from every_strategy import WAYS, Case
+from every_strategy import SWEPT, WAYS, Case
 from families import tiny_model, tiny_pilot
 from oracle import ones, random_prompt
 
-SECONDS = 40
+SECONDS = 60
 """Time limit of a collective: a rank that is left waiting ends with an error."""
 
 TOKENS = (24, 7)
@@ -30,6 +31,8 @@ TOKENS = (24, 7)
 
 FAMILIES = ("llama", "mixtral")
 """Models whose forwards are shared by tensor parallelism."""
+
+ENGINES = ("fast", "step")
 
 Calls = Iterator[tuple[str, Callable[[], Any]]]
 
@@ -46,79 +49,97 @@ class Breaks(LogitsProcessor):
         return scores
 
 
-def fully_sharded_calls(rank: int, shard: Callable[[PreTrainedModel], Any]) -> Calls:
-    """Calls of unequal length, in one process or in two between which `shard` divides the weights of a model."""
-    world = Case("one", "wsd fast").world
-    prompt, twin = random_prompt(rank, 6 + 3 * rank), random_prompt(0, 6)
-    hooks = len(world.base._forward_pre_hooks)
+def calls(folder: Path, rank: int, few: bool, together: bool) -> Calls:
+    """The calls of a rank by name, on models that are prepared as they are needed.
 
-    def decode(way: str, **kwargs: Any) -> Callable[[], Any]:
-        def call() -> Any:
-            torch.manual_seed(rank)
-            return Case("one", way).generate(prompt, **{"max_new_tokens": TOKENS[rank], **kwargs})
+    Args:
+        folder: of `save_models`.
+        rank: 0 or 1.
+        few: whether to leave out those that only the sweep makes.
+        together: whether the ranks share weights and forwards.
+    """
+    yield from _calls_on_sharded_weights(rank, few, together)
+    yield from _tensor_parallel_calls(folder, rank, few, together)
 
-        return call
 
-    def plain(**kwargs: Any) -> torch.Tensor:
-        pilot = wsd_hf.WSDLogitsProcessor(world.pilot, wsd_hf.WSDConfig(threshold=0.15, window_size=2))
-        settings = {"attention_mask": ones(prompt), "max_new_tokens": TOKENS[rank], "logits_processor": [pilot]}
+def _calls_on_sharded_weights(rank: int, few: bool, together: bool) -> Calls:
+    """Calls of unequal length between which the weights of base and small models are sharded."""
+    world, prompt = Case("one", "wsd fast").world, random_prompt(rank, 6 + 3 * rank)
+    hooks = [len(world.base._forward_hooks), len(world.base._forward_pre_hooks)]
+
+    def decode(way: str, **kwargs: Any) -> Any:
+        torch.manual_seed(rank)
+        return Case("one", way).generate(prompt, **{"max_new_tokens": TOKENS[rank], **kwargs})
+
+    def unequal(pilot: str) -> Calls:
+        for way, sampled in itertools.product(WAYS, (False, True)):
+            half = way.startswith("wsd") or sampled == (pilot == "sharded")
+            if (sampled or way != "search") and not (few and (way in SWEPT or not half)):
+                name = f"sharded: {way}, {'sampled' if sampled else 'greedy'}, pilot {pilot}, unequal work"
+                yield name, partial(decode, way, do_sample=sampled or None)
+
+    def through_processor() -> torch.Tensor:
+        processor = wsd_hf.WSDLogitsProcessor(world.pilot, wsd_hf.WSDConfig(threshold=0.15, window_size=2))
+        settings = {"attention_mask": ones(prompt), "max_new_tokens": TOKENS[rank], "logits_processor": [processor]}
         output: torch.Tensor = world.base.generate(prompt, **settings)
         return output
 
-    yield "synced_gpus=True, whole weights", decode("wsd fast", synced_gpus=True if shard is not whole else None)
-    shard(world.base)
-    for way, sampled in itertools.product(WAYS, (False, True)):
-        if sampled or way != "search":
-            yield f"{way}, {'sampled' if sampled else 'greedy'}, pilot replicated", decode(way, do_sample=sampled or None)
-    yield "a processor of logits, pilot replicated", plain
-    unequal = LogitsProcessorList([Breaks(12)] if rank else [])
-    for way in ("wsd fast", "wsd step"):
-        yield f"{way}, a processor fails in one rank", decode(way, logits_processor=unequal)
-    yield "wsd fast, a bad prompt in one rank", decode("wsd fast", **({"attention_mask": 1 - ones(prompt)} if rank else {}))
-    for way in ("wsd fast", "wsd step"):
-        yield f"{way}, synced_gpus=False, equal work", lambda way=way: Case("one", way).generate(twin, synced_gpus=False)
-    shard(world.pilot)
-    shard(world.reference)
-    for way, sampled in itertools.product(WAYS, (False, True)):
-        if sampled or way != "search":
-            yield f"{way}, {'sampled' if sampled else 'greedy'}, pilot sharded", decode(way, do_sample=sampled or None)
-    yield "a processor of logits, pilot sharded", plain
-    yield "hooks that calls have left", lambda: len(world.base._forward_pre_hooks) - hooks - (shard is not whole)
+    yield "whole: wsd fast, synced_gpus=True", partial(decode, "wsd fast", synced_gpus=together or None)
+    if together:
+        _shard(world.base)
+        hooks = [len(world.base._forward_hooks), len(world.base._forward_pre_hooks)]
+    yield from unequal("whole")
+    yield "sharded: WSDLogitsProcessor, pilot whole", through_processor
+    for engine in ENGINES:
+        breaks = LogitsProcessorList([Breaks(12)] if rank else [])
+        yield f"sharded: wsd {engine}, a processor fails", partial(decode, f"wsd {engine}", logits_processor=breaks)
+        same = partial(Case("one", f"wsd {engine}").generate, random_prompt(0, 6), synced_gpus=False)
+        yield f"sharded: wsd {engine}, synced_gpus=False", same
+    bad = {"attention_mask": 1 - ones(prompt)} if rank else {}
+    yield "sharded: wsd fast, a bad prompt", partial(decode, "wsd fast", **bad)
+    if together:
+        _shard(world.pilot)
+        _shard(world.reference)
+    yield from unequal("sharded")
+    yield "sharded: WSDLogitsProcessor, pilot sharded", through_processor
+    left = [world.base._forward_hooks, world.base._forward_pre_hooks]
+    yield "sharded: hooks", lambda: [len(now) - then for now, then in zip(left, hooks, strict=True)]
 
 
-def tensor_parallel_calls(folder: Path, rank: int, plan: str | None) -> Calls:
-    """Calls of one length on models of `folder`, whose forwards two ranks share if there is a `plan`."""
-
-    def load(name: str, plan: str | None) -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32, tp_plan=plan)
-
+def _tensor_parallel_calls(folder: Path, rank: int, few: bool, together: bool) -> Calls:
+    """Calls on models of `folder`, whose forwards both ranks share."""
     for family in FAMILIES:
-        base = wsd_hf.enable_wsd(load(f"{family} base", plan))
-        pilots = {"replicated": load(f"{family} pilot", None), "split": load(f"{family} pilot", plan)}
+        load = partial(AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
+        plan = "auto" if together else None
+        base = wsd_hf.enable_wsd(load(folder / f"{family} base", tp_plan=plan))
+        pilots = {"whole": load(folder / f"{family} pilot"), "split": load(folder / f"{family} pilot", tp_plan=plan)}
+        for engine, sampled, pilot in itertools.product(ENGINES, (False, True), pilots):
+            if few and family != "llama" and sampled != (engine == "fast"):
+                continue
+            decode = partial(_decode, base, pilots[pilot], engine, sampled)
+            choice = "sampled" if sampled else "greedy"
+            kind = f"tensor parallel: {family}, {engine}, {choice}, pilot {pilot}"
+            yield f"{kind}, the same call", decode
+            yield f"{kind}, a prompt per rank", partial(decode, prompt=rank)
+            yield f"{kind}, {choice}, a seed per rank", partial(decode, seed=rank)
 
-        def decode(
-            pilot: str, engine: str, sampled: bool, seed: int = 0, of: int = 0, base: Any = base, pilots: Any = pilots
-        ) -> Any:
-            torch.manual_seed(seed)
-            prompt = random_prompt(of, 6)
-            settings = {"wsd_engine": engine, "wsd_threshold": 0.15, "wsd_window_size": 2, "return_dict_in_generate": True}
-            settings |= {"attention_mask": ones(prompt), "max_new_tokens": 24, "do_sample": sampled}
-            return base.generate(prompt, strategy="wsd", assistant_model=pilots[pilot], **settings)
 
-        for pilot, engine, sampled in itertools.product(pilots, ("fast", "step"), (False, True)):
-            name = f"{family}, {engine}, {'sampled' if sampled else 'greedy'}, pilot {pilot}"
-            yield name, lambda arguments=(pilot, engine, sampled), decode=decode: decode(*arguments)
-        for engine in ("fast", "step"):
-            seeded = lambda engine=engine, decode=decode: decode("replicated", engine, sampled=True, seed=rank)
-            other = lambda engine=engine, decode=decode: decode("replicated", engine, sampled=False, of=rank)
-            greedy = lambda engine=engine, decode=decode: decode("replicated", engine, sampled=False, seed=rank)
-            yield f"{family}, {engine}, sampled, a seed per rank", seeded
-            yield f"{family}, {engine}, greedy, a prompt per rank", other
-            yield f"{family}, {engine}, greedy, a seed per rank", greedy
+def _decode(base: Any, pilot: PreTrainedModel, engine: str, sampled: bool, prompt: int = 0, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    ids = random_prompt(prompt, 6)
+    settings = {"wsd_engine": engine, "wsd_threshold": 0.15, "wsd_window_size": 2, "return_dict_in_generate": True}
+    settings |= {"attention_mask": ones(ids), "max_new_tokens": 24, "do_sample": sampled}
+    return base.generate(ids, strategy="wsd", assistant_model=pilot, **settings)
+
+
+def _shard(model: PreTrainedModel) -> None:
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
 
 
 def answers(calls: Calls) -> dict[str, Any]:
-    """The answer to each call, or its error."""
+    """The answer to each call, or type and text of its error, as JSON has them."""
     found: dict[str, Any] = {}
     for name, call in calls:
         try:
@@ -126,41 +147,29 @@ def answers(calls: Calls) -> dict[str, Any]:
         except Exception as error:
             found[name] = [type(error).__name__, str(error)]
         else:
-            found[name] = _plain(output)
-    return found
+            found[name] = _fields(output) if isinstance(output, dict) else output
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=torch.Tensor.tolist))
+    return plain
 
 
-def _plain(output: Any) -> Any:
-    if not isinstance(output, dict):
-        return output.tolist() if isinstance(output, torch.Tensor) else output
-    switches = {name: output.get(name) for name in ("draft_length", "switch_index", "switch_reason", "written_by_pilot")}
-    known = {"tokens": output["sequences"], **switches}
-    return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in known.items()}
+def _fields(output: dict[str, Any]) -> dict[str, Any]:
+    names = {"sequences", "draft_length", "switch_index", "switch_reason", "written_by_pilot"}
+    return {name: output[name] for name in names & output.keys()}
 
 
 def save_models(folder: Path) -> None:
-    """Writes the models of `tensor_parallel_calls`."""
+    """Writes the models of the tensor-parallel calls."""
     for family in FAMILIES:
         tiny_model(family).save_pretrained(folder / f"{family} base")
         tiny_pilot(family).save_pretrained(folder / f"{family} pilot")
 
 
-def whole(model: PreTrainedModel) -> None:
-    """Leaves a model as it is."""
-
-
-def _sharded(model: PreTrainedModel) -> None:
-    for layer in model.model.layers:
-        fully_shard(layer)
-    fully_shard(model)
-
-
 def main() -> None:
     torch.set_num_threads(1)
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    folder, rank, few = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "few"
     limit = timedelta(seconds=SECONDS)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", timeout=limit, rank=rank, world_size=2)
-    found = answers(fully_sharded_calls(rank, _sharded)) | answers(tensor_parallel_calls(folder, rank, "auto"))
+    found = answers(calls(folder, rank, few, together=True))
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     torch.distributed.destroy_process_group()
 
