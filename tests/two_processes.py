@@ -73,8 +73,8 @@ def _calls_on_sharded_weights(rank: int, few: bool, together: bool) -> Calls:
 
     def unequal(pilot: str) -> Calls:
         for way, sampled in itertools.product(WAYS, (False, True)):
-            half = way.startswith("wsd") or sampled == (pilot == "sharded")
-            if (sampled or way != "search") and not (few and (way in SWEPT or not half)):
+            in_few = way not in SWEPT and (sampled if pilot == "sharded" else way in ("wsd fast", "wsd step"))
+            if (in_few or not few) and (sampled or way != "search"):
                 name = f"sharded: {way}, {'sampled' if sampled else 'greedy'}, pilot {pilot}, unequal work"
                 yield name, partial(decode, way, do_sample=sampled or None)
 
@@ -114,14 +114,15 @@ def _tensor_parallel_calls(folder: Path, rank: int, few: bool, together: bool) -
         base = wsd_hf.enable_wsd(load(folder / f"{family} base", tp_plan=plan))
         pilots = {"whole": load(folder / f"{family} pilot"), "split": load(folder / f"{family} pilot", tp_plan=plan)}
         for engine, sampled, pilot in itertools.product(ENGINES, (False, True), pilots):
-            if few and family != "llama" and sampled != (engine == "fast"):
+            if few and family != "llama" and not (sampled == (engine == "fast") == (pilot == "split")):
                 continue
             decode = partial(_decode, base, pilots[pilot], engine, sampled)
             choice = "sampled" if sampled else "greedy"
             kind = f"tensor parallel: {family}, {engine}, {choice}, pilot {pilot}"
             yield f"{kind}, the same call", decode
-            yield f"{kind}, a prompt per rank", partial(decode, prompt=rank)
-            yield f"{kind}, {choice}, a seed per rank", partial(decode, seed=rank)
+            if pilot == "whole" or not few:
+                yield f"{kind}, a prompt per rank", partial(decode, prompt=rank)
+                yield f"{kind}, {choice}, a seed per rank", partial(decode, seed=rank)
 
 
 def _decode(base: Any, pilot: PreTrainedModel, engine: str, sampled: bool, prompt: int = 0, seed: int = 0) -> Any:
