@@ -239,12 +239,12 @@ def collective_device() -> torch.device:
     return torch.device(torch.distributed.distributed_c10d._get_object_coll_device())
 
 
-def tensor_parallel_groups(model: PreTrainedModel) -> list[Any]:
-    """Process groups, one for each axis of the mesh, whose ranks run each forward of a tensor-parallel model together."""
-    mesh = getattr(model, "_device_mesh", None)
-    if mesh is None or (getattr(model, "tp_size", None) or 1) == 1:
-        return []
-    return [mesh.get_group()] if mesh.ndim == 1 else [mesh[axis].get_group() for axis in ("tp",)]
+def tensor_parallel_group(model: PreTrainedModel) -> Any:
+    """Process group whose ranks run each forward of a tensor-parallel model together; None for other models."""
+    if (model.tp_size or 1) == 1:
+        return None
+    mesh: Any = model._device_mesh
+    return (mesh if mesh.ndim == 1 else mesh["tp"]).get_group()
 
 
 def checkpoints_gradients(model: PreTrainedModel) -> bool:

@@ -135,7 +135,7 @@ def check_same_call(models: Iterable[PreTrainedModel], arguments: Mapping[str, o
         samples: whether tokens are drawn.
     """
     models = list(models)
-    groups = dict.fromkeys(group for model in models for group in _compat.tensor_parallel_groups(model))
+    groups = [group for group in map(_compat.tensor_parallel_group, models) if group is not None]
     if not groups:
         return
     seeds = [_random_state(_compat.input_device(model)) for model in models] if samples else []
