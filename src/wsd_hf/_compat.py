@@ -26,7 +26,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     cache_utils,
 )
+from transformers.distributed.fsdp import is_fsdp_managed_module
 from transformers.generation import StopStringCriteria
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.chat_template_utils import Chat as Chat
 
 HTTPError: Any = HfHubHTTPError.__bases__[0]
@@ -84,9 +86,14 @@ def cache_keyword(model: PreTrainedModel) -> str:
 
 
 def can_select_rows(model: PreTrainedModel, model_kwargs: dict[str, Any]) -> bool:
-    """True if a model keeps all its state in a cache that can be reordered; RecurrentGemma keeps some in its layers."""
+    """True if a model keeps all its state in a cache that can be reordered."""
     holds_cache = any(isinstance(model_kwargs.get(name), Cache) for name in CACHES)
-    return holds_cache and model.config.model_type != "recurrent_gemma"
+    return holds_cache and not keeps_state_in_layers(model)
+
+
+def keeps_state_in_layers(model: PreTrainedModel) -> bool:
+    """True if every forward of a model changes a state outside of its cache."""
+    return str(model.config.model_type) == "recurrent_gemma"
 
 
 def select_rows(model_kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
@@ -220,6 +227,24 @@ def lacks_weights(model: PreTrainedModel) -> bool:
     """True if weights are on the meta device, and accelerate does not load them for a forward."""
     on_meta = any(weight.is_meta for weight in model.parameters())
     return on_meta and not any("_hf_hook" in vars(module) for module in model.modules())
+
+
+def sharded(model: PreTrainedModel) -> bool:
+    """True if ranks hold parts of a model's weights, and gather them in every forward: FSDP, or DeepSpeed's ZeRO-3."""
+    return is_deepspeed_zero3_enabled() or any(map(is_fsdp_managed_module, model.modules()))
+
+
+def collective_device() -> torch.device:
+    """Device for a tensor that all ranks reduce."""
+    return torch.device(torch.distributed.distributed_c10d._get_object_coll_device())
+
+
+def tensor_parallel_group(model: PreTrainedModel) -> Any:
+    """Process group whose ranks run each forward of a tensor-parallel model together; None for other models."""
+    if (model.tp_size or 1) == 1:
+        return None
+    mesh: Any = model._device_mesh
+    return (mesh if mesh.ndim == 1 else mesh["tp"]).get_group()
 
 
 def checkpoints_gradients(model: PreTrainedModel) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -14,12 +14,22 @@ from transformers.generation import BaseStreamer
 
 from . import _compat
 from .engine.checks import check_data, check_models
-from .engine.keywords import SMALL_MODELS, check_keywords, check_partners, check_without_strategy, chosen, own_keywords
-from .engine.preparation import decode_within
+from .engine.keywords import (
+    SMALL_MODELS,
+    check_batch_keywords,
+    check_keywords,
+    check_partners,
+    check_without_strategy,
+    chosen,
+    own_keywords,
+)
+from .engine.preparation import decode_within, generation_setting, may_sample
+from .engine.ranks import check_same_call, joint_forwards
 from .engine.small_model import small_models
 from .engine.strategy import StrategyConfig
 from .errors import WSDValueError
 from .strategies import STRATEGIES
+from .strategies.wsd.logits_process import WSDLogitsProcessor
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -71,6 +81,16 @@ class WSDGenerationMixin(GenerationMixin):
         kwargs |= dict(zip(inspect.signature(generate).parameters, args, strict=False))
         return generate_with(strategy, generate, self, **kwargs)
 
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """`transformers.GenerationMixin.generate_batch`: continuous batching, in which the model decodes alone.
+
+        Raises:
+            WSDValueError: a strategy, one of its keywords, or a `WSDLogitsProcessor`, all of which transformers would ignore.
+        """
+        check_batch_keywords(STRATEGIES, kwargs)
+        _check_processors("generate_batch", kwargs)
+        return super().generate_batch(*args, **kwargs)
+
 
 def _shown_signature() -> inspect.Signature:
     """The parameters of transformers' `generate`, and those of all strategies."""
@@ -95,25 +115,40 @@ def generate_with(
     with streamer_ended_on_error(kwargs.get("streamer")):
         kind = chosen(strategy, STRATEGIES)
         small = {name: kwargs[name] for name in SMALL_MODELS if kwargs.get(name) is not None}
-        check_models({"the model": model, **small})
+        models = check_models({"the model": model, **small})
         check_data(kwargs)
         check_keywords(kind, STRATEGIES, generate, model, kwargs)
         own = {name: kwargs.pop(name) for name in own_keywords(kind) if name in kwargs and name != "tokenizer"}
         given = strategy if isinstance(strategy, StrategyConfig) else None
         config = kind.resolve(own, given, kwargs.get("generation_config"), model.generation_config)
         check_partners(config, own)
-        return decode_within(config, generate, model, small_models(kind.partners, own), **kwargs)
+        run = [*models.values(), *config.models]
+        check_same_call(run, {**kwargs, **own, **config.to_dict()}, may_sample(config, model, kwargs))
+        with joint_forwards(run, kwargs.get("synced_gpus")):
+            return decode_within(config, generate, model, small_models(kind.partners, own), **kwargs)
 
 
 def generate_plainly(generate: Callable[..., Any], model: PreTrainedModel, /, *args: Any, **kwargs: Any) -> Any:
     """One call of transformers' own `generate`.
 
     Raises:
-        WSDValueError: a keyword that only strategies take.
+        WSDValueError: a keyword that only strategies take; a `WSDLogitsProcessor` in a call that ignores processors.
     """
     with streamer_ended_on_error(kwargs.get("streamer")):
         check_without_strategy(STRATEGIES, generate, model, kwargs)
+        named = {**dict(zip(inspect.signature(generate).parameters, args, strict=False)), **kwargs}
+        configs = (named.get("generation_config"), model.generation_config)
+        if generation_setting("cache_implementation", named, *configs) == "paged":  # which makes it a call of generate_batch
+            _check_processors("cache_implementation='paged'", named)
     return generate(*args, **kwargs)
+
+
+def _check_processors(batching: str, keywords: Mapping[str, Any]) -> None:
+    """Raises if a call of transformers' continuous batching, which `batching` refers to, holds a `WSDLogitsProcessor`."""
+    if any(isinstance(processor, WSDLogitsProcessor) for processor in keywords.get("logits_processor") or ()):
+        raise WSDValueError(
+            f"logits_processor holds a WSDLogitsProcessor, which has no effect with {batching}: call generate(strategy='wsd')"
+        )
 
 
 def enable_wsd(model: Model) -> Model:

@@ -100,6 +100,17 @@ def check_without_strategy(
             raise WSDValueError(f"{name} belongs to {', '.join(owners)}: pass strategy={owners[0]}")
 
 
+def check_batch_keywords(strategies: Strategies, keywords: Mapping[str, Any]) -> None:
+    """Raises if a call of `generate_batch` has a keyword of a strategy; transformers ignores keywords that it lacks there."""
+    for name, value in keywords.items():
+        of_strategies = name == "strategy" or name in SMALL_MODELS or (name not in PLAIN and _owners(name, strategies))
+        if value is not None and of_strategies:
+            raise WSDValueError(
+                f"{name} has no effect in generate_batch, where the model decodes alone: call generate(strategy=...), which "
+                "takes several prompts, padded on the left"
+            )
+
+
 def _plain(strategies: Strategies, generate: Callable[..., Any]) -> set[str]:
     """Keywords of transformers' `generate`; that of an enabled model shows those of all strategies too."""
     of_strategies = {"strategy"}.union(*map(own_keywords, strategies.values()))

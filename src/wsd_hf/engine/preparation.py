@@ -17,6 +17,7 @@ from ..text.stop_strings import StopStrings
 from .call import Call
 from .checks import check_kind, check_prompt, check_token_ids, closing_token_id, eos_token_ids, known_ids, vocabulary_size
 from .numbers import MOST_SAMPLES, check_integer, check_positive_integer
+from .ranks import process_count
 from .small_model import SmallModel
 from .strategy import StrategyConfig, StrategyOutput
 
@@ -55,8 +56,11 @@ def decode_within(
         raise WSDValueError(
             f"custom_generate cannot be combined with strategy={strategy.name!r}: each would decide every token"
         )
-    if synced_gpus:
-        raise WSDValueError(f"synced_gpus=True is not supported by strategy={strategy.name!r}: its models take unequal steps")
+    if synced_gpus and process_count() == 1:
+        raise WSDValueError(
+            f"synced_gpus=True is not supported by strategy={strategy.name!r} in a single process: it lets several run "
+            "the same forwards; leave it out"
+        )
     _check_arguments(strategy, kwargs, *configs)
     if strategy.always_samples:
         if generation_setting("do_sample", kwargs, generation_config) is False:
@@ -136,6 +140,13 @@ def generation_setting(name: str, keywords: dict[str, Any], *configs: Generation
     """A generation setting before transformers merges its sources: call keyword > passed config > model's config."""
     values = (source.get(name) for source in (keywords, *(vars(config) for config in configs if config is not None)))
     return next((value for value in values if value is not None), None)
+
+
+def may_sample(strategy: StrategyConfig, base: PreTrainedModel, keywords: dict[str, Any]) -> bool:
+    """True if some model of a call draws its tokens."""
+    configs = (keywords.get("generation_config"), base.generation_config)
+    pilot = getattr(strategy, "assistant_do_sample", False)
+    return bool(strategy.always_samples or pilot or generation_setting("do_sample", keywords, *configs))
 
 
 def _integers(keywords: dict[str, Any], *configs: GenerationConfig | None) -> dict[str, Any]:

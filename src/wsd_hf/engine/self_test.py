@@ -18,6 +18,7 @@ from .cache import RaggedCache
 from .checks import context_size, not_finite, vocabulary_size
 from .cuda_graphs import Workspace
 from .ragged_stream import RaggedStream
+from .ranks import joint_forwards
 
 LONGEST = 20
 """Tokens of a text."""
@@ -40,6 +41,9 @@ MOST_MASKED = 5
 COMPARED = 9
 """Last tokens of a prompt whose logits are compared."""
 
+SHARDING = ("torch.distributed.", "deepspeed.", joint_forwards.__module__)
+"""Modules of the hooks by which ranks gather sharded weights."""
+
 _Circumstances = tuple[torch.device, torch.dtype, str]
 
 _verdicts: weakref.WeakKeyDictionary[PreTrainedModel, tuple[_Circumstances, str | None]] = weakref.WeakKeyDictionary()
@@ -49,9 +53,9 @@ _verdicts_lock = threading.Lock()
 def failed_self_test(model: PreTrainedModel) -> str | None:
     """The model's failure, as the predicate of a sentence about it; None if it passes.
 
-    Runs four forwards of a copy of the modules without hooks and dropout, over the same weights, in which windows of
-    attention are narrow enough to show. The verdict is kept with the model until its device, dtype or attention changes; a
-    model that raises or returns NaN without a cache gets none.
+    Runs four forwards of a copy of the modules without dropout and the caller's hooks, over the same weights, in which
+    windows of attention are narrow enough to show. The verdict is kept with the model until its device, dtype or attention
+    changes; a model that raises or returns NaN without a cache gets none.
     """
     circumstances = (model.device, model.dtype, _compat.attention_implementation(model))
     with _verdicts_lock:
@@ -137,17 +141,26 @@ def _tolerance(model: PreTrainedModel) -> float:
 
 
 def bare_copy(module: torch.nn.Module, made: dict[int, Any]) -> Any:
-    """A copy of a module over the same weights, in evaluation mode, with narrow windows, without hooks and compiled code."""
+    """A copy of a module over the same weights, in evaluation mode, with narrow windows, without hooks and compiled code.
+
+    Hooks that gather sharded weights stay.
+    """
     if id(module) not in made:
         made[id(module)] = bare = object.__new__(type(module))
         state = _narrowed(vars(module), made)
         if _compat.compiled(module):
             state.pop("forward", None)
         state |= {"training": False, "_compiled_call_impl": None}
-        state |= {"_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict()}
+        state |= {name: _of_ranks(state[name]) for name in ("_forward_hooks", "_forward_pre_hooks")}
         state["_modules"] = {name: child and bare_copy(child, made) for name, child in module._modules.items()}
         vars(bare).update(state)
     return made[id(module)]
+
+
+def _of_ranks(hooks: Mapping[int, Any]) -> OrderedDict[int, Any]:
+    """The hooks without which a model whose weights are sharded over ranks can't run."""
+    owners = {key: getattr(getattr(hook, "func", hook), "__module__", None) or "" for key, hook in hooks.items()}
+    return OrderedDict((key, hook) for key, hook in hooks.items() if owners[key].startswith(SHARDING))
 
 
 def _narrowed(attributes: Mapping[str, Any], made: dict[int, Any]) -> dict[str, Any]:

@@ -6,10 +6,22 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from ..errors import WSDValueError
 
 TextScore = Callable[[Sequence[str], Sequence[bool], Sequence[int]], Any]
 """One number for each response, from its text, whether that is whole, and the number of its prompt; see `ImplicitValue`."""
+
+
+class ModelScore:
+    """A score that models compute.
+
+    Attributes:
+        models: those whose forwards it runs.
+    """
+
+    models: Sequence[PreTrainedModel]
 
 
 def text_scores(name: str, score: TextScore, texts: Sequence[str], ended: Sequence[bool], of: Sequence[int]) -> list[float]:

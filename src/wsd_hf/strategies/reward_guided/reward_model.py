@@ -9,11 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import _compat
 from ...engine.checks import check_kind, check_tokenizer, context_size, vocabulary_size
+from ...engine.text_scores import ModelScore
 from ...errors import WSDValueError
 from ...text.chat import check_text
 
 
-class RewardModel:
+class RewardModel(ModelScore):
     """Rewards of responses: the logit of a sequence-classification model with one label, float32.
 
     The model reads a prompt and a response as one text, and all texts of a call in one forward, padded on the right. It is the
@@ -39,6 +40,7 @@ class RewardModel:
         add_special_tokens: bool = False,
     ) -> None:
         self._model = _checked(model)
+        self.models = [self._model]
         _check_tokenizer(tokenizer, self._model)
         if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise WSDValueError(f"prompts={prompts!r}: must be a list of texts")

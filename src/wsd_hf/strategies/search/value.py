@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...engine.checks import check_models, check_tokenizer, vocabulary_size
+from ...engine.text_scores import ModelScore
 from ...errors import WSDValueError
 from ...text.chat import check_text
 from ...text.settled_tokens import ContinuationTokenizer, common_prefix
@@ -18,7 +19,7 @@ from .reader import Reader
 Prompt = str | list[int]
 
 
-class ImplicitValue:
+class ImplicitValue(ModelScore):
     """log π_tuned(response | prompt) - log π_reference(response | prompt), summed over the response's tokens in float32.
 
     Each small model has prompts of its own. With prompt p and response text t, the model reads the encoding of p + t, with the
@@ -64,6 +65,7 @@ class ImplicitValue:
         self._prompts = len(prompts)
         self.tuned = Reader("tuned model", models["tuned"])
         self.reference = Reader("reference model", models["reference"])
+        self.models = [*models.values()]
         sides = (self.tuned, prompts), (self.reference, reference_prompts)
         self._sides = [_Side(reader, tokenizer, given, add_special_tokens) for reader, given in sides]
 

@@ -10,6 +10,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 from ... import _compat
 from ...engine.call import Call
 from ...engine.checks import check_kind, check_models, check_prompt
+from ...engine.ranks import check_whole
 from ...engine.sampling import force
 from ...engine.small_model import SmallModel
 from ...errors import WSDValueError
@@ -38,8 +39,8 @@ class WSDLogitsProcessor(LogitsProcessor):
         assistant_tokenizer: the pilot's. Its EOS ends a draft, beside those of the pilot's generation config.
 
     Raises:
-        WSDValueError: at the first step, for models or prompts that do not go together, or outside greedy decoding and
-            sampling.
+        WSDValueError: at the first step, for models or prompts that do not go together, outside greedy decoding and sampling,
+            or for a pilot whose weights are sharded over processes.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class WSDLogitsProcessor(LogitsProcessor):
                 loop.model, input_ids, loop.attention_mask, loop.processors, criteria, settings, partners, self._tokenizer
             )
             check_models({"the model": loop.model, "assistant_model": self._pilot.model})
+            check_whole("the pilot of WSDLogitsProcessor", self._pilot.model)
             check_prompt("input_ids", *call.prompt, rows=len(input_ids))
             config = WSDConfig.resolve(self._keywords, self._config, settings)
             self._steps[key] = DraftSteps(config.draft_setup(call))

@@ -1,0 +1,177 @@
+"""Calls that several processes (ranks) of torch.distributed run together.
+
+Ranks share the work of a forward, or the weights, in collectives, which all of them must join in the same order; one that is
+missing makes the others wait for ever. With tensor parallelism, all ranks do the same work. With weights sharded by FSDP or
+DeepSpeed's ZeRO-3, each has prompts of its own, and unequal numbers of forwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .. import _compat
+from ..errors import WSDValueError
+
+
+def process_count() -> int:
+    """Number of ranks; 1 outside of torch.distributed."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1
+
+
+@contextmanager
+def joint_forwards(models: Iterable[PreTrainedModel], synced_gpus: bool | None) -> Iterator[None]:
+    """Lets calls of unequal length run on all ranks, which do the forwards of sharded models together meanwhile.
+
+    Before each such forward, the ranks agree on the model that is next: of those that any rank is about to run, the last in
+    `models`. Ranks that are about to run another one run a single token through it. A rank whose call has ended, or
+    failed, goes on so until the calls of all ranks have ended. An error in the middle of a forward is raised at once, since the
+    ranks are then out of step.
+
+    Args:
+        models: of the call, in the same order on all ranks; expensive ones first, so that ranks wait for each other there.
+        synced_gpus: whether all ranks run the forwards of all `models` together; None: of those that are sharded.
+
+    Raises:
+        WSDValueError: a sharded model that keeps a state outside of its cache, which the forwards of other ranks would change.
+    """
+    models = [*dict.fromkeys(models)] if process_count() > 1 and synced_gpus is not False else []
+    shared = [model for model in models if synced_gpus or _compat.sharded(model)]
+    if not shared:
+        yield
+        return
+    for model in shared:
+        if _compat.keeps_state_in_layers(model):
+            raise WSDValueError(
+                f"{type(model).__name__} keeps a state in its layers, so its weights can't be sharded over ranks"
+            )
+    turns = _Turns(shared[::-1])
+    with turns.hooked():
+        try:
+            yield
+        except Exception:
+            if turns.in_step:
+                turns.finish()
+            raise
+        turns.finish()
+
+
+def check_whole(name: str, model: PreTrainedModel) -> None:
+    """Raises if a model's weights are sharded over ranks, where they can't run its forwards together."""
+    if process_count() > 1 and _compat.sharded(model):
+        raise WSDValueError(
+            f"{name} has weights that are sharded over processes, which would wait for each other's forwards: "
+            "call generate(strategy='wsd'), or load that model whole"
+        )
+
+
+class _Turns:
+    """The order of the forwards of some models, on which all ranks agree.
+
+    Attributes:
+        in_step: False from the beginning of a forward to its end.
+    """
+
+    def __init__(self, models: list[PreTrainedModel]) -> None:
+        self.in_step = True
+        self._models = models
+        self._joining = False
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Makes every forward of the models wait for its turn."""
+        with ExitStack() as stack:
+            for place, model in enumerate(self._models):
+                before = model.register_forward_pre_hook(partial(self._before, place), prepend=True)
+                after = model.register_forward_hook(self._after)
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+            yield
+
+    def finish(self) -> None:
+        """Takes part in the forwards of other ranks until the calls of all have ended."""
+        end = len(self._models)
+        while (turn := self._agree(end)) != end:
+            self._join(turn)
+
+    def _before(self, place: int, *_: Any) -> None:
+        if not self._joining:
+            self.in_step = False
+            while (turn := self._agree(place)) != place:
+                self._join(turn)
+
+    def _after(self, *_: Any) -> None:
+        self.in_step = not self._joining
+
+    def _agree(self, place: int) -> int:
+        """The first place in the order among those that the ranks have reached."""
+        first = torch.tensor(place, device=_compat.collective_device())
+        torch.distributed.all_reduce(first, op=torch.distributed.ReduceOp.MIN)
+        return int(first)
+
+    def _join(self, turn: int) -> None:
+        """A forward of one token, in which only the collectives matter."""
+        model = self._models[turn]
+        self._joining = True
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=_compat.input_device(model)))
+        self._joining = False
+
+
+def check_same_call(models: Iterable[PreTrainedModel], arguments: Mapping[str, object], samples: bool) -> None:
+    """Raises on every rank of a tensor-parallel model unless all were given the same call, and draw the same tokens.
+
+    Args:
+        models: of the call.
+        arguments: of the call; objects other than tensors, numbers and texts are passed over.
+        samples: whether tokens are drawn.
+    """
+    models = list(models)
+    groups = [group for group in map(_compat.tensor_parallel_group, models) if group is not None]
+    if not groups:
+        return
+    seeds = [_random_state(_compat.input_device(model)) for model in models] if samples else []
+    numbers = [_digest(arguments), _digest({str(place): state for place, state in enumerate(seeds)})]
+    extremes = torch.tensor([*numbers, *(-number for number in numbers)], device=_compat.input_device(models[0]))
+    for group in groups:
+        torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MIN, group=group)
+    same_arguments, same_seeds = (extremes[:2] == -extremes[2:]).tolist()
+    if not same_arguments:
+        raise WSDValueError(
+            "the ranks of a tensor-parallel model were given prompts or settings that differ, and run each forward together: "
+            "pass the same ones on every rank"
+        )
+    if not same_seeds:
+        raise WSDValueError(
+            "the ranks of a tensor-parallel model have random states that differ, so they would draw different tokens: "
+            "call torch.manual_seed with the same number on every rank before it samples"
+        )
+
+
+def _digest(arguments: Mapping[str, object]) -> int:
+    """A number of 56 bits for arguments, the same for equal ones."""
+    digest = hashlib.blake2b(digest_size=7)
+    for name, value in sorted(arguments.items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            with suppress(TypeError):
+                digest.update(json.dumps([name, value]).encode())
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    """State of the generator that draws on a device."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    state: torch.Tensor = torch.get_device_module(device).get_rng_state(device)
+    return state

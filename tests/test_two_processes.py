@@ -1,0 +1,137 @@
+"""Calls in two processes of torch.distributed, which share weights or forwards by gloo: their answers are those of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import two_processes
+from every_strategy import world
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch has no gloo"
+)
+
+SECONDS = 240
+"""Time limit of both processes."""
+
+Answers = dict[str, Any]
+
+
+class Runs(NamedTuple):
+    """Answers to the calls of each rank, by the name of the call."""
+
+    alone: list[Answers]
+    together: list[Answers]
+
+
+@pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.sweep)])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The calls of both ranks in one process each after the other, and in two processes."""
+    few, folder = request.param == "few", tmp_path_factory.mktemp("two")
+    two_processes.save_models(folder)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(two_processes.__file__)), str(folder), str(rank), request.param],
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        world.cache_clear()  # so that no earlier test has a part in these models
+        alone = [two_processes.answers(two_processes.calls(folder, rank, few, together=False)) for rank in (0, 1)]
+        for process in processes:
+            _, errors = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    files = [(folder / f"{rank}.json").read_text("utf-8") for rank in (0, 1)]
+    return Runs(alone, [json.loads(text) for text in files])
+
+
+def chosen(runs: Runs, *words: str) -> list[tuple[str, int]]:
+    """The calls of each rank whose names contain some words."""
+    names = [(name, rank) for rank in (0, 1) for name in runs.alone[rank] if all(word in name for word in words)]
+    assert names
+    return names
+
+
+def test_unequal_work_on_sharded_weights_is_as_in_one_process(runs: Runs) -> None:
+    calls = chosen(runs, "sharded: ", "unequal work")
+    for name, rank in calls:
+        assert "sequences" in runs.alone[rank][name], runs.alone[rank][name]
+        assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
+    lengths = {len(runs.together[rank][name]["sequences"][0]) for name, rank in calls}
+    assert min(lengths) < max(lengths) - 10
+
+
+def test_equal_work_needs_no_joint_forwards(runs: Runs) -> None:
+    for name, rank in chosen(runs, "sharded: ", "synced_gpus=False"):
+        assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
+
+
+def test_whole_weights_with_synced_gpus(runs: Runs) -> None:
+    for name, rank in chosen(runs, "whole: "):
+        assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
+
+
+def test_an_error_in_one_rank_lets_the_other_finish(runs: Runs) -> None:
+    failing = {"a processor fails": ["ArithmeticError", "a processor of the caller's failed"], "a bad prompt": None}
+    for cause, error in failing.items():
+        for name, rank in chosen(runs, "sharded: ", cause):
+            assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
+            failed = isinstance(runs.together[rank][name], list)
+            assert failed == (rank == 1)
+            assert error is None or not failed or runs.together[rank][name] == error
+
+
+def test_a_logits_processor_with_a_whole_pilot(runs: Runs) -> None:
+    for name, rank in chosen(runs, "sharded: ", "WSDLogitsProcessor, pilot whole"):
+        assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
+
+
+def test_a_logits_processor_with_a_sharded_pilot_is_refused(runs: Runs) -> None:
+    for name, rank in chosen(runs, "sharded: ", "WSDLogitsProcessor, pilot sharded"):
+        kind, text = runs.together[rank][name]
+        assert kind == "WSDValueError"
+        assert "the pilot of WSDLogitsProcessor has weights that are sharded" in text
+
+
+def test_calls_leave_no_hooks(runs: Runs) -> None:
+    for name, rank in chosen(runs, "sharded: ", "hooks"):
+        assert runs.together[rank][name] == [0, 0]
+
+
+def test_tensor_parallel_is_as_one_process(runs: Runs) -> None:
+    for name, rank in chosen(runs, "tensor parallel: ", "the same call"):
+        assert "sequences" in runs.alone[rank][name], runs.alone[rank][name]
+        assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
+
+
+def test_tensor_parallel_ranks_with_other_seeds_may_decode_greedily(runs: Runs) -> None:
+    for name, rank in chosen(runs, "tensor parallel: ", "greedy, a seed per rank"):
+        assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("sampled, a seed per rank", "random states that differ"), ("a prompt per rank", "prompts or settings that differ")],
+)
+def test_tensor_parallel_ranks_that_would_part_are_refused(runs: Runs, words: str, message: str) -> None:
+    for name, rank in chosen(runs, "tensor parallel: ", words):
+        kind, text = runs.together[rank][name]
+        assert kind == "WSDValueError"
+        assert message in text
