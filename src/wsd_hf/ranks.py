@@ -78,7 +78,7 @@ def local_rank() -> int | None:
 def _from_environment(name: str) -> int:
     value = os.environ.get(name)
     if value is None:
-        raise WSDValueError(f"{name} is not set, as a launcher such as torchrun does beside RANK and WORLD_SIZE; set or unset both")
+        raise WSDValueError(f"{name} is not set: a launcher such as torchrun sets RANK and WORLD_SIZE; unset the other one")
     if not re.fullmatch("[0-9]+", value):
         raise WSDValueError(f"{name}={value!r}: must be a whole number of at least 0, as a launcher such as torchrun sets it")
     return int(value)
