@@ -15,11 +15,12 @@ from typing import Annotated, Any, get_type_hints
 import torch
 import typer
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from ..errors import WSDValueError
 from ..hub.names import PATHS, parse_name
 from ..pair import Pair
-from ..ranks import local_rank
+from ..ranks import Rank, local_rank
 
 
 class DType(str, Enum):
@@ -155,6 +156,8 @@ def load_models(base: str | None, pilot: str | None, reference: str | None = Non
             f"--{'base' if base is None else 'pilot'} is missing: give both models, or neither for the shipped pair"
         )
     keywords = loading.keywords()
+    if not Rank.from_environment().first:
+        disable_progress_bar()
     if loading.quantization:
         if base is None:
             raise WSDValueError("--quantization: the shipped pair is small; give --base and --pilot")
