@@ -123,7 +123,7 @@ def forked(work: Callable[[], Any]) -> int:
         os._exit(0)
 
 
-def killed_at(step: int, run: Run) -> bool:
+def killed_at(step: int, run: Run, rank: int = 0, of: int = 1) -> bool:
     """Runs a command that is killed before it does something to its folder for the `step`-th time; whether it got there."""
 
     def work() -> None:
@@ -137,6 +137,6 @@ def killed_at(step: int, run: Run) -> bool:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(kill)
-        run()
+        run(rank, of)
 
     return os.WIFSIGNALED(os.waitpid(forked(work), 0)[1])

@@ -111,6 +111,7 @@ def evaluate(
         )
         _check(out, include_path, gen_kwargs)
         loading.keywords()  # refuses here, before the harness reads its tasks
+        Rank.from_environment()
         results = run_lm_eval(
             [task.strip() for task in tasks.split(",")],
             base,
