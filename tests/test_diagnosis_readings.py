@@ -18,6 +18,7 @@ from wsd_hf import Pair
 from wsd_hf.diagnosis.diagnosis import diagnose
 from wsd_hf.diagnosis.reading import Reading, check_prompts, read, reading_tasks
 from wsd_hf.diagnosis.switches import repeats, switch_index
+from wsd_hf.ranks import Rank
 from wsd_hf.strategies.wsd.switch_rules import SWITCH_RULES
 from wsd_hf.tiny import demo_questions
 
@@ -213,9 +214,15 @@ def test_the_models_are_left_as_they_were(pair: Pair) -> None:
 
 
 def test_tasks_are_the_readings_that_are_missing() -> None:
-    assert reading_tasks(3, (), 2) == [("pilot", [0, 1]), ("pilot", [2]), ("base", [0, 1]), ("base", [2])]
-    assert reading_tasks(3, {(0, "pilot"), (1, "base")}, 2) == [("pilot", [1, 2]), ("base", [0, 2])]
-    assert reading_tasks(2, (), 5, own_answers=False) == [("pilot", [0, 1])]
+    def tasks(*args: Any, **settings: Any) -> list[tuple[str, list[int]]]:
+        return [(writer, [*numbers]) for writer, numbers in reading_tasks(*args, **settings)]
+
+    whole = [("pilot", [0, 1]), ("pilot", [2]), ("base", [0, 1]), ("base", [2])]
+    assert tasks(3, (), 2) == whole
+    assert tasks(3, {(0, "pilot"), (1, "base")}, 2) == whole  # a batch is the same, however much of it is there
+    assert tasks(3, {(2, "pilot"), (0, "base"), (1, "base")}, 2) == [whole[0], whole[3]]
+    assert tasks(2, (), 5, own_answers=False) == [("pilot", [0, 1])]
+    assert [tasks(3, (), 2, rank=Rank(number, 2)) for number in (0, 1)] == [whole[::2], whole[1::2]]
 
 
 @pytest.mark.parametrize("model", ["base", "pilot"])

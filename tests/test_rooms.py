@@ -15,6 +15,7 @@ FLOORS = [
     "errors",
     "_compat",
     "files",
+    "ranks",
     "text",
     "pages",
     "engine",

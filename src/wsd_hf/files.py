@@ -13,14 +13,16 @@ from .errors import WSDValueError
 
 
 @contextmanager
-def only_writer(file: Path) -> Iterator[None]:
+def only_writer(file: Path, seconds: float = 0) -> Iterator[None]:
     """Locks a file, in a folder that exists, until the context or the process ends; a WSDValueError if that cannot be.
+
+    Another's lock is waited for so many seconds.
 
     The lock is on a hidden file next to it, `.NAME.lock`, which is removed afterwards; one that a killed process leaves locks
     nothing.
     """
     place = file.with_name(f".{file.name}.lock")
-    lock = FileLock(place, timeout=0, thread_local=False)
+    lock = FileLock(place, timeout=seconds, thread_local=False)
     try:
         lock.acquire()
     except Timeout:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..integrations.export import KINDS, AnswerFile
+from ..ranks import Rank
 from ..text.chat import Messages
 from .models import Loading, load_models, takes_loading
 from .options import (
@@ -22,7 +22,8 @@ from .options import (
     one_line_errors,
     wsd_config,
 )
-from .runs import progress, resumable
+from .runs import ends, progress, resumable, status
+from .terminal import say
 
 
 @takes_loading
@@ -46,16 +47,16 @@ def answers(
         config = wsd_config(
             threshold=threshold, window_size=window_size, switch_criteria=switch_criteria, ignore_repeats=ignore_repeats
         )
-        with AnswerFile(kind, questions, out, name) as file:
-            if not file.missing:
-                Console(stderr=True).print("every question has its answer already")
-                return
-            with resumable(file.path):
-                with Console(stderr=True).status("loading both models"):
-                    pair = load_models(base, pilot, loading=loading)
+        with AnswerFile(kind, questions, out, name, Rank.from_environment()) as file:
+            if file.missing:
+                with resumable(file.path):
+                    with status("loading both models"):
+                        pair = load_models(base, pilot, loading=loading)
 
-                def ask(chat: Messages) -> str:
-                    return pair.answers(pair.generate(chat, config, max_new_tokens=max_new_tokens, do_sample=False))[0]
+                    def ask(chat: Messages) -> str:
+                        return pair.answers(pair.generate(chat, config, max_new_tokens=max_new_tokens, do_sample=False))[0]
 
-                for question in progress(file.missing, "asking"):
-                    file.add(question, ask)
+                    for question in progress(file.missing, "asking"):
+                        file.add(question, ask)
+            if ends(file.finish()) and not file.missing:
+                say("every question has its answer already", err=True)

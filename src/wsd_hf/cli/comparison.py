@@ -21,6 +21,7 @@ from ..comparison.variants import Variant, read_variants
 from ..engine.numbers import MOST_SAMPLES, check_probability
 from ..errors import WSDValueError
 from ..files import write_whole
+from ..ranks import Rank
 from ..strategies.nudging.config import NudgingConfig
 from ..strategies.reward_guided.config import RewardGuidedConfig
 from ..text.urial import URIAL_PROMPT
@@ -44,8 +45,8 @@ from .options import (
     wsd_config,
 )
 from .rewards import Reward, load_reward
-from .runs import progress, resumable
-from .terminal import say
+from .runs import ends, progress, resumable, status
+from .terminal import by_rank, say
 
 
 @takes_loading
@@ -134,15 +135,16 @@ def compare(
         }
         for part in (*(judge.settings for judge in judges.values()), loading.options()):
             settings |= part
-        plan = Plan(records, variants, samples, batch_size, judges)
-        with open_answers(out, settings) as answers:
+        rank = Rank.from_environment()
+        plan = Plan(records, variants, samples, batch_size, judges, rank)
+        with open_answers(out, settings, judges, rank) as answers:
             try:
                 with resumable(out):
                     plan.judge_all(plan.unjudged(answers), answers, _warn)
                 if plan.missing(answers):
                     needed = reference if any(variant.method.needs_reference for variant in variants) else None
                     with resumable(out):
-                        with Console(stderr=True).status("loading the models"):
+                        with status("loading the models"):
                             keywords = load_reward(reward, loading)
                             pair = load_models(base, pilot, needed, loading=loading)
                         if batch_size > 1:
@@ -152,9 +154,12 @@ def compare(
                         doing = "answering" if batch_size == 1 else f"answering {batch_size} at a time"
                         plan.answer_all(bench, answers, lambda batches: progress(batches, doing), _warn)
             except (KeyboardInterrupt, SystemExit):
-                _show(out, plan, settings, answers, by)
+                if rank.first:
+                    answers.refresh()
+                    _show(out, plan, settings, answers, by)
                 raise
-            _show(out, plan, settings, answers, by)
+            if ends(answers.finish(plan.tasks)):
+                _show(out, plan, settings, answers, by)
 
 
 def _variants(
@@ -203,7 +208,7 @@ def _check_by(by: str | None, records: Sequence[Record]) -> None:
 
 
 def _warn(problem: str) -> None:
-    say(problem, err=True)
+    say(by_rank(problem), err=True)
 
 
 def _show(folder: Path, plan: Plan, settings: dict[str, Any], answers: Answers, by: str | None) -> None:

@@ -22,12 +22,13 @@ from ..diagnosis.summary import summary
 from ..errors import WSDValueError
 from ..files import write_whole
 from ..pair import Pair
+from ..ranks import Rank
 from ..strategies.wsd.switch_rules import SwitchRule
 from ..text.chat import Messages
 from .inputs import add_padding, described, place_of, prompt_records
 from .models import Loading, load_models, takes_loading
 from .options import Base, IgnoreRepeats, Pilot, SwitchCriteria, Threshold, WindowSize, one_line_errors, switch_rule
-from .runs import progress, resumable
+from .runs import ends, progress, resumable, status
 from .terminal import say
 
 
@@ -78,21 +79,29 @@ def diagnose(
         if predict and not own_answers:
             raise WSDValueError("--predict needs the base's own answers, whose time is the measure: leave --no-own-answers out")
         chats = [record["messages"] for record in records]
-        costs: list[Prediction] = []
-        with Store(out / "readings.jsonl", Reading, _key, settings) as store:
-            tasks = reading_tasks(len(chats), store.lines, batch_size, own_answers)
+        rank = Rank.from_environment()
+        with Store(out / "readings.jsonl", Reading, _key, settings, rank) as store:
+            tasks = reading_tasks(len(chats), store.lines, batch_size, own_answers, rank)
+            costs: list[Prediction] = []
             try:
-                if tasks or predict:
-                    with resumable(out):
+                with resumable(out):
+                    if tasks or predict:
                         pair = _pair(base, pilot, loading, chats, batch_size)
-                        for task in progress(tasks, "reading"):
-                            for reading in read(pair, chats, task, max_draft_tokens):
+                    for task in progress(tasks, "reading"):
+                        for reading in read(pair, chats, task, max_draft_tokens):
+                            if _key(reading) not in store.lines:
                                 store.add(reading)
-                        if predict:
-                            costs = _predictions(out, settings, pair, chats, [*store.lines.values()], rule)
+                    whole = reading_tasks(len(chats), (), batch_size, own_answers)
+                    last = store.finish([(number, writer) for writer, numbers in whole for number in numbers])
+                    if predict:
+                        last, costs = _predictions(out, settings, pair, chats, store, rule, rank)
             except (KeyboardInterrupt, SystemExit):
-                _show(out, settings, [*store.lines.values()], rule, costs)
+                if rank.first:
+                    store.refresh()
+                    _show(out, settings, [*store.lines.values()], rule, costs)
                 raise
+            if not ends(last):
+                return
             _show(out, settings, [*store.lines.values()], rule, costs)
         if suggest:
             found = of_readings(store.lines.values(), max_draft_tokens, rule)
@@ -115,7 +124,7 @@ def _key(reading: Reading) -> tuple[int, Writer]:
 
 def _pair(base: str | None, pilot: str | None, loading: Loading, chats: Sequence[Messages], batch_size: int) -> Pair:
     """The models, which can read all prompts, and in batches if they must."""
-    with Console(stderr=True).status("loading the models"):
+    with status("loading the models"):
         pair = load_models(base, pilot, loading=loading)
     if batch_size > 1:
         add_padding(pair)
@@ -124,16 +133,28 @@ def _pair(base: str | None, pilot: str | None, loading: Loading, chats: Sequence
 
 
 def _predictions(
-    folder: Path, settings: dict[str, Any], pair: Pair, chats: Sequence[Messages], readings: Sequence[Reading], rule: SwitchRule
-) -> list[Prediction]:
-    """Costs of methods; the texts that they are made from are kept beside the readings."""
+    folder: Path,
+    settings: dict[str, Any],
+    pair: Pair,
+    chats: Sequence[Messages],
+    readings: Store[Reading, tuple[int, Writer]],
+    rule: SwitchRule,
+    rank: Rank,
+) -> tuple[bool, list[Prediction]]:
+    """Whether this process ends the run, and if so the costs of methods; their texts are kept beside the readings."""
     most, methods = settings["--max-draft-tokens"], predictable(pair, rule)
-    drafts, own = ([one for one in readings if one.writer == writer] for writer in ("pilot", "base"))
-    with Store(folder / "continuations.jsonl", Continuations, lambda line: line.prompt, settings) as store:
-        left = [draft for draft in drafts if draft.prompt not in store.lines]
-        for draft in progress(left, "continuing drafts"):
-            store.add(continued(pair, chats[draft.prompt], draft, methods, most))
-        return predictions(pair, drafts, own, methods, [store.lines[draft.prompt] for draft in drafts], most)
+    with Store(folder / "continuations.jsonl", Continuations, lambda line: line.prompt, settings, rank) as store:
+        tasks = reading_tasks(len(chats), (), settings["--batch-size"], own_answers=False, rank=rank)
+        left = [number for _, numbers in tasks for number in numbers if number not in store.lines]
+        for number in progress(left, "continuing drafts"):
+            store.add(continued(pair, chats[number], readings.lines[number, "pilot"], methods, most))
+        if not store.finish(range(len(chats))):
+            return False, []
+    readings.refresh()
+    numbers = range(len(chats))
+    drafts = [readings.lines[number, "pilot"] for number in numbers]
+    own = [readings.lines[number, "base"] for number in numbers]
+    return True, predictions(pair, drafts, own, methods, [store.lines[number] for number in numbers], most)
 
 
 def _show(

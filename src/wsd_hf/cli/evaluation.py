@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import WSDValueError
+from ..ranks import Rank
 from .models import Loading, load_models, takes_loading
 from .options import MODEL, IgnoreRepeats, SwitchCriteria, Threshold, WindowSize, one_line_errors, wsd_config
 from .terminal import say
@@ -31,7 +32,7 @@ def run_lm_eval(
     include_path: Path | None,
     gen_kwargs: str,
     **options: Any,
-) -> Any:
+) -> str | None:
     """Runs the lm-evaluation-harness, and prints its table.
 
     Args:
@@ -44,7 +45,7 @@ def run_lm_eval(
         **options: of `lm_eval.simple_evaluate`; and `max_gen_toks`, which beats the tasks'.
 
     Returns:
-        Results and samples, as JSON.
+        Results and samples, as JSON; None in every process of a launcher but the first.
     """
     try:
         from lm_eval import simple_evaluate
@@ -72,6 +73,8 @@ def run_lm_eval(
         gen_kwargs=settings,
         **options,
     )
+    if not Rank.from_environment().first:
+        return None
     results["config"]["model_args"] = {"pretrained": base, "pilot": pilot, **asdict(loading), **rule}
     say(make_table(results))
     return json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
@@ -108,6 +111,7 @@ def evaluate(
         )
         _check(out, include_path, gen_kwargs)
         loading.keywords()  # refuses here, before the harness reads its tasks
+        Rank.from_environment()
         results = run_lm_eval(
             [task.strip() for task in tasks.split(",")],
             base,
@@ -128,7 +132,7 @@ def evaluate(
             max_gen_toks=max_new_tokens,
             device=loading.device,
         )
-        if out:
+        if out and results:
             out.write_text(f"{results}\n", encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ from ..comparison.prompts import Record, read_prompts
 from ..engine.checks import vocabulary_size
 from ..errors import WSDValueError
 from ..pair import Pair
+from ..ranks import Rank
 from ..tiny import demo_questions
 from .terminal import say
 
@@ -45,4 +46,5 @@ def add_padding(pair: Pair) -> None:
 
 
 def _warn(problem: str) -> None:
-    say(f"skipped: {problem}", err=True)
+    if Rank.from_environment().first:
+        say(f"skipped: {problem}", err=True)

@@ -15,10 +15,12 @@ from typing import Annotated, Any, get_type_hints
 import torch
 import typer
 from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from ..errors import WSDValueError
 from ..hub.names import PATHS, parse_name
 from ..pair import Pair
+from ..ranks import Rank, local_rank
 
 
 class DType(str, Enum):
@@ -65,7 +67,9 @@ class Quantization(str, Enum):
 class Loading:
     """Options by which a command loads its models: a parameter `loading` of commands that are `takes_loading`."""
 
-    device: Annotated[str, typer.Option(help="Device of the models: cpu, cuda, cuda:1, ...")] = "cpu"
+    device: Annotated[
+        str, typer.Option(help="Device of the models: cpu, cuda, cuda:1, ... Under a launcher, cuda is the process's own GPU.")
+    ] = "cpu"
     device_map: Annotated[
         DeviceMap | None, typer.Option(help="Spread the models over all devices, instead of --device; needs accelerate.")
     ] = None
@@ -76,6 +80,12 @@ class Loading:
     quantization: Annotated[
         Quantization | None, typer.Option(help="Load the base in 4 or 8 bits; needs the extra quantization.")
     ] = None
+
+    @property
+    def own_device(self) -> str:
+        """The device, with a GPU's number: "cuda" is this process's own among those of a launcher."""
+        number = local_rank()
+        return self.device if self.device != "cuda" or number is None else f"cuda:{number}"
 
     def options(self) -> dict[str, str | None]:
         """The values by the names of their options, as plain JSON data."""
@@ -94,20 +104,21 @@ class Loading:
         if self.quantization:
             option = f"--quantization {self.quantization.value}"
             _check_installed(option, ["bitsandbytes", "accelerate"], '"wsd_hf[quantization]"')
-            keywords["device_map"] = {"": self.device}
+            keywords["device_map"] = {"": self.own_device}
         if self.device_map:
             option = f"--device-map {self.device_map.value}"
             if self.device != "cpu":
                 raise WSDValueError(f"--device {self.device} has no effect with {option}: leave one out")
             _check_installed(option, ["accelerate"], "accelerate")
             keywords["device_map"] = self.device_map.value
-        known_device(self.device)
+        known_device(self.own_device)
         return keywords
 
     def place(self, model: PreTrainedModel) -> PreTrainedModel:
         """Moves a model to the device, unless `keywords` have placed it already."""
-        there = self.device_map or self.quantization or model.device == torch.device(self.device)
-        return model if there else model.to(torch.device(self.device))
+        device = torch.device(self.own_device)
+        there = self.device_map or self.quantization or model.device == device
+        return model if there else model.to(device)
 
 
 def takes_loading(command: Callable[..., None]) -> Callable[..., None]:
@@ -145,6 +156,8 @@ def load_models(base: str | None, pilot: str | None, reference: str | None = Non
             f"--{'base' if base is None else 'pilot'} is missing: give both models, or neither for the shipped pair"
         )
     keywords = loading.keywords()
+    if not Rank.from_environment().first:
+        disable_progress_bar()
     if loading.quantization:
         if base is None:
             raise WSDValueError("--quantization: the shipped pair is small; give --base and --pilot")

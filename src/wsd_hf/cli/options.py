@@ -18,7 +18,7 @@ from ..strategies import STRATEGIES
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
 from ..text.visible import visible
-from .terminal import say
+from .terminal import by_rank, say
 
 MODEL = "a path or Hub id, as NAME@REVISION, FILE.gguf or MODEL+ADAPTER too"
 """Help for an option that names a model."""
@@ -140,7 +140,7 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except (OSError, ValueError, WSDError) as error:
-        say(one_line(error), err=True)
+        say(by_rank(one_line(error)), err=True)
         raise typer.Exit(2) from None
 
 

@@ -13,8 +13,10 @@ from typing import NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import track
+from rich.status import Status
 
-from .terminal import say
+from ..ranks import Rank
+from .terminal import by_rank, say
 
 T = TypeVar("T")
 
@@ -23,8 +25,14 @@ LINES = 40
 
 
 def progress(items: Sequence[T], doing: str) -> Iterator[T]:
-    """The items one by one; standard error shows how many are done, as a bar on a terminal and in a few lines elsewhere."""
-    console = Console(stderr=True)
+    """The items one by one; standard error shows how many are done, as a bar on a terminal and in a few lines elsewhere.
+
+    Of several processes the first shows its own.
+    """
+    if not Rank.from_environment().first:
+        yield from items
+        return
+    doing, console = by_rank(doing), Console(stderr=True)
     if sys.stderr.isatty() and console.is_interactive:
         yield from track(items, doing, console=console)
         return
@@ -41,8 +49,20 @@ def resumable(place: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        say(f"stopped; the same command goes on from what is in {place}", err=True)
+        say(by_rank(f"stopped; the same command goes on from what is in {place}"), err=True)
         raise
+
+
+def status(doing: str) -> Status:
+    """A context in which a terminal shows what is done; of several processes the first shows it."""
+    return Console(stderr=True, quiet=not Rank.from_environment().first).status(doing)
+
+
+def ends(last: bool) -> bool:
+    """Whether this process ends the run, as `finish` says; another one prints that its share is done."""
+    if not last:
+        say(by_rank("its share is done; the process that ends last writes the results"), err=True)
+    return last
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from typing import Any
 
@@ -43,6 +44,12 @@ def say(text: str = "", *, err: bool = False) -> None:
     """Prints a line, in which control characters have a visible form, on a terminal and elsewhere."""
     # Not typer.echo, which takes ASCII for a mistake and writes UTF-8.
     print(visible(text), file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def by_rank(text: str) -> str:
+    """A line with the number of this process, if a launcher has started several."""
+    number, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    return text if number is None or world == "1" else f"rank {number}: {text}"
 
 
 def say_json(data: Any) -> None:

@@ -18,6 +18,7 @@ from ..comparison.variants import Variant, read_variants
 from ..engine.numbers import MOST_SAMPLES
 from ..errors import WSDValueError
 from ..files import write_whole
+from ..ranks import Rank
 from ..strategies.wsd.switch_rules import SWITCH_RULES
 from ..text.urial import URIAL_PROMPT
 from ..tiny import polite_examples
@@ -41,8 +42,8 @@ from .options import (
     sampling,
     wsd_config,
 )
-from .runs import progress, resumable
-from .terminal import say
+from .runs import ends, progress, resumable, status
+from .terminal import by_rank, say
 
 GOOD = {"llm": 7.0}
 """Default scores of a good answer, by the judge; 1 for all others."""
@@ -161,20 +162,26 @@ def make_pairs(
         }
         for part in (judges[judge].settings, loading.options()):
             settings |= part
-        plan = Plan(records, variants, samples, batch_size, judges)
-        with open_answers(out, settings) as answers:
+        rank = Rank.from_environment()
+        plan = Plan(records, variants, samples, batch_size, judges, rank)
+        with open_answers(out, settings, judges, rank) as answers:
             try:
                 with resumable(out):
                     plan.judge_all(plan.unjudged(answers), answers, _warn)
                     if plan.missing(answers):
-                        with Console(stderr=True).status("loading the models"):
+                        with status("loading the models"):
                             pair = load_models(base, pilot, loading=loading)
                         add_padding(pair)
                         examples = URIAL_PROMPT if base else polite_examples()
                         bench = Bench(pair, examples, max_new_tokens, drawing, seed)
                         doing = f"answering {batch_size} at a time"
                         plan.answer_all(bench, answers, lambda batches: progress(batches, doing), _warn)
-            finally:
+            except BaseException:
+                if rank.first:
+                    answers.refresh()
+                    _write(out, plan, answers, grading)
+                raise
+            if ends(answers.finish(plan.tasks)):
                 _write(out, plan, answers, grading)
 
 
@@ -218,4 +225,4 @@ def _write(folder: Path, plan: Plan, answers: Answers, grading: Grading) -> None
 
 
 def _warn(problem: str) -> None:
-    say(problem, err=True)
+    say(by_rank(problem), err=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import WSDValueError
+from ..ranks import ALONE, Rank
 from .judges import Judge, scores
 from .prompts import Record
 from .replies import Answer, Bench, Reply
@@ -27,9 +28,16 @@ class Task(NamedTuple):
 Answers = Store[Answer, Task]
 
 
-def open_answers(folder: Path, settings: dict[str, Any]) -> Answers:
-    """The answers of a run in its folder; see `Store`."""
-    return Store(folder / "answers.jsonl", Answer, lambda line: Task(line.prompt, line.strategy, line.sample), settings)
+def open_answers(folder: Path, settings: dict[str, Any], judges: Collection[str] = (), rank: Rank = ALONE) -> Answers:
+    """The answers of a run in its folder, final once they have the scores of all judges; see `Store`."""
+
+    def key(answer: Answer) -> Task:
+        return Task(answer.prompt, answer.strategy, answer.sample)
+
+    def judged(answer: Answer) -> bool:
+        return answer.scores.keys() >= set(judges)
+
+    return Store(folder / "answers.jsonl", Answer, key, settings, rank, judged)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ class Plan:
         samples: answers of each variant to each prompt.
         batch_size: most prompts that are answered together.
         judges: score the answers, by their names.
+        rank: this process, among those that share the answers. All methods answer a prompt in one process, so that their
+            times are comparable.
     """
 
     records: Sequence[Record]
@@ -63,28 +73,38 @@ class Plan:
     samples: int = 1
     batch_size: int = 1
     judges: Mapping[str, Judge] = field(default_factory=dict)
+    rank: Rank = ALONE
 
-    def missing(self, answers: Answers) -> list[Batch]:
-        """Batches with a missing answer: prompt by prompt, so that a busy machine slows all methods alike.
+    @property
+    def tasks(self) -> list[Task]:
+        """The answers of a whole run, in the order of one process."""
+        return [task for batch in self._batches(ALONE) for task in batch.tasks]
+
+    def _batches(self, rank: Rank) -> list[Batch]:
+        """The batches of a process: prompt by prompt, so that a busy machine slows all methods alike.
 
         A batch is the same in every run, however much of it is answered: its rounding, and what is drawn, depend on all rows.
         """
-        batches = [
+        starts = [(begin, sample) for begin in range(0, len(self.records), self.batch_size) for sample in range(self.samples)]
+        return [
             Batch(range(len(self.records))[begin : begin + self.batch_size], variant, sample)
-            for begin in range(0, len(self.records), self.batch_size)
-            for sample in range(self.samples)
+            for begin, sample in rank.share(starts)
             for variant in self.variants
         ]
-        return [batch for batch in batches if not answers.lines.keys() >= set(batch.tasks)]
+
+    def missing(self, answers: Answers) -> list[Batch]:
+        """Batches of this process with a missing answer."""
+        return [batch for batch in self._batches(self.rank) if not answers.lines.keys() >= set(batch.tasks)]
 
     def unjudged(self, answers: Answers) -> dict[Task, Answer]:
-        """Answers that were stored without their scores, since a judge failed."""
-        return {task: answer for task, answer in answers.lines.items() if answer.scores.keys() != self.judges.keys()}
+        """Answers of this process that were stored without their scores, since a judge failed."""
+        own = [task for batch in self._batches(self.rank) for task in batch.tasks if task in answers.lines]
+        return {task: answers.lines[task] for task in own if answers.lines[task].scores.keys() != self.judges.keys()}
 
     def comparable(self, answers: Answers) -> list[Answer]:
         """Answers to the prompts that every variant has answered: all of a finished run, a part of a stopped one."""
-        left = {task.prompt for batch in self.missing(answers) for task in batch.tasks if task not in answers.lines}
-        left |= {task.prompt for task in self.unjudged(answers)}
+        judged = {task for task, answer in answers.lines.items() if answer.scores.keys() == self.judges.keys()}
+        left = {task.prompt for task in self.tasks if task not in judged}
         return [answer for answer in answers.lines.values() if answer.prompt not in left]
 
     def answer_all(

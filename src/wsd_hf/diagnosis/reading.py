@@ -17,6 +17,7 @@ from ..engine.checks import check_room, eos_token_ids, logits_error, not_finite
 from ..engine.ragged_stream import real_tokens
 from ..errors import WSDLogitsError, WSDValueError
 from ..pair import Pair
+from ..ranks import ALONE, Rank
 from ..speculation.config import MOST_PROPOSALS
 from ..speculation.rule import Drafted
 from ..speculation.verdict import entropies
@@ -70,22 +71,27 @@ class Reading:
 
 
 def reading_tasks(
-    prompts: int, done: Container[tuple[int, Writer]], batch_size: int = 1, own_answers: bool = True
+    prompts: int,
+    done: Container[tuple[int, Writer]],
+    batch_size: int = 1,
+    own_answers: bool = True,
+    rank: Rank = ALONE,
 ) -> list[Task]:
-    """Batches of the readings that are missing: all drafts, then the base's own answers.
+    """Batches with a missing reading: all drafts, then the base's own answers.
+
+    A batch is the same in every run, however much of it has been read. All readings of a prompt are made in one process.
 
     Args:
         prompts: their number.
         done: prompts and writers of the readings that exist.
         batch_size: most prompts of a batch.
         own_answers: whether the base answers too.
+        rank: this process, among those that share the batches.
     """
-    tasks = list[Task]()
     writers: tuple[Writer, ...] = ("pilot", "base") if own_answers else ("pilot",)
-    for writer in writers:
-        left = [number for number in range(prompts) if (number, writer) not in done]
-        tasks += [(writer, left[begin : begin + batch_size]) for begin in range(0, len(left), batch_size)]
-    return tasks
+    batches = rank.share([range(prompts)[begin : begin + batch_size] for begin in range(0, prompts, batch_size)])
+    tasks = [(writer, batch) for writer in writers for batch in batches]
+    return [(writer, batch) for writer, batch in tasks if not all((number, writer) in done for number in batch)]
 
 
 def check_prompts(pair: Pair, chats: Sequence[Messages]) -> None:

@@ -19,6 +19,7 @@ import json
 import reprlib
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WSDValueError
-from ..files import only_writer, write_whole
+from ..files import write_whole
+from ..ranks import ALONE, Parts, Rank
 from ..text.chat import Messages, check_text
 from ..text.json_data import check_texts, json_lines, parse_json
 
@@ -86,7 +88,8 @@ class AnswerFile:
     """Answers of one model to one project's questions; an existing file is continued.
 
     No other run can open the file until this one leaves it: use it in a `with` statement, or call `close`. `missing` holds the
-    questions that had no answer when it was opened, in order.
+    questions that had no answer when it was opened, in order. The processes of a launcher share the file: each has some of the
+    missing questions and writes a part of its own, until `finish` puts the parts together.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -102,13 +105,14 @@ class AnswerFile:
         questions: the project's question file.
         path: the answer file.
         model: the model's name in it; default: the file's name without its ending.
+        rank: this process, among those that share the file.
 
     Raises:
         WSDValueError: another kind, no question, a malformed question or answer, answers of another model, or a model's
             name that is not a text; or another run has the file open.
     """
 
-    def __init__(self, kind: str, questions: Path, path: Path, model: str | None = None) -> None:
+    def __init__(self, kind: str, questions: Path, path: Path, model: str | None = None, rank: Rank = ALONE) -> None:
         if kind not in KINDS:
             raise WSDValueError(f"kind={kind!r}: must be {' or '.join(map(repr, KINDS))}")
         self._kind = KINDS[kind]
@@ -116,25 +120,19 @@ class AnswerFile:
         self._model = model or path.stem
         check_text("model", self._model)
         id, text = self._kind.id, self._kind.text
-        self.missing = _read(questions, self._kind, {id: (str, int), text: (list,) if self._kind.turns else (str,)})
-        if not self.missing:
+        self._questions = _read(questions, self._kind, {id: (str, int), text: (list,) if self._kind.turns else (str,)})
+        if not self._questions:
             raise WSDValueError(f"{questions}: there are no questions in it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            held.enter_context(only_writer(path))
-            self._records = _read(path, self._kind, {id: (str, int), self._kind.model: (str,)}) if path.exists() else []
-            for record in self._records:
-                if record[self._kind.model] != self._model:
-                    raise WSDValueError(
-                        f"{path} holds answers of {record[self._kind.model]!r}, not of {self._model!r}: "
-                        "give another file, or that name"
-                    )
+        self._parts = Parts(path, rank)
+        with ExitStack() as held, self._parts.one_at_a_time():
+            held.enter_context(self._parts.lock())
+            given, _ = self._answers()
+            own = self._parts.own
+            self._records = self._read(own) if own.exists() else []
             self._held = held.pop_all()
-        ids = [question[id] for question in self.missing]
-        for record in self._records:
-            if record[id] in ids:  # a question that is asked twice needs two answers
-                del self.missing[ids.index(record[id])]
-                ids.remove(record[id])
+        self.missing = [question for question, answer in rank.share(given) if answer is None]
+        self._before = all(answer for _, answer in given)
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -164,10 +162,51 @@ class AnswerFile:
         answer_id = uuid.uuid5(uuid.NAMESPACE_URL, f"{self._model}/{question[self._kind.id]}").hex
         record = self._kind.record(question, answers, self._model, answer_id, now())
         records = [*self._records, record]
+        write_whole(self._parts.own, self._text(records))
+        self._parts.wrote = True
+        self._records = records
+
+    def finish(self) -> bool:
+        """Puts the parts of all processes together, in the order of the questions, if every question has its answer.
+
+        Returns:
+            Whether this process is the one to go on with the whole: the last that had something to do, or the first if none
+            had. True in one process.
+        """
+        with self._parts.one_at_a_time():
+            given, others = self._answers()
+            answers = [answer for _, answer in given if answer is not None]
+            last = self._parts.last(self._before, len(answers) == len(given))
+            if last:
+                self._parts.merge(self._text([*answers, *others]))
+            return last
+
+    def _answers(self) -> tuple[list[tuple[Record, Record | None]], list[Record]]:
+        """Each question with its answer in any part, and the answers to other questions."""
+        id, left = self._kind.id, defaultdict[Any, list[Record]](list)
+        for file in self._parts.existing():
+            for record in self._read(file):
+                left[record[id]].append(record)
+        # A question that is asked twice needs two answers.
+        given = [(question, left[question[id]].pop(0) if left[question[id]] else None) for question in self._questions]
+        return given, [record for records in left.values() for record in records]
+
+    def _read(self, file: Path) -> list[Record]:
+        """Answers of this model; a WSDValueError if there are others."""
+        records = _read(file, self._kind, {self._kind.id: (str, int), self._kind.model: (str,)})
+        for record in records:
+            if record[self._kind.model] != self._model:
+                raise WSDValueError(
+                    f"{file} holds answers of {record[self._kind.model]!r}, not of {self._model!r}: "
+                    "give another file, or that name"
+                )
+        return records
+
+    def _text(self, records: list[Record]) -> str:
+        """The content of a file."""
         # ASCII, since FastChat reads with the system's encoding.
         lines = [json.dumps(records, indent=2)] if self._kind.one_list else map(json.dumps, records)
-        write_whole(self.path, "".join(f"{line}\n" for line in lines))
-        self._records = records
+        return "".join(f"{line}\n" for line in lines)
 
 
 def _read(path: Path, kind: _Kind, wanted: dict[str, tuple[type, ...]]) -> list[Record]:
