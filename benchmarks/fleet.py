@@ -13,7 +13,7 @@ import itertools
 import json
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
-from servers import Clock, Price, Server, Wait
+from servers import Clock, Price, Server, Wait, quietest
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +37,9 @@ MOST = 64
 BLOCK = 16
 """Tokens of a block of a prefix cache: the last, incomplete one is read again."""
 
-PROMPTS = (64, 1024)
-LOADS = (1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 100, 120, 140, 160)
+LOADS = {64: (1, 5, 10, 20, 40, 60, 80, 100, 120, 140, 160), 1024: (1, 2, 4, 6, 8, 10, 12, 15, 20, 25, 30)}
+"""Requests per second for each base, by the length of prompts."""
+
 CURVES: dict[str, dict[str, Any]] = {
     "base alone": {},
     "1 pilot for 8 bases": {"pilots": 1},
@@ -119,44 +118,46 @@ class Fleet:
     def alone(self, answer: Answer) -> Iterator[Wait]:
         """A request to a base alone."""
         came, way = self.clock.now, self.settings.trip / 2
-        base = quietest(self.bases)
-        yield way
-        job = base.submit(self.settings.prompt, answer.tokens)
-        yield job, 1
-        first = self.clock.now + way
-        yield job, job.tokens
-        yield way
+        with quietest(self.bases) as base:
+            yield way
+            job = base.submit(self.settings.prompt, answer.tokens)
+            yield job, 1
+            first = self.clock.now + way
+            yield job, job.tokens
+            yield way
         self.served.append(Served(came, first, self.clock.now, answer.tokens))
 
     def drafted(self, answer: Answer) -> Iterator[Wait]:
-        """A request to a pilot and a base: chunks of the draft, their checks, and what the base writes after the draft."""
+        """A request to a pilot and a base: the draft and its checks, then what the base writes after it."""
         came, way = self.clock.now, self.settings.trip / 2
-        base, pilot = quietest(self.bases), quietest(self.pilots)
-        yield way
-        draft = pilot.submit(self.settings.prompt, MOST if answer.switched else answer.draft)
-        first, checked, cached, chunk = None, 0, 0, self.settings.chunk
-        while checked < answer.draft:
-            checked, chunk = min(checked + chunk, draft.tokens), 2 * chunk
-            yield draft, checked
-            yield 2 * way
-            text = self.settings.prompt + checked
-            check = base.submit(unread(text, cached) if self.settings.cached else text, 1)
-            yield check, 1
+        with quietest(self.bases) as base:
+            first, cached = yield from self._draft(base, answer)
+            if answer.draft < answer.tokens:
+                yield way
+                rest = base.submit(unread(self.settings.prompt + answer.draft, cached), answer.tokens - answer.draft)
+                yield rest, rest.tokens
+                yield way
+        self.served.append(Served(came, first, self.clock.now, answer.tokens))
+
+    def _draft(self, base: Server, answer: Answer) -> Generator[Wait, None, tuple[float, int]]:
+        """Chunks of a draft and their checks; returns the time after the first one, and the tokens that the base has read."""
+        way, chunk = self.settings.trip / 2, self.settings.chunk
+        checked, read, first = 0, 0, 0.0
+        with quietest(self.pilots) as pilot:
             yield way
-            cached = text
-            first = first or self.clock.now
+            draft = pilot.submit(self.settings.prompt, MOST if answer.switched else answer.draft)
+            while checked < answer.draft:
+                checked, chunk = min(checked + chunk, draft.tokens), 2 * chunk
+                yield draft, checked
+                yield 2 * way
+                text = self.settings.prompt + checked
+                check = base.submit(unread(text, read) if self.settings.cached else text, 1)
+                yield check, 1
+                yield way
+                read = text
+                first = first or self.clock.now
         self.clock.after(way, partial(pilot.close, draft))
-        if answer.draft < answer.tokens:
-            yield way
-            rest = base.submit(unread(self.settings.prompt + answer.draft, cached), answer.tokens - answer.draft)
-            yield rest, rest.tokens
-            yield way
-        self.served.append(Served(came, first or came, self.clock.now, answer.tokens))
-
-
-def quietest(servers: Sequence[Server]) -> Server:
-    """The first of the servers with the fewest open jobs."""
-    return min(servers, key=lambda server: server.open_jobs)
+        return first, read
 
 
 def unread(text: int, cached: int) -> int:
@@ -258,16 +259,17 @@ def capacity(settings: Settings) -> float:
 
 
 def fleets() -> list[Settings]:
-    """The fleets whose capacities are listed."""
+    """The fleets whose capacities are listed: by the number and price of pilots, by the first chunk, and by rule."""
     found = []
-    for prompt, longer in itertools.product(PROMPTS, (1, 8)):
-        alone = Settings(prompt=prompt, longer=longer)
-        served = replace(alone, pilots=8)
-        found += [alone, *[replace(alone, pilots=pilots) for pilots in (1, 8)]]
-        found += [replace(alone, pilots=pilots, pilot_price=price) for price in (0.25, 0.5) for pilots in (1, 2, 4, 8)]
-        found += [*[replace(served, chunk=chunk) for chunk in (16, 32, 64)], replace(served, cached=True)]
-        found += [replace(one, rule="confidence") for one in (alone, served)]
-    return found
+    for prompt in LOADS:
+        alone = Settings(prompt=prompt)
+        one_each = replace(alone, pilots=alone.bases)
+        found += [alone, *[replace(alone, pilots=n, pilot_price=price) for price in (None, 0.25, 0.5) for n in (1, 2, 4, 8)]]
+        for longer in (1, 8):
+            chunks = [replace(one_each, longer=longer, chunk=chunk) for chunk in (8, 16, 32, 64)]
+            found += [replace(alone, longer=longer), *chunks, replace(one_each, longer=longer, cached=True)]
+        found += [replace(fleet, rule="confidence") for fleet in (alone, one_each)]
+    return [*dict.fromkeys(found)]
 
 
 def assumptions(settings: Settings) -> list[str]:
@@ -276,7 +278,7 @@ def assumptions(settings: Settings) -> list[str]:
         "A forward takes a time of its own, one per row and one per prompt token: fitted to 1 and 8 rows of 64 and 1,024 "
         "prompt tokens on an H100 (base: 16 layers of 4096/14336, pilot: one such layer), continued in a straight line.",
         f"Drafts and lengths are those of the real pair, at most {MOST} tokens; a base alone writes as many.",
-        "Requests come at random (Poisson). Each takes the base and the pilot with the fewest open requests, and keeps them.",
+        "Requests come at random (Poisson). Each takes the base and the pilot with the fewest requests, and keeps them.",
         f"A step of a server writes a token in each of at most {settings.rows} rows, and reads at most {settings.budget:,} "
         "prompt tokens, in order of arrival.",
         "A check reads the prompt and the draft so far, without a prefix cache; the continuation finds both in it.",
@@ -287,15 +289,18 @@ def assumptions(settings: Settings) -> list[str]:
 
 def main(out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("fleet.json")) -> None:
     """Prints how many requests fleets carry; writes that and the curves."""
-    table = Table("prompt", "longer", "rule", "pilots for 8 bases", "pilot's price", "first chunk", "requests/s per base")
-    capacities = [{**asdict(fleet), "load": capacity(fleet)} for fleet in tqdm(fleets(), "capacities")]
-    for row in capacities:
-        chunk = f"{row['chunk']}{', cached' * row['cached']}" if row["pilots"] else ""
-        price = row["pilot_price"] or "measured" if row["pilots"] else ""
-        table.add_row(*map(str, (row["prompt"], row["longer"], row["rule"], row["pilots"], price, chunk, row["load"])))
+    print("prompt  longer  rule                 pilots  price     first chunk  requests/s per base")
+    capacities = []
+    for fleet in fleets():
+        capacities.append({**asdict(fleet), "load": capacity(fleet)})
+        price = fleet.pilot_price or "measured"
+        chunk = f"{fleet.chunk}{', cached' * fleet.cached}"
+        pilots = f"{fleet.pilots} for 8  {price:8}  {chunk:11}" if fleet.pilots else f"{'base alone':31}"
+        print(f"{fleet.prompt:6}  {fleet.longer:6}  {fleet.rule:19}  {pilots}  {capacities[-1]['load']:6}", flush=True)
     curves = [
         {"fleet": name, **asdict(settings), **run(settings)}
-        for name, prompt, load in tqdm([*itertools.product(CURVES, PROMPTS, LOADS)], "curves")
+        for name, prompt in tqdm([*itertools.product(CURVES, LOADS)], "curves")
+        for load in LOADS[prompt]
         for settings in [Settings(prompt=prompt, load=load, **CURVES[name])]
     ]
     prices = {role: asdict(price.times(1e6)) for role, price in zip(("base", "pilot"), read_prices(), strict=True)}
@@ -307,7 +312,6 @@ def main(out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("fleet
         "curves": curves,
     }
     out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -33,21 +33,21 @@ def main(
     rows = found["curves"]
     prompts = sorted({row["prompt"] for row in rows})
     size = (3 * len(PANELS), 3 * len(prompts) + 1.6)
-    figure, grid = plt.subplots(len(prompts), len(PANELS), figsize=size, sharex=True, squeeze=False)
+    figure, grid = plt.subplots(len(prompts), len(PANELS), figsize=size, sharex="row", squeeze=False)
     for prompt, axes in zip(prompts, grid, strict=True):
         for axis, (title, measure) in zip(axes, PANELS.items(), strict=True):
             for fleet in dict.fromkeys(row["fleet"] for row in rows):
                 line = [(row["load"], row[measure]) for row in rows if (row["fleet"], row["prompt"]) == (fleet, prompt)]
                 axis.plot(*zip(*line, strict=True), label=fleet, linewidth=1.2, marker=".", markersize=3)
             axis.set_title(f"prompts of {prompt:,} tokens: {title}", fontsize=7)
-            axis.set_yscale("log" if title.endswith("ms") else "symlog")
+            axis.set_yscale("log" if title.endswith("ms") else "asinh")
             axis.tick_params(labelsize=7)
     for axis in grid[-1]:
         axis.set_xlabel("requests per second for each base", fontsize=8)
     figure.legend(*grid[0][0].get_legend_handles_labels(), fontsize=8, loc="upper center", ncols=5, frameon=False)
     lines = [line for text in found["assumptions"] for line in textwrap.wrap(f"- {text}", 190, subsequent_indent="  ")]
     figure.text(0.02, 0.01, "\n".join(lines), fontsize=7, va="bottom")
-    figure.tight_layout(rect=(0, 0.025 * len(lines), 1, 0.95))
+    figure.tight_layout(rect=(0, 0.02 * len(lines), 1, 0.95))
     figure.savefig(picture, metadata={"Date": None})
 
 

@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -88,7 +89,7 @@ class Server:
         budget: most prompt tokens of a step; a longer prompt takes several.
 
     Attributes:
-        open_jobs: number of jobs that wait or run.
+        requests: number of requests that are at this server, see `quietest`.
         steps: number of steps that have ended.
         busy: seconds in steps.
         row_seconds: sum over steps of their seconds, times the rows that wrote in them.
@@ -104,14 +105,13 @@ class Server:
         self._stepping = False
         self._calls: list[tuple[int, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
-        self.open_jobs = self.steps = self.read = self.written = 0
+        self.requests = self.steps = self.read = self.written = 0
         self.busy = self.row_seconds = self.waited = 0.0
 
     def submit(self, prompt: int, tokens: int) -> Job:
         """A job of so many prompt tokens and tokens to write."""
         job = Job(self, prompt, tokens, self._clock.now)
         self._queue.append(job)
-        self.open_jobs += 1
         if not self._stepping:
             self._step()
         return job
@@ -120,7 +120,6 @@ class Server:
         """Ends or cancels a job, and frees its row."""
         if job.open:
             job.open = False
-            self.open_jobs -= 1
             self._running -= job.first_step is not None
             if job in self._queue:
                 self._queue.remove(job)
@@ -175,3 +174,12 @@ class Server:
         while self._calls and self._calls[0][0] <= self.steps:
             heapq.heappop(self._calls)[2]()
         self._step()
+
+
+@contextmanager
+def quietest(servers: Sequence[Server]) -> Iterator[Server]:
+    """The first of the servers with the fewest requests; it has one more for as long as the context lasts."""
+    server = min(servers, key=lambda server: server.requests)
+    server.requests += 1
+    yield server
+    server.requests -= 1
