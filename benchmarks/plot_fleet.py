@@ -14,6 +14,7 @@ from typing import Annotated
 import matplotlib
 import typer
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 PANELS = {
     "first token, median, ms": "first token, 50 %",
@@ -28,7 +29,7 @@ def main(
     picture: Annotated[Path, typer.Argument(help="SVG to write.")],
 ) -> None:
     """One row of panels for each length of prompts, one line for each fleet."""
-    matplotlib.rcParams["svg.hashsalt"] = "wsd_hf"  # the same picture from the same results
+    matplotlib.rcParams.update({"svg.hashsalt": "wsd_hf", "svg.fonttype": "none"})  # the same picture from the same results
     found = json.loads(results.read_text("utf-8"))
     rows = found["curves"]
     prompts = sorted({row["prompt"] for row in rows})
@@ -40,7 +41,9 @@ def main(
                 line = [(row["load"], row[measure]) for row in rows if (row["fleet"], row["prompt"]) == (fleet, prompt)]
                 axis.plot(*zip(*line, strict=True), label=fleet, linewidth=1.2, marker=".", markersize=3)
             axis.set_title(f"prompts of {prompt:,} tokens: {title}", fontsize=7)
-            axis.set_yscale("log" if title.endswith("ms") else "asinh")
+            axis.set_yscale("log" if title.endswith("ms") else "symlog")
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
             axis.tick_params(labelsize=7)
     for axis in grid[-1]:
         axis.set_xlabel("requests per second for each base", fontsize=8)
