@@ -43,7 +43,7 @@ LOADS = {64: (1, 5, 10, 20, 40, 60, 80, 100, 120, 140, 160), 1024: (1, 2, 4, 6, 
 CURVES: dict[str, dict[str, Any]] = {
     "base alone": {},
     "1 pilot for 8 bases": {"pilots": 1},
-    "the same, first chunk of 32": {"pilots": 1, "chunk": 32},
+    "the same, first chunk of 64": {"pilots": 1, "chunk": 64},
     "1 pilot of half the base's price for 8 bases": {"pilots": 1, "pilot_price": 0.5},
     "4 of them": {"pilots": 4, "pilot_price": 0.5},
 }
@@ -80,7 +80,7 @@ class Settings:
     requests: int = 4000
     rows: int = 256
     budget: int = 2048
-    chunk: int = 8
+    chunk: int = 16
     cached: bool = False
     trip: float = 0.001
     seed: int = 0

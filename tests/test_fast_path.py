@@ -458,8 +458,8 @@ def exact(
 
 
 SWEPT = {"plain", "a greedy pilot", "warped", "penalised", "without speculation"}
-"""Those of which test_random_calls.py always draws the whole: warped and penalised, from the same loop; and a greedy pilot, which
-test_two_vocabularies.py draws from."""
+"""Those of which test_random_calls.py always draws the whole: warped and penalised, from the same loop; test_two_vocabularies.py
+draws from a greedy pilot."""
 
 
 @pytest.mark.parametrize("sampling", [pytest.param(n, marks=[pytest.mark.sweep] if n in SWEPT else []) for n in SAMPLING])

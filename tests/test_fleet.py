@@ -17,7 +17,7 @@ from servers import Clock, Price, Server  # noqa: E402
 
 BASE = Price(forward=1.0, row=0.25, prompt_token=0.125)
 PILOT = Price(forward=0.5, row=0.0, prompt_token=0.0)
-ONE = Settings(bases=1, requests=1, prompt=16, trip=0.5)
+ONE = Settings(bases=1, requests=1, prompt=16, chunk=8, trip=0.5)
 
 
 def test_a_request_to_the_base_alone_is_the_sum_of_its_steps() -> None:
