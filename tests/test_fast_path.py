@@ -458,8 +458,7 @@ def exact(
 
 
 SWEPT = {"plain", "a greedy pilot", "warped", "penalised", "without speculation"}
-"""Those of which test_random_calls.py always draws the whole: warped and penalised, from the same loop; test_two_vocabularies.py
-draws from a greedy pilot."""
+"""Those that test_random_calls.py draws, warped and penalised and from the same loop, or test_two_vocabularies.py."""
 
 
 @pytest.mark.parametrize("sampling", [pytest.param(n, marks=[pytest.mark.sweep] if n in SWEPT else []) for n in SAMPLING])
