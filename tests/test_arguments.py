@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig, pipeline
 
 import wsd_hf
-from every_strategy import CASES, TARGETS, Case, counting, every_case
+from every_strategy import CASES, TARGETS, Case, counting, every_case, every_long_case
 from families import tiny_parts
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from wsd_hf.bundle import pack
@@ -336,7 +336,7 @@ TWELVE = {
 NO_INTEGERS = [12.5, "12", float("nan"), float("inf"), True, np.float64(0.5), torch.tensor([3, 4]), np.bool_(True), 1 + 0j]
 
 
-@every_case
+@every_long_case
 def test_integers_come_as_numbers_of_any_kind(case: Case, tried: Any) -> None:
     ids = case.prompt(1)
     settings = {"eos_token_id": [1, 5, 9], "pad_token_id": 1, "min_new_tokens": 3, "max_new_tokens": 12}

@@ -102,7 +102,7 @@ def test_an_error_at_any_forward_comes_through_and_leaves_nothing_changed(
         for value, marks in {
             torch.nan: case.marks,
             torch.inf: case.marks_of_long_checks,
-            -torch.inf: case.marks_of_long_checks,
+            -torch.inf: case.marks_of_long_checks if case.strategy == "wsd" else [pytest.mark.sweep],
         }.items()
         for role in case.roles
     ],
@@ -295,12 +295,13 @@ def test_every_row_of_a_batch_is_what_it_is_alone(case: Case, seed: int, tried: 
 
 
 @every_long_case
-def test_a_budget_cuts_the_response_and_changes_no_token_before(case: Case, tried: Any) -> None:
+@pytest.mark.parametrize("part", some(1, 3))
+def test_a_budget_cuts_the_response_and_changes_no_token_before(case: Case, part: int, tried: Any) -> None:
     ids = case.prompt(3)
     longest = case.repeatable(ids, max_new_tokens=24)[0].tolist()
-    for budget in range(1, 25):
+    for budget in range(1 + part, 25, 3):
         assert case.repeatable(ids, max_new_tokens=budget)[0].tolist() == longest[: ids.shape[1] + budget]
-    tried("budgets, each against a larger one", 24)
+    tried("budgets, each against a larger one", 8)
 
 
 @every_case
@@ -403,7 +404,7 @@ def test_calls_that_fail_or_are_refused_disturb_no_other(case: Case, tried: Any)
 
 
 @every_long_case
-@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("count", [20, pytest.param(400, marks=pytest.mark.sweep)])
 def test_many_calls_leave_nothing_in_memory(case: Case, count: int, tried: Any) -> None:
     ids, models = case.prompt(1), itertools.cycle(case.models.values())
 
@@ -414,7 +415,7 @@ def test_many_calls_leave_nothing_in_memory(case: Case, count: int, tried: Any) 
             with failing(next(models), 1, Broke()), pytest.raises(Broke):
                 case.seeded(ids, max_new_tokens=3)
 
-    for index in range(20):
+    for index in range(10):
         call(index)
     before = live_tensors()
     for index in range(count):

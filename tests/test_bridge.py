@@ -28,6 +28,20 @@ CASES = json.loads((DATA / "cross_tokenizer_open.json").read_text("utf-8"))
 repeatable = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+def examples(
+    few: int, many: int, **strategies: st.SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Callable[[int], None]]:
+    """A property, tried with few examples in every run of the tests, and with many in the sweep."""
+
+    def decorate(check: Callable[..., None]) -> Callable[[int], None]:
+        def test(number: int) -> None:
+            settings(repeatable, max_examples=number)(given(**strategies)(check))()
+
+        return pytest.mark.parametrize("number", [few, pytest.param(many, marks=pytest.mark.sweep)])(test)
+
+    return decorate
+
+
 def with_added_tokens() -> Any:
     tokenizer = make.byte_level_tokenizer()
     added = [AddedToken("<think>", lstrip=True), AddedToken("wordy", single_word=True), AddedToken("<mask>", rstrip=True)]
@@ -176,8 +190,7 @@ def test_a_golden_draft_crosses_as_its_text_encoded_on_its_own(case: dict[str, A
 # Settled tokens
 
 
-@settings(repeatable, max_examples=3000)
-@given(name=st.sampled_from(sorted(MAKERS)), text=texts, more=texts)
+@examples(400, 3000, name=st.sampled_from(sorted(MAKERS)), text=texts, more=texts)
 def test_no_continuation_changes_a_settled_token(name: str, text: str, more: str) -> None:
     settled = ContinuationTokenizer(tokenizer(name)).settled(text)
     assert encode(name)(text + more)[: len(settled)] == settled
@@ -206,14 +219,12 @@ def test_where_text_is_split_or_composed_anew_nothing_settles_too_early(text: st
         assert encode(name)(text)[: len(settled)] == settled
 
 
-@settings(repeatable, max_examples=1000)
-@given(name=st.sampled_from(sorted(MAKERS)), text=texts)
+@examples(200, 1000, name=st.sampled_from(sorted(MAKERS)), text=texts)
 def test_a_piece_is_encoded_without_a_space_in_front(name: str, text: str) -> None:
     assert ContinuationTokenizer(tokenizer(name)).encode(text) == encode(name)(text)
 
 
-@settings(repeatable, max_examples=1500)
-@given(pilot=st.sampled_from(sorted(MAKERS)), base=st.sampled_from(sorted(MAKERS)), text=texts, sizes=chunks)
+@examples(200, 1500, pilot=st.sampled_from(sorted(MAKERS)), base=st.sampled_from(sorted(MAKERS)), text=texts, sizes=chunks)
 def test_a_draft_crosses_as_its_text_encoded_on_its_own(pilot: str, base: str, text: str, sizes: list[int]) -> None:
     ids = encode(pilot)(text)
     parts = offers(pilot, base, ids, sizes)
@@ -223,8 +234,9 @@ def test_a_draft_crosses_as_its_text_encoded_on_its_own(pilot: str, base: str, t
     assert parts[-1].over == "draft_ended"
 
 
-@settings(repeatable, max_examples=600)
-@given(
+@examples(
+    150,
+    600,
     pilot=st.sampled_from(sorted(MAKERS)),
     base=st.sampled_from(sorted(MAKERS)),
     numbers=st.lists(st.integers(0, 10**6), max_size=25),
@@ -250,10 +262,12 @@ def test_what_has_crossed_says_how_the_draft_begins_and_lacks_a_word_at_most(pil
     assert reader.decode(crossed(parts)) == text
 
 
-def test_the_tokens_of_a_long_draft_are_the_same_as_those_of_a_short_one() -> None:
+@pytest.mark.parametrize(
+    "base", [pytest.param(base, marks=[pytest.mark.sweep] if number % 4 else []) for number, base in enumerate(MAKERS)]
+)
+def test_the_tokens_of_a_long_draft_are_the_same_as_those_of_a_short_one(base: str) -> None:
     ids = encode("gpt2")((make.ENGLISH + make.WORLD) * 4)
-    for base in MAKERS:
-        assert crossed(offers("gpt2", base, ids, [5])) == encode(base)(complete_text("gpt2", ids))
+    assert crossed(offers("gpt2", base, ids, [5])) == encode(base)(complete_text("gpt2", ids))
 
 
 # The rest of the bridge
@@ -331,8 +345,9 @@ def test_a_draft_that_spells_an_end_token_of_the_base_ends_before_it(sizes: list
     assert parts[-1].over == "draft_ended"
 
 
-@settings(repeatable, max_examples=500)
-@given(
+@examples(
+    120,
+    500,
     pilot=st.sampled_from(sorted(set(MAKERS) - LOSSY)),
     base=st.sampled_from(sorted(set(MAKERS) - LOSSY)),
     drafted=texts,

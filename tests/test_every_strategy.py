@@ -21,7 +21,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 import wsd_hf
-from every_strategy import CASES, Case, counting, each, every_case, every_model
+from every_strategy import CASES, Case, counting, each, every_case, every_model, some
 from oracle import left_padded, ones, plain_tokens
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf.strategies import STRATEGIES
@@ -61,13 +61,13 @@ def batch(case: Case) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
 
 
 @each(case for case in GREEDY if case.vocabularies == "one")
-def test_small_models_that_are_the_base_leave_it_as_it_is(case: Case, tried: Any) -> None:
+@pytest.mark.parametrize("seed", some(2, 6))
+def test_small_models_that_are_the_base_leave_it_as_it_is(case: Case, seed: int, tried: Any) -> None:
     base, same = case.world.base, {name: case.world.base for name in case.models if name != "base"}
-    for seed in range(6):
-        ids = case.prompt(seed, 1 + 2 * seed)
-        response = case.repeatable(ids, max_new_tokens=16, **same)[0, ids.shape[1] :].tolist()
-        assert response == plain_tokens(base, ids, 16)
-        tried("calls whose models agree")
+    ids = case.prompt(seed, 1 + 2 * seed)
+    response = case.repeatable(ids, max_new_tokens=16, **same)[0, ids.shape[1] :].tolist()
+    assert response == plain_tokens(base, ids, 16)
+    tried("calls whose models agree")
 
 
 @every_case
@@ -132,10 +132,10 @@ def test_models_that_agree_take_one_forward_of_the_base_for_all_that_is_proposed
 
 
 @every_case
-def test_an_eos_of_none_ends_no_response_as_in_plain_generate(case: Case) -> None:
-    for seed in range(4 if case.vocabularies == "one" else 1):
-        ids = case.prompt(seed)
-        assert case.repeatable(ids, eos_token_id=None, max_new_tokens=24).shape[1] == ids.shape[1] + 24
+@pytest.mark.parametrize("seed", some(1, 4))
+def test_an_eos_of_none_ends_no_response_as_in_plain_generate(case: Case, seed: int) -> None:
+    ids = case.prompt(seed)
+    assert case.repeatable(ids, eos_token_id=None, max_new_tokens=24).shape[1] == ids.shape[1] + 24
 
 
 @each(GREEDY)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 from collections import Counter
 
 import pytest
@@ -11,12 +13,19 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import wsd_hf
 from families import EOS, FAMILIES, IMAGE, IMAGE_TEXT, MARK, MORE_RAGGED, PAD, PAGE, RAGGED, table, tiny_model, tiny_pilot
-from oracle import compose, left_padded, plain_tokens, random_prompt, response
+from oracle import Expected, compose, left_padded, plain_tokens, random_prompt, response
 from test_fast_path import FiresAt, both, decode
 from wsd_hf.engine.supported import unsupported_model
 
 PROMPTS = [random_prompt(seed, length) for seed, length in enumerate((4, 7, 11))]
 RULES = [(0.15, 1), (0.15, 3), (0.3, 2), (0.5, 1)]
+
+
+@functools.cache
+def compositions(family: str, threshold: float, window: int) -> list[Expected]:
+    """The composition for each prompt."""
+    models, rule = (tiny_model(family), tiny_pilot(family)), {"threshold": threshold, "window": window}
+    return [compose(*models, prompt, **rule, limit=9, max_new_tokens=14) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize(("threshold", "window"), RULES)
@@ -33,27 +42,16 @@ def test_a_padded_batch_gives_the_composition_in_every_row(family: str, threshol
         max_new_tokens=14,
         return_dict_in_generate=True,
     )
-    for row, prompt in enumerate(PROMPTS):
-        want = compose(base, pilot, prompt, threshold=threshold, window=window, limit=9, max_new_tokens=14)
+    for row, want in enumerate(compositions(family, threshold, window)):
         assert response(out.sequences[row], ids.shape[1], want, PAD) == want.tokens
         assert (int(out.draft_length[row]), out.switch_reason[row]) == (want.draft_length, want.reason)
 
 
 def test_the_cases_above_switch_early_late_and_never() -> None:
     seen: Counter[str] = Counter()
-    for family in FAMILIES:
-        for threshold, window in RULES:
-            for prompt in PROMPTS:
-                want = compose(
-                    tiny_model(family),
-                    tiny_pilot(family),
-                    prompt,
-                    threshold=threshold,
-                    window=window,
-                    limit=9,
-                    max_new_tokens=9,
-                )
-                seen[want.reason if want.reason != "confident" else "early" if want.draft_length <= 3 else "late"] += 1
+    for family, (threshold, window) in itertools.product(FAMILIES, RULES):
+        for want in compositions(family, threshold, window):
+            seen[want.reason if want.reason != "confident" else "early" if want.draft_length <= 3 else "late"] += 1
     assert min(seen[kind] for kind in ("early", "late", "draft_limit", "draft_ended")) >= 3, seen
 
 
@@ -67,6 +65,12 @@ def test_base_and_pilot_may_be_of_different_architectures(base_family: str, pilo
 
 
 SERVED = [*RAGGED, *MORE_RAGGED, *IMAGE_TEXT]
+SOME_SERVED = [
+    pytest.param(family, marks=[pytest.mark.sweep] if number % 3 and family not in RAGGED else [])
+    for number, family in enumerate(SERVED)
+]
+"""Outside of the sweep a third of those that no other test takes through the fast path."""
+
 ROWS = [random_prompt(10 + seed, length) for seed, length in enumerate((3, 12, 7, 20))]
 
 
@@ -94,7 +98,7 @@ def ragged_calls_agree(family: str, *switches: int) -> None:
     both(*pair(family), ids, attention_mask=mask, **settings)
 
 
-@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize("family", SOME_SERVED)
 def test_rows_of_any_length_are_written_on_the_fast_path_as_step_by_step(family: str) -> None:
     ragged_calls_agree(family, 2, 9, 4, 16)
 

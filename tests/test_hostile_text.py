@@ -575,6 +575,7 @@ def test_a_closed_pipe_ends_a_command_quietly(
     tried("commands with a closed pipe")
 
 
+@pytest.mark.sweep
 def test_a_closed_pipe_of_a_process(tried: Any) -> None:
     command = [sys.executable, "-c", "from wsd_hf.cli import app; app()"]
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "10"}

@@ -2,9 +2,7 @@
 
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ adapter = pytest.importorskip(
     "wsd_hf.integrations.lm_eval", reason='no harness: pip install "wsd_hf[lm-eval]"', exc_type=ImportError
 )
 from lm_eval import simple_evaluate  # noqa: E402
+from lm_eval.__main__ import cli_evaluate  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
@@ -144,14 +143,15 @@ def test_the_documents_python_runs(manager: Any, capsys: pytest.CaptureFixture[s
     assert "'exact_match,end': " in capsys.readouterr().out
 
 
-def test_the_harnesss_own_command_on_a_packed_directory(folder: Path, manager: Any, pair: Any) -> None:
+def test_the_harnesss_own_command_on_a_packed_directory(
+    folder: Path, manager: Any, pair: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     [_command, packed] = blocks("bash")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
     pack, lm_eval = packed.strip().splitlines()
     assert CliRunner().invoke(app, pack.split()[1:]).exit_code == 0
-    done = subprocess.run(lm_eval, shell=True, check=True, capture_output=True, text=True, env=environment)
-    assert re.search(r"\|polite_facts\|.*\|exact_match\|.*\| +1\|", done.stdout)
+    monkeypatch.setattr(sys, "argv", lm_eval.split())
+    cli_evaluate()
+    assert re.search(r"\|polite_facts\|.*\|exact_match\|.*\| +1\|", capsys.readouterr().out)
 
     def column(**models: Any) -> tuple[list[str], float]:
         shared = {"task_manager": manager, "apply_chat_template": True, "batch_size": 4, "device": "cpu"}

@@ -554,8 +554,8 @@ SAMPLING: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("sampling", "pilot_seed"),
     [
-        ("a long chunk", 7),
         ("warped and penalised, with a greedy pilot", 7),
+        pytest.param("a long chunk", 7, marks=pytest.mark.sweep),  # as the test below, which draws from an EOS too
         pytest.param("a long chunk", 0, marks=pytest.mark.sweep),
         pytest.param("without speculation", 7, marks=pytest.mark.sweep),
     ],
