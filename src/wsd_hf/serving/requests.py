@@ -1,0 +1,79 @@
+"""Requests for an answer to a chat, and the parts of the answer, independent of HTTP and of the models' place."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..strategies.wsd.config import WSDConfig
+from ..text.chat import Messages
+from ..text.streaming import Writer
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A chat to be answered, and the settings of its answer.
+
+    Attributes:
+        messages: the chat, as `build_inputs` takes it.
+        strategy: settings of Weak-to-Strong Decoding.
+        max_tokens: most tokens in the answer.
+        temperature: of sampling; 0 is greedy.
+        top_p, top_k: of sampling; None: as the base's generation config has them.
+        seed: of sampling, in [-2**63, 2**63); None: a new sample each time.
+        stop: strings at which the answer ends; they are no part of it.
+    """
+
+    messages: Messages
+    strategy: WSDConfig
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer's text, of one writer; whole characters, and never taken back."""
+
+    text: str
+    writer: Writer
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of an answer.
+
+    Attributes:
+        finish_reason: "length" if `max_tokens` cut the answer, else "stop".
+        prompt_tokens: in the base's prompt.
+        pilot_tokens, base_tokens: of the answer, by writer, in the base's vocabulary.
+        switch_index, switch_reason: as in `WSDOutput`.
+    """
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    pilot_tokens: int
+    base_tokens: int
+    switch_index: int
+    switch_reason: str
+
+
+class Answerer(Protocol):
+    """Models that answer chats, several at once."""
+
+    def answer(self, request: ChatRequest) -> AsyncIterator[Piece | End]:
+        """The pieces of an answer as they are written, and its end; without surrounding space.
+
+        An async generator: closed early, its row ends at the next step, or its requests to other servers are aborted.
+
+        Raises:
+            WSDValueError: a request that cannot be served; before the first piece.
+            WSDServerError: a server that the answer needs fails, before the first piece or after any.
+        """
+        ...
