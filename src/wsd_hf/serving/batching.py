@@ -26,9 +26,9 @@ class Waiting:
     outcome: Any = field(default=None, init=False)
     """None until the request is answered; then its answer, or the exception that it is refused with."""
     taken: bool = field(default=False, init=False)
-    """Whether its batch is being answered."""
+    """True from the start of its batch on."""
     begun: bool = field(default=False, init=False)
-    """Whether a part of its answer is out: it is not answered again if its batch fails."""
+    """True once a part of its answer is out: then it is not answered again if its batch fails."""
 
 
 class Batcher(Generic[R]):

@@ -39,10 +39,10 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer's text, of one writer; whole characters, and never taken back."""
+    """A piece of an answer's text, in whole characters, with its writer; never taken back."""
 
     text: str
-    writer: Writer
+    writer: Writer | None
 
 
 @dataclass(frozen=True)
