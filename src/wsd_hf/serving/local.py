@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.generation import BaseStreamer
 from ..engine.cancelled import Cancelled
 from ..engine.checks import eos_token_ids
 from ..pair import Pair
+from ..speculation.rule import SwitchReason
 from ..strategies.wsd.draft import Draft
 from ..text.next_turn import turn_headers
 from ..text.stop_strings import before_stop
@@ -47,7 +48,7 @@ class LocalAnswerer:
         self._batcher = Batcher(self._answer, GATHERING)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def answer(self, request: ChatRequest) -> AsyncIterator[Piece | End]:
+    async def answer(self, request: ChatRequest) -> AsyncGenerator[Piece | End, None]:
         """As `Answerer.answer`; on asyncio."""
         row = _Row(request)
         # A task of its own: one request's task runs the batch of many, and goes on when that request's client has left.
@@ -186,7 +187,7 @@ class _BatchStreamer(BaseStreamer):
         self._open.remove(row)
         self._send(row, self._texts[row].answer)
         draft, tokens = self._draft, self._tokens[row]
-        switch = ("budget" if self._full(row) else "stopped") if draft.drafting[row] else draft.reasons[row]
+        switch: SwitchReason = ("budget" if self._full(row) else "stopped") if draft.drafting[row] else draft.reasons[row]
         end = End(
             finish_reason=reason,
             prompt_tokens=self._prompt_tokens[row],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ..speculation.rule import SwitchReason
 from ..strategies.wsd.config import WSDConfig
 from ..text.chat import Messages
 from ..text.streaming import Writer
@@ -61,16 +62,16 @@ class End:
     pilot_tokens: int
     base_tokens: int
     switch_index: int
-    switch_reason: str
+    switch_reason: SwitchReason
 
 
 class Answerer(Protocol):
     """Models that answer chats, several at once."""
 
-    def answer(self, request: ChatRequest) -> AsyncIterator[Piece | End]:
+    def answer(self, request: ChatRequest) -> AsyncGenerator[Piece | End, None]:
         """The pieces of an answer as they are written, and its end; without surrounding space.
 
-        An async generator: closed early, its row ends at the next step, or its requests to other servers are aborted.
+        Closed early, its row ends at the next step, or its requests to other servers are aborted.
 
         Raises:
             WSDValueError: a request that cannot be served; before the first piece.
