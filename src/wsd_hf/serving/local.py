@@ -22,7 +22,7 @@ from ..text.next_turn import turn_headers
 from ..text.stop_strings import before_stop
 from ..text.streaming import GrowingAnswer, Writer
 from .batching import Batcher, Waiting
-from .requests import ChatRequest, End, FinishReason, Piece
+from .requests import ChatRequest, End, FinishReason, Piece, Stripping
 
 GATHERING = 0.02
 """Seconds for which a batch waits for more requests."""
@@ -104,12 +104,6 @@ class _Row(Waiting):
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[Piece | End | BaseException] = asyncio.Queue()
 
-    def send_text(self, text: str, writer: Writer | None) -> None:
-        """Sends the next piece, without space before the first; called in the thread."""
-        text = text if self.begun else text.lstrip()
-        if text:
-            self.send(Piece(text, writer))
-
     def send(self, item: Piece | End) -> None:
         """Sends the next part of the answer; called in the thread."""
         self.begun = True
@@ -137,6 +131,7 @@ class _BatchStreamer(BaseStreamer):
         self._rows, self._prompt_tokens = rows, prompt_tokens
         self._headers = turn_headers(pair.tokenizer)
         self._texts = [GrowingAnswer(pair.tokenizer, bool(self._headers), row.request.stop) for row in rows]
+        self._stripping = [Stripping() for _ in rows]
         self._eos, self._pad = eos_token_ids(pair.base.generation_config), pair.tokenizer.pad_token_id
         self._tokens: list[dict[Writer, int]] = [{"pilot": 0, "base": 0} for _ in rows]
         self._open = list(range(len(rows)))
@@ -179,9 +174,10 @@ class _BatchStreamer(BaseStreamer):
         return sum(self._tokens[row].values()) >= self._rows[row].request.max_tokens
 
     def _send(self, row: int, text: str) -> None:
-        """Sends what is new in a beginning of the answer, without surrounding space."""
-        for piece, writer in self._texts[row].more(text.rstrip()):
-            self._rows[row].send_text(piece, writer)
+        """Sends what is new in a beginning of the answer."""
+        for new, writer in self._texts[row].more(text):
+            for piece in self._stripping[row].add(new, writer):
+                self._rows[row].send(piece)
 
     def _end(self, row: int, reason: FinishReason = "stop") -> None:
         self._open.remove(row)

@@ -46,6 +46,26 @@ class Piece:
     writer: Writer | None
 
 
+class Stripping:
+    """Takes the space around an answer off its pieces."""
+
+    def __init__(self) -> None:
+        self._space: list[Piece] = []
+        self._begun = False
+
+    def add(self, text: str, writer: Writer | None) -> list[Piece]:
+        """The pieces that can be sent after the next one; space is withheld until text follows."""
+        text = text if self._begun else text.lstrip()
+        body = text.rstrip()
+        space = [Piece(text[len(body) :], writer)] if len(body) < len(text) else []
+        if not body:
+            self._space += space
+            return []
+        pieces = [*self._space, Piece(body, writer)]
+        self._begun, self._space = True, space
+        return pieces
+
+
 @dataclass(frozen=True)
 class End:
     """The end of an answer.
