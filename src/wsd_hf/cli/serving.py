@@ -169,7 +169,8 @@ def _remote(servers: list[Server], base: str | None, pilot: str | None, config: 
     from ..remote import RemotePair
     from ..serving.remote import RemoteAnswerer
 
-    pair = RemotePair.connect(*servers, tokenizer=base, pilot_tokenizer=pilot)
+    base_server, pilot_server = servers
+    pair = RemotePair.connect(base_server, pilot_server, base, pilot)
     pair.generate("Hello.", config, max_new_tokens=1)  # refuses now what it would refuse at every request
     return RemoteAnswerer(pair), pair.base.server.model
 
