@@ -18,7 +18,7 @@ from wsd_hf.serving.app import create_app
 from wsd_hf.serving.body import Defaults
 from wsd_hf.serving.requests import Answerer, ChatRequest, End, Piece
 
-HANG = 60.0  # seconds until a test that hangs fails
+HANG = 30.0  # seconds until a test that hangs fails
 END = End("stop", prompt_tokens=3, pilot_tokens=1, base_tokens=1, switch_index=1, switch_reason="confident")
 
 

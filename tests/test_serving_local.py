@@ -84,6 +84,13 @@ async def whole(answerer: LocalAnswerer, request: ChatRequest) -> tuple[str, End
     return "".join(piece.text for piece in pieces if isinstance(piece, Piece)), end
 
 
+async def settled(answerer: LocalAnswerer) -> None:
+    """Returns as soon as nothing is left of any request."""
+    async with asyncio.timeout(HANG):
+        while answerer._tasks or answerer._batcher._waiting:
+            await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize("pilot", ["pilot", "pilot_other_vocab"])
 @pytest.mark.parametrize("engine", ["fast", "step"])
 def test_pieces_and_ends_are_those_of_direct_calls(pair: Pair, pilot: str, engine: Any) -> None:
@@ -103,7 +110,7 @@ def test_pieces_and_ends_are_those_of_direct_calls(pair: Pair, pilot: str, engin
         assert (end.prompt_tokens, end.finish_reason) == (output.prompt_length, "stop")
 
 
-@pytest.mark.parametrize("max_tokens", [1, 5, 12, 13, 31, 32])
+@pytest.mark.parametrize("max_tokens", [1, 12, 32])
 def test_answers_that_are_cut(pair: Pair, max_tokens: int) -> None:
     for config in (WSDConfig(), WSDConfig(engine="step"), WSDConfig(max_draft_tokens=6), WSDConfig(threshold=1.0)):
         answer, end = asyncio.run(whole(LocalAnswerer(pair), request(KELOFT, strategy=config, max_tokens=max_tokens)))
@@ -111,7 +118,9 @@ def test_answers_that_are_cut(pair: Pair, max_tokens: int) -> None:
         assert answer == pair.answers(output)[0]
         assert (end.switch_index, end.switch_reason) == (int(output.switch_index[0]), output.switch_reason[0])
         assert end.pilot_tokens + end.base_tokens == output.sequences.shape[1] - output.prompt_length
-        assert end.finish_reason == ("length" if answer != pair.answers(pair.generate(KELOFT, config))[0] else "stop")
+        assert end.finish_reason == (
+            "length" if answer != pair.answers(pair.generate(KELOFT, config, max_new_tokens=64))[0] else "stop"
+        )
 
 
 def test_the_openai_client_gets_the_answer_whole_or_streamed(url: str) -> None:
@@ -162,10 +171,10 @@ def test_waiting_requests_with_equal_settings_share_a_batch(pair: Pair, monkeypa
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = pair.generate([KELOFT, CHATS[2]], max_new_tokens=64, pad_token_id=pair.tokenizer.pad_token_id)
-    lengths = [len(pair.tokenizer.encode(answer)) for answer in pair.answers(output)]
-    assert lengths[1] + 4 < lengths[0]
-    held = Held(monkeypatch, after=lengths[1] + 3)
+    outputs = [pair.generate(chat, max_new_tokens=64) for chat in (KELOFT, CHATS[2])]
+    long_length, short_length = [output.sequences.shape[1] - output.prompt_length for output in outputs]
+    assert short_length + 3 < long_length
+    held = Held(monkeypatch, after=short_length + 1)
 
     async def together() -> None:
         answerer = LocalAnswerer(pair)
@@ -195,8 +204,7 @@ def test_a_reader_that_leaves_ends_its_row_alone(pair: Pair, monkeypatch: pytest
         await leaving.aclose()
         held.go_on.set()
         assert (await staying)[0] == ANSWER
-        while answerer._tasks:
-            await asyncio.sleep(0)
+        await settled(answerer)
 
     asyncio.run(together())
     ((left, stayed),) = held.responses
@@ -214,6 +222,7 @@ def test_a_batch_ends_when_all_its_readers_have_left(pair: Pair, monkeypatch: py
             await answer.aclose()
         held.go_on.set()
         assert (await whole(answerer, request(KELOFT)))[0] == ANSWER
+        await settled(answerer)
 
     asyncio.run(together())
     assert max(map(len, held.responses[0])) < 20 < len(held.responses[1][0])
@@ -231,21 +240,20 @@ def test_a_reader_that_leaves_before_its_turn_is_not_answered(pair: Pair, monkey
         waiting.cancel()
         held.go_on.set()
         await first
-        assert not answerer._batcher._waiting
+        await settled(answerer)
 
     asyncio.run(together())
     assert held.sizes == [1]
 
 
-def test_clients_that_leave_in_the_middle_leave_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_leaves_in_the_middle_leaves_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(monkeypatch, after=2)
     answerer = LocalAnswerer(pair)
     with running(answerer) as url:
-        streams = [client(url).chat.completions.create(model="tiny", messages=KELOFT, stream=True) for _ in range(2)]
-        for stream in streams:
-            next(iter(stream))
-            stream.close()
-        wait_until(lambda: numbers(url)['wsd_requests_total{outcome="left"}'] == 2)
+        stream = client(url).chat.completions.create(model="tiny", messages=KELOFT, stream=True)
+        next(iter(stream))
+        stream.close()
+        wait_until(lambda: numbers(url)['wsd_requests_total{outcome="left"}'] == 1)
         held.go_on.set()
         wait_until(lambda: not answerer._tasks)
         assert post(url, messages=KELOFT).json()["choices"][0]["message"]["content"] == ANSWER

@@ -121,13 +121,12 @@ def _key(file: Path | None) -> str:
 
 def _bound(host: str, port: int) -> socket.socket:
     """A socket on an address; bound before models are loaded, which takes long."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, kind, protocol)
     try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        listener.close()
         raise WSDValueError(f"--host {host} --port {port}: {error.strerror}") from None
     return listener
 
