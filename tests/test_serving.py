@@ -274,6 +274,14 @@ def test_a_client_that_leaves_ends_its_answer(stream: bool, begun: bool) -> None
         assert numbers(url)["wsd_open_requests"] == 0
 
 
+def test_a_client_that_reads_nothing_is_not_waited_for() -> None:
+    answerer = Scripted(*[Piece("x" * 5_000_000, "base")] * 4, END)
+    with running(answerer, limits=Limits(reading_seconds=0.1)) as url:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json={"messages": user("?"), "stream": True}):
+            wait_until(lambda: numbers(url)['wsd_requests_total{outcome="left"}'] == 1)
+        assert answerer.closed == 1
+
+
 def test_metrics_have_the_numbers_of_the_answers(url: str) -> None:
     before = numbers(url)
     posts = [post(url, stream=stream) for stream in (False, True, True)]

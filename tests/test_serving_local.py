@@ -15,6 +15,8 @@ import torch
 pytest.importorskip("starlette", reason='no server: pip install "wsd_hf[serve]"')
 pytest.importorskip("openai", reason="no client: pip install openai")
 
+import anyio
+
 from serving_for_tests import HANG, client, numbers, post, running, text, user, wait_until
 from wsd_hf import Pair, WSDConfig
 from wsd_hf.serving import local
@@ -86,7 +88,7 @@ async def whole(answerer: LocalAnswerer, request: ChatRequest) -> tuple[str, End
 
 async def settled(answerer: LocalAnswerer) -> None:
     """Returns as soon as nothing is left of any request."""
-    async with asyncio.timeout(HANG):
+    with anyio.fail_after(HANG):
         while answerer._tasks or answerer._batcher._waiting:
             await asyncio.sleep(0.001)
 

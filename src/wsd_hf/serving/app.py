@@ -48,11 +48,13 @@ class Limits:
     Attributes:
         body_bytes: most bytes in the body of a request.
         body_seconds: most seconds in which a body must come.
+        reading_seconds: most seconds for which a client may take no part of its answer.
         open_requests: most requests for an answer that are open at a time.
     """
 
     body_bytes: int = 2**20
     body_seconds: float = 30.0
+    reading_seconds: float = 60.0
     open_requests: int = 256
 
 
@@ -167,7 +169,10 @@ class _ChatCompletions:
                 elif not begun:
                     begun = True
                     self._metrics.first_token.observe(seconds)
-                await reply.add(item)
+                with anyio.move_on_after(self._limits.reading_seconds) as sending:
+                    await reply.add(item)
+                if sending.cancelled_caught:
+                    return "left"
             return "answered"
         except WSDValueError as error:
             refused = Refused(400, str(error))
