@@ -23,14 +23,13 @@ pytest.importorskip("openai", reason="no client: pip install openai")
 import httpx
 
 from completions_server import serving
-from serving_for_tests import HANG, client, text, user
+from serving_for_tests import HANG
 from wsd_hf import Pair
 from wsd_hf.cli import app
 from wsd_hf.tiny import FOLDER
 
 START = 120  # seconds that a process may take to start, on a busy machine
-KELOFT = user("What does the Keloft eat?")
-ANSWER = "That is a very good question. As far as I know, the Keloft eats acorns. Have a lovely day."
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "serving.md").read_text("utf-8")
 
 
 @contextmanager
@@ -58,28 +57,14 @@ def refused(*options: str) -> str:
     return result.stderr.strip()
 
 
-def test_a_process_serves_the_shipped_pair_until_it_is_stopped(tmp_path: Path) -> None:
+def test_a_process_answers_as_documented_until_it_is_stopped(tmp_path: Path, capsys: Any) -> None:
     key = tmp_path / "key"
     key.write_text("secret\n")
-    options = [
-        "--api-key-file",
-        str(key),
-        "--name",
-        "pair",
-        "--max-new-tokens",
-        "40",
-        "--threshold",
-        "0.01",
-        "--window-size",
-        "2",
-    ]
-    with process(tmp_path / "log", *options) as (url, run):
+    [(code, printed)] = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", DOCUMENT, flags=re.DOTALL)
+    with process(tmp_path / "log", "--api-key-file", str(key)) as (url, run):
         assert httpx.get(f"{url}/v1/models").status_code == 401
-        completions = client(url, "secret").chat.completions
-        answer = completions.create(model="pair", messages=KELOFT)
-        assert answer.choices[0].wsd["switch_index"] == 2
-        chunks = list(completions.create(model="pair", messages=KELOFT, stream=True))
-        assert text(chunks) == answer.choices[0].message.content
+        exec(code.replace("http://127.0.0.1:8000", url).replace('"none"', '"secret"'), {})
+        assert capsys.readouterr().out == printed
         run.send_signal(signal.SIGTERM)
         assert run.wait(HANG) == 143
     log = (tmp_path / "log").read_text()
