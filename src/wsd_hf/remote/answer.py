@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..engine.checks import check_shared
+from ..errors import WSDServerError
 from ..speculation.rule import Drafted, SwitchReason
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.draft import Draft
@@ -168,12 +169,16 @@ class Writing:
         """The pilot's next tokens, at least so many, unless it ends its draft before: a bridge takes many as fast as one."""
         proposed, ends = list[int](), self.bridge.end_token_ids
         while len(proposed) < size and ends.isdisjoint(proposed):
-            tokens, finish = await anext(stream)
-            self.pilot_work.forwards += len(tokens)
-            proposed += tokens
-            if finish == "length":
+            tokens = await anext(stream)
+            self.pilot_work.forwards += len(tokens.ids)
+            proposed += tokens.ids
+            if tokens.finish == "length":
                 break
-            if finish and ends.isdisjoint(proposed):  # a server that leaves out the token that ended it
+            if tokens.finish and ends.isdisjoint(proposed):  # a server that leaves out the token that ended it
+                if not ends:
+                    raise WSDServerError(
+                        self.pilot.server.named("ended a draft, and neither tokenizer nor configs name an EOS")
+                    )
                 proposed.append(min(ends))
         return proposed
 
@@ -202,9 +207,9 @@ class Writing:
         stream = self.base.server.stream(prompt, room, self.call.sampling, self.base.end_token_ids)
         self.base_work.begin(len(prompt))
         async with aclosing(stream):
-            async for tokens, _finish in stream:
-                self.base_work.forwards += len(tokens)
-                yield self._append(tokens)
+            async for tokens in stream:
+                self.base_work.forwards += len(tokens.ids)
+                yield self._append(tokens.ids)
                 if self.finish_reason:
                     return
         self.finish_reason = "stop"  # at a token that only the server takes for an end
