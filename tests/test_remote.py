@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import re
 import shutil
 import sys
 import threading
@@ -172,7 +173,7 @@ def chances(model: torch.nn.Module, prompt: list[int], temperature: float, top_k
 
 def test_sampled_answers_have_the_distribution_of_the_models(case: Case) -> None:
     """The first token is the pilot's and the second the base's, whose draw must not depend on the pilot's."""
-    warped, number = {"temperature": 15.0, "top_k": 3}, 150
+    warped, number = {"temperature": 15.0, "top_k": 3}, 120
     config = WSDConfig(threshold=1e-30, window_size=1, chunk=1)
     answers = case.remote.generate([KELOFT] * number, config, max_new_tokens=2, do_sample=True, seed=5, **warped)
     inputs = case.pair.inputs(KELOFT)
@@ -281,8 +282,8 @@ def test_a_stream_that_is_closed_or_cancelled_leaves_nothing(case: Case) -> None
 
 def test_fifty_answers_at_once_are_those_one_by_one(case: Case) -> None:
     different = QUESTIONS[:5]
-    answers = case.remote.generate(different * 10, max_new_tokens=18)
-    alone = [case.remote.generate(question, max_new_tokens=18)[0] for question in different]
+    answers = case.remote.generate(different * 10, max_new_tokens=14)
+    alone = [case.remote.generate(question, max_new_tokens=14)[0] for question in different]
     assert answers == alone * 10
 
 
@@ -404,14 +405,18 @@ def test_a_server_checks_its_arguments(arguments: dict[str, Any], message: str) 
 # Tokenizers
 
 
-def test_the_name_at_the_server_is_that_of_the_tokenizer(cases: dict[str, Case]) -> None:
-    pair = cases["one vocabulary"].pair
+def test_code_of_the_page_runs_as_it_stands(cases: dict[str, Case], capsys: pytest.CaptureFixture[str]) -> None:
+    """The servers have the models' folders for names, so the tokenizers are found by them."""
+    pair, names = cases["one vocabulary"].pair, dict[str, Any]()
+    page = (Path(__file__).parents[1] / "docs" / "remote.md").read_text("utf-8")
     with (
         serving(pair.base, pair.tokenizer, str(FOLDER / "base")) as base,
         serving(pair.pilot, pair.pilot_tokenizer, str(FOLDER / "pilot")) as pilot,
     ):
-        remote = RemotePair.connect(base.url, Server(pilot.url, model=str(FOLDER / "pilot")))
-        assert [answer.text for answer in remote.generate([KELOFT])] == [ANSWER]
+        for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+            block = block.replace("http://localhost:8001/v1", base.url).replace("http://localhost:8002/v1", pilot.url)
+            exec(block.replace("How do I tell a neighbour that the music is too loud?", KELOFT), names)
+            assert ANSWER in capsys.readouterr().out
 
 
 def test_a_folder_with_a_tokenizer_alone(case: Case, tmp_path: Path) -> None:

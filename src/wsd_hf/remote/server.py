@@ -19,8 +19,8 @@ from .client import Client
 GREEDY: Mapping[str, float] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Fields of a request that is decoded greedily. All are sent, since servers take others from a model's generation config."""
 
-FLAT = 4.0
-"""Temperature under which log-probabilities of a prompt are asked for, to see that they don't depend on it."""
+FLAT = 2.0
+"""Temperature under which log-probabilities of a prompt are asked for, to see that they don't depend on it; vLLM's highest."""
 
 TOLERANCE = 0.5
 """Most by which log-probabilities of the same prompt may differ from request to request: servers batch, in low precision."""
