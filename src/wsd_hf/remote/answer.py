@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from ..engine.checks import check_shared
 from ..errors import WSDServerError
 from ..speculation.rule import Drafted, SwitchReason
-from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.draft import Draft
 from ..text.bridge import Bridge, DraftOver, Offer
-from ..text.stop_strings import StopStrings
 from ..text.streaming import Writer
+from .call import RemoteCall
 from .model import RemoteModel
 from .server import Tokens
 
@@ -72,22 +71,6 @@ class RemoteAnswer:
     finish_reason: FinishReason
     base: ServerWork
     pilot: ServerWork
-
-
-@dataclass(frozen=True)
-class RemoteCall:
-    """An answer that is to be written; checked."""
-
-    config: WSDConfig
-    prompt: list[int]
-    pilot_prompt: list[int]
-    budget: int
-    """Most tokens of the answer; prompt and answer leave room in the base's context for one token more."""
-    draft_limit: int
-    """Most tokens of the draft, in the pilot's vocabulary."""
-    stop_strings: StopStrings | None
-    sampling: Mapping[str, Any]
-    pilot_sampling: Mapping[str, Any]
 
 
 @dataclass
