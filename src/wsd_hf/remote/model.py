@@ -43,11 +43,10 @@ class RemoteModel:
         ids = [token for tokens in written for token in tokens.ids]
         theirs, ours = "".join(tokens.text for tokens in written), plain_text(self.tokenizer, ids)
         if not _letters(ours).startswith(_letters(theirs)):
-            raise WSDServerError(
-                self.server.named(
-                    f"writes the tokens {ids} as {theirs!r}, and the tokenizer here as {ours!r}: give the model's own"
-                )
+            problem = (
+                f"writes the tokens {ids} as {theirs!r}, and the tokenizer that was given as {ours!r}: give the model's own"
             )
+            raise WSDServerError(self.server.named(problem))
 
 
 def _letters(text: str) -> str:
