@@ -1,6 +1,7 @@
 """Code, commands and names in README.md and the pages of `docs/` are those of the package.
 
-Python runs as it stands, on the shipped pair in the place of the large one. `docs/adding-a-strategy.md` has a test of its own.
+Python runs as it stands, on the shipped pair in the place of the large one. `docs/adding-a-strategy.md` and `docs/remote.md`
+have tests of their own.
 """
 
 import ast
@@ -26,6 +27,7 @@ PAGES = {
 }
 EXAMPLES = {path.name: path.read_text("utf-8") for path in (REPOSITORY / "examples").glob("*.md")}
 BLOCKS = {name: re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) for name, text in PAGES.items()}
+ELSEWHERE = ("docs/adding-a-strategy.md", "docs/remote.md")
 BASE, PILOT = repr(str(FOLDER / "base")), repr(str(FOLDER / "pilot"))
 LOCAL = {
     '"meta-llama/Llama-3.1-70B", "songff/Pilot-3B", device_map="auto"': f"{BASE}, {PILOT}",
@@ -58,7 +60,7 @@ def test_the_first_code_runs_alone_and_as_written(capsys: pytest.CaptureFixture[
     assert "the Keloft eats acorns" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks and page != "docs/adding-a-strategy.md"])
+@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks and page not in ELSEWHERE])
 def test_all_blocks_run_in_order(page: str, names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     for position, code in enumerate(BLOCKS[page]):
         for large, small in LOCAL.items():

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from ..engine.checks import check_shared
+from ..errors import WSDServerError
 from ..speculation.rule import Drafted, SwitchReason
-from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.draft import Draft
 from ..text.bridge import Bridge, DraftOver, Offer
-from ..text.stop_strings import StopStrings
 from ..text.streaming import Writer
+from .call import RemoteCall
 from .model import RemoteModel
 from .server import Tokens
 
@@ -71,22 +71,6 @@ class RemoteAnswer:
     finish_reason: FinishReason
     base: ServerWork
     pilot: ServerWork
-
-
-@dataclass(frozen=True)
-class RemoteCall:
-    """An answer that is to be written; checked."""
-
-    config: WSDConfig
-    prompt: list[int]
-    pilot_prompt: list[int]
-    budget: int
-    """Most tokens of the answer; prompt and answer leave room in the base's context for one token more."""
-    draft_limit: int
-    """Most tokens of the draft, in the pilot's vocabulary."""
-    stop_strings: StopStrings | None
-    sampling: Mapping[str, Any]
-    pilot_sampling: Mapping[str, Any]
 
 
 @dataclass
@@ -168,12 +152,16 @@ class Writing:
         """The pilot's next tokens, at least so many, unless it ends its draft before: a bridge takes many as fast as one."""
         proposed, ends = list[int](), self.bridge.end_token_ids
         while len(proposed) < size and ends.isdisjoint(proposed):
-            tokens, finish = await anext(stream)
-            self.pilot_work.forwards += len(tokens)
-            proposed += tokens
-            if finish == "length":
+            tokens = await anext(stream)
+            self.pilot_work.forwards += len(tokens.ids)
+            proposed += tokens.ids
+            if tokens.finish == "length":
                 break
-            if finish and ends.isdisjoint(proposed):  # a server that leaves out the token that ended it
+            if tokens.finish and ends.isdisjoint(proposed):  # a server that leaves out the token that ended it
+                if not ends:
+                    raise WSDServerError(
+                        self.pilot.server.named("ended a draft, and neither tokenizer nor configs name an EOS")
+                    )
                 proposed.append(min(ends))
         return proposed
 
@@ -202,9 +190,9 @@ class Writing:
         stream = self.base.server.stream(prompt, room, self.call.sampling, self.base.end_token_ids)
         self.base_work.begin(len(prompt))
         async with aclosing(stream):
-            async for tokens, _finish in stream:
-                self.base_work.forwards += len(tokens)
-                yield self._append(tokens)
+            async for tokens in stream:
+                self.base_work.forwards += len(tokens.ids)
+                yield self._append(tokens.ids)
                 if self.finish_reason:
                     return
         self.finish_reason = "stop"  # at a token that only the server takes for an end

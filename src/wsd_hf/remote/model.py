@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from ..engine.checks import eos_token_ids
+from ..errors import WSDServerError
 from ..hub.loading import Kind
 from ..hub.tokenizers import FetchedTokenizer, fetch_tokenizer
-from .server import Server
+from ..text.token_texts import INCOMPLETE, plain_text
+from .server import TRIED, Server
 
 PROBE = "What is the capital of France? The capital of France is Paris, and that of Italy is Rome."
 """Text on which a server is tried."""
@@ -31,9 +33,25 @@ class RemoteModel:
     end_token_ids: frozenset[int]
 
     async def check(self, scores: bool) -> None:
-        """Tries all that a call needs; see `Server.check`."""
+        """Tries all that a call needs; see `Server.check`.
+
+        Raises:
+            WSDServerError: the server lacks something, or has another tokenizer.
+        """
         ids = self.tokenizer.encode(PROBE, add_special_tokens=False)
-        await self.server.check(ids[: self.server.context - 1], scores)
+        written = await self.server.check(ids[: max(2, self.server.context - TRIED)], scores)
+        ids = [token for tokens in written for token in tokens.ids]
+        theirs, ours = "".join(tokens.text for tokens in written), plain_text(self.tokenizer, ids)
+        if not _letters(ours).startswith(_letters(theirs)):
+            problem = (
+                f"writes the tokens {ids} as {theirs!r}, and the tokenizer that was given as {ours!r}: give the model's own"
+            )
+            raise WSDServerError(self.server.named(problem))
+
+
+def _letters(text: str) -> str:
+    """A text without spaces and incomplete characters, of which servers make more or less."""
+    return "".join(text.replace(INCOMPLETE, "").split())
 
 
 def known_model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -13,27 +12,22 @@ import anyio
 from anyio.from_thread import BlockingPortalProvider, start_blocking_portal
 from transformers import PreTrainedTokenizerBase
 
-from ..engine.numbers import check_integer, check_number, check_positive_integer, check_probability
-from ..engine.strategy import check_choice
-from ..errors import WSDServerError, WSDValueError
+from ..engine.numbers import check_integer
+from ..errors import WSDServerError
 from ..pair import Chats, as_messages
 from ..strategies.wsd.config import WSDConfig
-from ..strategies.wsd.draft import Draft
-from ..text.bridge import OneVocabulary, TwoVocabularies
-from ..text.chat import Messages, base_prompts, pilot_prompts
+from ..text.bridge import Bridge, OneVocabulary, TwoVocabularies
+from ..text.chat import Messages
 from ..text.next_turn import turn_headers
-from ..text.stop_strings import StopStrings
 from ..text.streaming import GrowingAnswer, Writer
 from ..text.token_texts import token_texts
 from ..text.vocabulary import same_vocabulary
-from .answer import RemoteAnswer, RemoteCall, Writing
+from .answer import RemoteAnswer, Writing
+from .call import RemoteCall, check_stop, check_strategy, prepared_call, sampling_fields
 from .model import RemoteModel, known_model
-from .server import GREEDY, Server
+from .server import Server
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase | str | os.PathLike[str]
-
-LOCAL = ("engine", "speculate", "cuda_graphs")
-"""Settings of `WSDConfig` that concern models in this process."""
 
 P = TypeVar("P", bound="RemotePair")
 
@@ -138,9 +132,10 @@ class RemotePair:
             WSDValueError: an illegal argument, or a prompt that doesn't fit a context; before any request.
             WSDServerError: a server refuses, fails at every attempt, or stops in the middle; `.text` has the text so far.
         """
-        sampling = {"do_sample": do_sample, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-        stops = _stops(stop)
-        writing = self._writing(chat, strategy, max_new_tokens, stops, **sampling)
+        stops = check_stop(stop)
+        config = check_strategy(strategy)
+        sampling = sampling_fields(config.assistant_do_sample, do_sample, temperature, top_p, top_k, seed)
+        writing = self._writing(prepared_call(self.base, self.pilot, chat, config, max_new_tokens, stops, *sampling))
         answer = GrowingAnswer(self.tokenizer, transcript=bool(turn_headers(self.tokenizer)), stop_strings=stops)
         try:
             async with aclosing(writing.tokens()) as written:
@@ -204,93 +199,11 @@ class RemotePair:
             raise failures[0]
         return [answers[row] for row in range(len(asked))]
 
-    def _writing(
-        self, chat: str | Messages, strategy: str | WSDConfig, max_new_tokens: int, stop: list[str], **sampling: Any
-    ) -> Writing:
-        """An answer that can begin; raises a WSDValueError for anything that can't work."""
-        config, base, pilot = _checked(strategy), self.base, self.pilot
-        messages = as_messages([chat] if isinstance(chat, str) else chat)
-        if len(messages) != 1:
-            raise WSDValueError(f"chat={chat!r}: must be a question, or one list of messages")
-        prompt: list[int] = base_prompts(messages, base.tokenizer)["input_ids"][0].tolist()
-        pilot_prompt: list[int] = pilot_prompts(messages, pilot.tokenizer)["input_ids"][0].tolist()
-        room = _room("base", base, prompt) - 1  # a check of a whole answer has a token after it
-        pilot_room = _room("pilot", pilot, pilot_prompt)
-        stops = [*turn_headers(base.tokenizer), *stop]
-        own, pilots = _fields(config.assistant_do_sample, **sampling)
-        call = RemoteCall(
-            config,
-            prompt,
-            pilot_prompt,
-            budget=min(check_positive_integer("max_new_tokens", max_new_tokens), room),
-            draft_limit=min(config.max_draft_tokens, pilot_room),
-            stop_strings=StopStrings(base.tokenizer, stops) if stops else None,
-            sampling=own,
-            pilot_sampling=pilots,
-        )
-        draft = Draft(*config.draft_arguments([prompt], base.server.vocabulary, set(base.end_token_ids)))
-        if "entropies" in draft.needs:
-            raise WSDValueError(
-                f"switch_criteria={config.switch_criteria!r}: needs the base's whole distributions, which servers don't give; "
-                "choose 'confidence', 'relative_confidence' or 'agreement'"
-            )
-        return Writing(base, pilot, call, self._bridge(call), draft)
-
-    def _bridge(self, call: RemoteCall) -> OneVocabulary | TwoVocabularies:
+    def _writing(self, call: RemoteCall) -> Writing:
+        """An answer that can begin."""
         base, pilot, limits = self.base, self.pilot, [call.draft_limit]
         if self.one_vocabulary:
-            return OneVocabulary(base.end_token_ids | pilot.end_token_ids, limits)
-        return TwoVocabularies(base.tokenizer, pilot.tokenizer, pilot.end_token_ids, limits, base.end_token_ids)
-
-
-def _checked(strategy: str | WSDConfig) -> WSDConfig:
-    """Settings that servers can honour; raises for others."""
-    config = WSDConfig() if strategy == "wsd" else strategy
-    if type(config) is not WSDConfig:
-        raise WSDValueError(f"strategy={strategy!r}: over servers there are 'wsd' and WSDConfig objects; call a local Pair")
-    for name in LOCAL:
-        if (value := getattr(config, name)) != getattr(WSDConfig, name):
-            raise WSDValueError(f"{name}={value!r} concerns models in this process, and has no effect on servers: leave it out")
-    return config
-
-
-def _room(name: str, model: RemoteModel, prompt: Sequence[int]) -> int:
-    """Number of tokens that a model's context holds after a prompt."""
-    context, least = model.server.context, 2 if name == "base" else 1
-    if len(prompt) + least > context:
-        raise WSDValueError(
-            f"the prompt of the {name} has {len(prompt)} tokens and the context of its server holds {context}: "
-            "shorten the prompt"
-        )
-    return context - len(prompt)
-
-
-def _stops(stop: str | Sequence[str]) -> list[str]:
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, Sequence) or not all(isinstance(one, str) and one for one in stops):
-        raise WSDValueError(f"stop={stop!r}: must be a text, or a list of texts, none of them empty")
-    return list(stops)
-
-
-def _fields(
-    assistant_do_sample: bool | None, do_sample: bool, temperature: float, top_p: float, top_k: int, seed: int | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of sampling in the base's requests, and in the pilot's."""
-    check_choice("do_sample", do_sample, (True, False))
-    if not check_number("temperature", temperature, least=0):
-        raise WSDValueError("temperature=0: must be above 0; for greedy answers leave do_sample out")
-    if check_integer("top_k", top_k) < 0:
-        raise WSDValueError(f"top_k={top_k!r}: must be at least 0")
-    values = {"temperature": float(temperature), "top_p": check_probability("top_p", top_p), "top_k": int(top_k)}
-    pilot_samples = do_sample if assistant_do_sample is None else assistant_do_sample
-    if not do_sample and not pilot_samples and (values != {"temperature": 1, "top_p": 1, "top_k": 0} or seed is not None):
-        raise WSDValueError(
-            "temperature, top_p, top_k and seed have no effect without do_sample=True: leave them out, or add it"
-        )
-
-    def fields(samples: bool, writer: Writer) -> dict[str, Any]:
-        # Each model draws from numbers of its own: with the same ones, the base's first choice would depend on the draft's.
-        draws = {} if seed is None else {"seed": random.Random(f"{check_integer('seed', seed)} {writer}").getrandbits(62)}
-        return {**GREEDY, **values, **draws} if samples else dict(GREEDY)
-
-    return fields(do_sample, "base"), fields(pilot_samples, "pilot")
+            bridge: Bridge = OneVocabulary(base.end_token_ids | pilot.end_token_ids, limits)
+        else:
+            bridge = TwoVocabularies(base.tokenizer, pilot.tokenizer, pilot.end_token_ids, limits, base.end_token_ids)
+        return Writing(base, pilot, call, bridge, call.draft(base))
