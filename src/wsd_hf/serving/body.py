@@ -51,6 +51,12 @@ WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
 MOST_STOPS = 4
 """Most stop strings of a request, as in OpenAI's API."""
 
+LEAST_TEMPERATURE = 1e-6
+"""Least temperature above 0: logits that are divided by a smaller one may overflow."""
+
+LONGEST_MESSAGE = 500
+"""Most letters of an error: the values that it repeats may be as long as a body."""
+
 SEEDS = 2**63
 """Number of seeds, from 0 on."""
 
@@ -71,7 +77,8 @@ class Refused(WSDError):
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: int | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(_short(message))
+        param = None if param is None else _short(param)
         self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
 
@@ -127,7 +134,7 @@ def read_order(content: bytes, defaults: Defaults) -> Order:
         messages=messages,
         strategy=fields.strategy(defaults.strategy),
         max_tokens=min(fields.take(name, most, defaults.max_tokens) for name in ("max_tokens", "max_completion_tokens")),
-        temperature=fields.take("temperature", functools.partial(check_number, least=0), defaults.temperature),
+        temperature=fields.take("temperature", _temperature, defaults.temperature),
         top_p=fields.take("top_p", check_probability, defaults.top_p),
         top_k=fields.take("top_k", check_positive_integer, None),
         seed=fields.take("seed", _seed, None),
@@ -181,6 +188,17 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise WSDValueError(f"{name}={reprlib.repr(value)}: must be a text")
     return value
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
+
+
+def _temperature(name: str, value: Any) -> float:
+    number = check_number(name, value, least=0)
+    if 0 < number < LEAST_TEMPERATURE:
+        raise WSDValueError(f"{name}={value!r}: must be 0, which is greedy, or at least {LEAST_TEMPERATURE:f}")
+    return number
 
 
 def _switch(name: str, value: Any) -> bool:

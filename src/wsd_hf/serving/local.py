@@ -71,7 +71,9 @@ class LocalAnswerer:
         inputs = self._pair.inputs([row.messages for row in batch])
         streamer = _BatchStreamer(batch, self._pair, inputs["attention_mask"].sum(dim=1).tolist())
         criteria = [*inputs.get("stopping_criteria", ()), Cancelled([row.cancelled for row in batch])]
-        if batch[0].seed is not None:
+        if batch[0].seed is None:
+            torch.seed()  # else the draws would follow from the seed of an earlier request
+        else:
             torch.manual_seed(batch[0].seed)
         self._pair.generate(
             inputs,
