@@ -4,7 +4,8 @@ It has the part of vLLM's protocol that a client of Weak-to-Strong Decoding need
 `prompt_logprobs`. Each answer is computed one token at a time, and ends with its client. A field of a request that it doesn't
 have is refused, so a test sees a misspelt one.
 
-python tests/completions_server.py FOLDER serves a folder's model until it is killed, and prints its address.
+python tests/completions_server.py FOLDER [TOKENS] serves a folder's model until it is killed, and prints its address; its
+streams are silent after so many tokens.
 """
 
 from __future__ import annotations
@@ -541,5 +542,7 @@ if __name__ == "__main__":
     folder = sys.argv[1]
     torch.set_num_threads(1)
     alone = CompletionsServer(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    if sys.argv[2:]:
+        alone.faults.append(Fault(where=lambda body: bool(body.get("stream")), then="silence", after=int(sys.argv[2])))
     print(alone.url, flush=True)
     asyncio.run(alone.run())
