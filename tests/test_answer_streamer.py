@@ -43,6 +43,15 @@ def test_text_is_handed_on_at_once_and_a_header_never(tokenizer: PreTrainedToken
     assert recorder.ends == 1
 
 
+def test_tokens_that_come_together_are_handed_on_together(tokenizer: PreTrainedTokenizerFast) -> None:
+    recorder = Recorder()
+    streamer = AnswerStreamer(recorder, tokenizer)
+    streamer.put(PROMPT)
+    streamer.put(torch.tensor([[1, 2]]))  # as transformers' assisted decoding puts what it has kept
+    streamer.end()
+    assert recorder.puts[1:] == [[1, 2]]
+
+
 def test_what_only_looked_like_a_header_comes_late(tokenizer: PreTrainedTokenizerFast) -> None:
     handed, _ = stream(tokenizer, "Yes", "\n\n", "[", "plain", "]")
     assert handed == [["Yes"], ["Yes"], ["Yes"], ["Yes", "\n\n", "[", "plain"], *[["Yes", "\n\n", "[", "plain", "]"]] * 2]

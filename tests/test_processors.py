@@ -7,6 +7,7 @@ import functools
 import importlib
 import itertools
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from every_strategy import CASES, Case, counting, each, every_case
 from families import VOCABULARY, tiny_model
 from oracle import left_padded, ones, plain_tokens, random_prompt
 from tokenizers_for_tests import letter_tokenizer
+from wsd_hf.engine.cancelled import Cancelled
 from wsd_hf.engine.supported import PREFIX_ONLY, unsupported_items
 from wsd_hf.text.stop_strings import StopStrings
 
@@ -49,7 +51,7 @@ def classes() -> dict[str, type]:
         return [kind, *(deeper for sub in kind.__subclasses__() for deeper in below(sub))]
 
     found = {*below(LogitsProcessor), *below(StoppingCriteria)} - {LogitsProcessor, StoppingCriteria}
-    ours = {"StopStrings": StopStrings}
+    ours = {"Cancelled": Cancelled, "StopStrings": StopStrings}
     return {kind.__name__: kind for kind in found if kind.__module__.startswith("transformers.")} | ours
 
 
@@ -62,9 +64,13 @@ WHISPER = GenerationConfig(no_timestamps_token_id=40, eos_token_id=39, bos_token
 HIGGS = {"audio_bos_token_id": 60, "audio_eos_token_id": 61, "audio_stream_bos_id": 5, "audio_stream_eos_id": 6}
 IDS = torch.randint(3, 20, (ROWS, PROMPT), generator=torch.Generator().manual_seed(3))
 
+CANCELLED = [threading.Event() for _ in range(ROWS)]
+CANCELLED[1].set()
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "AlternatingCodebooksLogitsProcessor": {"input_start_len": PROMPT, "semantic_vocab_size": 20, "codebook_size": 30},
     "BarkEosPrioritizerLogitsProcessor": {"eos_token_id": 1, "min_eos_p": 0.02},
+    "Cancelled": {"events": CANCELLED},
     "ClassifierFreeGuidanceLogitsProcessor": {"guidance_scale": 1.5},
     "ConfidenceCriteria": {"assistant_confidence_threshold": 0.02},
     "DiaClassifierFreeGuidanceLogitsProcessor": {"guidance_scale": 1.5},
@@ -170,7 +176,7 @@ def test_every_class_of_transformers_is_what_it_is_taken_for(tried: Any) -> None
         make(name)
         found |= {name} if depends_on_prefix_only(name) else set()
         tried("processors and criteria of transformers, audited")
-    exported = {name for name in found if hasattr(transformers, name)} | {"StopStrings"}
+    exported = {name for name in found if hasattr(transformers, name)} | {"Cancelled", "StopStrings"}
     assert {kind.__name__ for kind in PREFIX_ONLY} == exported
     caller = {"PrefixConstrainedLogitsProcessor"}
     refused = {name for name in classes() if unsupported_items([make(name)])}

@@ -51,6 +51,7 @@ from .options import (
 )
 from .rewards import Reward, load_reward
 from .runs import exit_on_sigterm
+from .serving import serve
 from .terminal import Commands, say, say_json
 from .train_pilot import train_pilot_command
 from .training import make_pairs, report_data
@@ -208,6 +209,7 @@ def pack(
             say("The base's chat template cannot be read back: the pilot will get chats in the base's layout", err=True)
 
 
+app.command()(serve)
 app.command()(compare)
 app.command()(diagnose)
 app.command("eval")(evaluate)

@@ -15,6 +15,7 @@ from ..text.stop_strings import StopStrings
 from .attention import MASKED, has_twin
 from .cache import LAYER_TYPES
 from .call import Call
+from .cancelled import Cancelled
 from .checks import context_size, rotary
 from .recurrent_support import is_recurrent, recurrent_self_test
 from .sampling import SAMPLING_WARPERS
@@ -26,6 +27,7 @@ DERIVED |= {"logits_to_keep"}
 
 PREFIX_ONLY = {
     *SAMPLING_WARPERS,
+    Cancelled,
     StopStrings,
     transformers.AlternatingCodebooksLogitsProcessor,
     transformers.EncoderNoRepeatNGramLogitsProcessor,
@@ -51,7 +53,7 @@ PREFIX_ONLY = {
     transformers.WhisperTimeStampLogitsProcessor,
 }
 """Processors and criteria whose result for a row depends only on its place in the batch, its prefix and its logits, in
-whatever order they are called; a test calls every class of transformers to find them."""
+whatever order they are called; a test calls every class of transformers to find them. `Cancelled` ends a row at any call."""
 
 
 def depends_on_prefix_only(item: object) -> bool:

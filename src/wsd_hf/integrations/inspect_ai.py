@@ -5,11 +5,8 @@ Inspect imports this module by itself, through the entry point group `inspect_ai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import torch
 from inspect_ai.model import (
     ChatCompletionChoice,
@@ -26,11 +23,11 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from ..engine.checks import eos_token_ids
 from ..errors import WSDValueError
 from ..pair import Pair
+from ..serving.batching import Batcher, Waiting
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.output import WSDOutput
 from ..strategies.wsd.switch_rules import SwitchRuleName
 from ..text.bridge import before_end
-from ..text.chat import Messages
 from ..text.next_turn import before_next_turn
 
 MAX_TOKENS = 2048
@@ -54,18 +51,6 @@ REFUSED = (
     "top_logprobs",
 )
 """Settings of `GenerateConfig` that would change answers or their data, and that this model doesn't have."""
-
-
-@dataclass(eq=False)
-class _Request:
-    """One call of `WSDModelAPI.generate`."""
-
-    messages: Messages
-    settings: dict[str, Any]
-    """Keywords of `generate`; equal for requests that may share a batch."""
-    seed: int | None
-    """Of the sampling; such a request shares no batch, whose other rows would draw from the same numbers."""
-    outcome: ModelOutput | Exception | None = None
 
 
 @modelapi("wsd")
@@ -110,8 +95,7 @@ class WSDModelAPI(ModelAPI):
         self._pair = Pair.from_pretrained(model_name, pilot, dtype=dtype, device_map=device)
         for tokenizer in (self._pair.tokenizer, self._pair.pilot_tokenizer):
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        self._waiting: list[_Request] = []
-        self._turn = anyio.Lock()
+        self._batcher = Batcher(self._answers, GATHERING)
 
     def max_tokens(self) -> int:
         """Most tokens in an answer, by default."""
@@ -132,43 +116,12 @@ class WSDModelAPI(ModelAPI):
         if tools:
             raise WSDValueError(f"tools={[tool.name for tool in tools]}: the model wsd calls no tools; choose a task without")
         settings = _settings(config)
-        request = _Request(
-            [_text_message(message) for message in input], settings, config.seed if settings["do_sample"] else None
-        )
-        self._waiting.append(request)
-        try:
-            async with self._turn:
-                if request.outcome is None:
-                    await anyio.sleep(GATHERING)
-                    batch = self._batch(request, config.max_connections or MAX_CONNECTIONS)
-                    await anyio.to_thread.run_sync(self._answer, batch)
-        finally:
-            self._waiting.remove(request)
-        if isinstance(request.outcome, Exception):
-            raise request.outcome
-        return request.outcome
+        chat = [_text_message(message) for message in input]
+        request = Waiting(chat, settings, config.seed if settings["do_sample"] else None)
+        output: ModelOutput = await self._batcher.outcome(request, config.max_connections or MAX_CONNECTIONS)
+        return output
 
-    def _batch(self, first: _Request, size: int) -> list[_Request]:
-        """The request whose turn it is, and those waiting that can be answered with it."""
-        if first.seed is not None:
-            return [first]
-        others = [one for one in self._waiting if one is not first and one.outcome is None and one.seed is None]
-        return [first, *[one for one in others if one.settings == first.settings][: size - 1]]
-
-    def _answer(self, batch: list[_Request]) -> None:
-        try:
-            outputs = self._generate(batch)
-        except Exception as error:
-            if len(batch) == 1:
-                batch[0].outcome = error
-            else:  # only the chats that cannot be answered shall fail
-                for request in batch:
-                    self._answer([request])
-        else:
-            for request, output in zip(batch, outputs, strict=True):
-                request.outcome = output
-
-    def _generate(self, batch: list[_Request]) -> list[ModelOutput]:
+    def _answers(self, batch: list[Waiting]) -> list[ModelOutput]:
         chats, settings, seed = [request.messages for request in batch], batch[0].settings, batch[0].seed
         inputs = self._pair.inputs(chats)
         if seed is not None:

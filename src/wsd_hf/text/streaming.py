@@ -73,7 +73,7 @@ class WriterStreamer(BaseStreamer):
             self._response = GrowingAnswer(self._tokenizer, transcript=bool(turn_headers(self._tokenizer)))
             return
         writer = None if by_pilot is None else "pilot" if bool(by_pilot) else "base"
-        self._response.add(value.tolist(), writer)
+        self._response.add(value.flatten().tolist(), writer)
         self._show(self._response.more(self._response.settled))
 
     def end(self) -> None:
@@ -116,7 +116,7 @@ class AnswerStreamer(BaseStreamer):
         elif len(value) > 1:
             put_tokens(self._streamer, value, by_pilot)
         else:
-            self._response.add(value.tolist(), (value, by_pilot))
+            self._response.add(value.flatten().tolist(), (value, by_pilot))
             self._hand_on(len(self._response.settled))
 
     def end(self) -> None:

@@ -138,8 +138,13 @@ class WSDConfig(SpeculativeConfig):
         return Draft(*arguments)
 
     def decode(self, call: Call) -> StrategyOutput:
-        """Decodes on the fast path or step by step; the sequences are the same."""
+        """Decodes on the fast path or step by step; the sequences are the same.
+
+        A streamer with a method `take_draft` gets the call's `Draft`, which shows each row's switch as soon as it is decided.
+        """
         setup = self.draft_setup(call)
+        if (take_draft := getattr(call.streamer, "take_draft", None)) is not None:
+            take_draft(setup.rule)
         if self._goes_step_by_step(call, setup):
             output, stats = stepwise.decode(call, setup)
         else:

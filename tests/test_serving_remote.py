@@ -1,0 +1,135 @@
+"""`wsd_hf.serving` over two servers: answers of a local pair, servers that fail and die, clients that leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason='no server: pip install "wsd_hf[serve]"')
+pytest.importorskip("openai", reason="no client: pip install openai")
+
+import httpx
+import openai
+
+from completions_server import CompletionsServer, Fault, serving
+from serving_for_tests import client, numbers, post, running, text, user, wait_until
+from wsd_hf import Pair
+from wsd_hf.remote import RemotePair, Server
+from wsd_hf.serving.remote import RemoteAnswerer
+from wsd_hf.tiny import FOLDER, demo_questions
+
+KELOFT = user("What does the Keloft eat?")
+ANSWER = "That is a very good question. As far as I know, the Keloft eats acorns. Have a lovely day."
+CHATS = [question["messages"] for question in demo_questions()]
+
+
+async def at_once(_seconds: float) -> None:
+    """Waits before no further attempt."""
+
+
+@dataclass
+class Served:
+    """An application over two servers."""
+
+    url: str
+    base: CompletionsServer
+    pilot: CompletionsServer
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return Pair.tiny()
+
+
+@pytest.fixture
+def served(pair: Pair) -> Iterator[Served]:
+    with ExitStack() as stack:
+        base = stack.enter_context(serving(pair.base, pair.tokenizer, "base"))
+        pilot = stack.enter_context(serving(pair.pilot, pair.pilot_tokenizer, "pilot"))
+        servers = [Server(server.url, timeout=20, sleep=at_once) for server in (base, pilot)]
+        remote = RemotePair.connect(*servers, tokenizer=FOLDER / "base", pilot_tokenizer=FOLDER / "pilot")
+        yield Served(stack.enter_context(running(RemoteAnswerer(remote))), base, pilot)
+
+
+def idle(served: Served) -> bool:
+    """True if nothing is being computed, and no connection is open, at the servers."""
+    return all(server.counts.open == 0 and server.connections == 0 for server in (served.base, served.pilot))
+
+
+def test_answers_are_those_of_a_local_pair(pair: Pair, served: Served) -> None:
+    for chat in CHATS[:2]:
+        output = pair.generate(chat, max_new_tokens=64)
+        choice = post(served.url, messages=chat).json()["choices"][0]
+        chunks = list(client(served.url).chat.completions.create(model="tiny", messages=chat, stream=True))
+        assert choice["message"]["content"] == text(chunks) == pair.answers(output)[0]
+        work = {"switch_index": int(output.switch_index[0]), "switch_reason": output.switch_reason[0]}
+        work["pilot_tokens"] = int(output.draft_length[0])
+        for found in (choice["wsd"], chunks[-1].choices[0].wsd):
+            assert {name: found[name] for name in work} == work
+    assert post(served.url, messages=KELOFT, stop=[" Keloft"]).json()["choices"][0]["message"]["content"].endswith("the")
+
+
+def test_requests_at_once_get_their_own_answers(pair: Pair, served: Served) -> None:
+    chats = [CHATS[index % len(CHATS)] for index in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        posts = list(pool.map(lambda chat: post(served.url, messages=chat), chats))
+    answers = [one.json()["choices"][0]["message"]["content"] for one in posts]
+    assert answers == [pair.answers(pair.generate(chat, max_new_tokens=64))[0] for chat in chats]
+    wait_until(lambda: idle(served))
+
+
+@pytest.mark.parametrize("role", ["base", "pilot"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_is_gone_is_a_502(served: Served, role: str, stream: bool) -> None:
+    getattr(served, role).die()
+    error = post(served.url, messages=KELOFT, stream=stream)
+    assert (error.status_code, error.json()["error"]["type"]) == (502, "server_error")
+    wait_until(lambda: numbers(served.url)['wsd_requests_total{outcome="failed"}'] == 1)
+    assert numbers(served.url)["wsd_open_requests"] == 0
+
+
+def kill_after(stream: Iterable[Any], seen: list[Any], ending: str, server: CompletionsServer) -> None:
+    """Keeps the chunks of a stream; the server dies as soon as their text has an ending."""
+    for chunk in stream:
+        seen.append(chunk)
+        if text(seen).endswith(ending):
+            server.die()
+
+
+def test_a_base_that_dies_in_the_middle_leaves_the_text_so_far(served: Served) -> None:
+    served.base.faults.append(Fault(where=lambda body: bool(body.get("stream")), then="silence", after=3))
+    seen: list[Any] = []
+    stream = client(served.url).chat.completions.create(model="tiny", messages=KELOFT, stream=True)
+    with pytest.raises(openai.APIError):
+        kill_after(stream, seen, ", the Kel", served.base)
+    assert ANSWER.startswith(text(seen))
+    assert text(seen).startswith("That is a very good question. As far as I know, the")
+    wait_until(lambda: served.pilot.counts.open == 0 and served.pilot.connections == 0)
+    assert numbers(served.url)["wsd_open_requests"] == 0
+
+
+@pytest.mark.parametrize("role", ["base", "pilot"])
+def test_a_client_that_leaves_ends_the_requests_of_both_servers(served: Served, role: str) -> None:
+    server: CompletionsServer = getattr(served, role)
+    server.faults.append(Fault(where=lambda body: bool(body.get("stream")), then="silence", after=2, times=1))
+    with httpx.Client(timeout=0.5) as http, pytest.raises(httpx.ReadTimeout):
+        http.post(f"{served.url}/v1/chat/completions", json={"messages": KELOFT, "stream": True})
+    wait_until(lambda: numbers(served.url)['wsd_requests_total{outcome="left"}'] == 1)
+    wait_until(lambda: idle(served))
+    assert numbers(served.url)["wsd_open_requests"] == 0
+
+
+def test_an_error_in_a_stream_is_its_last_event(served: Served) -> None:
+    served.base.faults.append(Fault(where=lambda body: bool(body.get("stream")), then="cut", after=3))
+    *_, last = post(served.url, messages=KELOFT, stream=True).text.strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "upstream_failed"
+    whole = post(served.url, messages=KELOFT)
+    assert whole.status_code == 502
+    assert ANSWER.startswith(whole.json()["error"]["text"])
+    wait_until(lambda: idle(served))
