@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -289,17 +289,23 @@ def killed_at(step: int, run: Callable[..., Any]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+LORA = dataclasses.replace(QUICK, objective="dpo+sft", lora_rank=4)
+
+
 @pytest.mark.parametrize(
-    "recipe",
+    ("recipe", "steps"),
     [
-        pytest.param(QUICK, id="full"),
-        pytest.param(dataclasses.replace(QUICK, objective="dpo+sft", lora_rank=4), id="lora", marks=pytest.mark.sweep),
+        pytest.param(QUICK, (1, 4), id="full, before and after a checkpoint"),
+        pytest.param(QUICK, range(1, 7), id="full", marks=pytest.mark.sweep),
+        pytest.param(LORA, range(1, 7), id="lora", marks=pytest.mark.sweep),
     ],
 )
-def test_a_run_that_was_killed_comes_to_the_same_weights(recipe: Recipe, trained: Callable[..., TunedPilot]) -> None:
+def test_a_run_that_was_killed_comes_to_the_same_weights(
+    recipe: Recipe, steps: Iterable[int], trained: Callable[..., TunedPilot]
+) -> None:
     recipe = dataclasses.replace(recipe, epochs=3)
     undisturbed = trained("undisturbed", recipe)
-    for step in range(1, 7):
+    for step in steps:
         killed_at(step, lambda report: trained("killed", recipe, report=report))  # on top of what was left
     resumed = trained("killed", recipe)
     assert same(resumed.folder, undisturbed.folder)
