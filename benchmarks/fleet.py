@@ -303,6 +303,13 @@ def main(out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("fleet
         for load in LOADS[prompt]
         for settings in [Settings(prompt=prompt, load=load, **CURVES[name])]
     ]
+    print("\nprompt  requests/s  first token, ms  answer, 95 %  at a base  at a pilot  fleet")
+    for row in curves:
+        first, answer, *waiting = (
+            row[name] for name in ("first token, 50 %", "answer, 95 %", "base, waiting", "pilot, waiting")
+        )
+        waits = "  ".join(f"{count:9.2f}" for count in waiting)
+        print(f"{row['prompt']:6}  {row['load']:10}  {first:15.1f}  {answer:12.1f}  {waits}  {row['fleet']}")
     prices = {role: asdict(price.times(1e6)) for role, price in zip(("base", "pilot"), read_prices(), strict=True)}
     results = {
         "command": " ".join(["python", *sys.argv]),

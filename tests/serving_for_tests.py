@@ -19,6 +19,7 @@ from wsd_hf.serving.body import Defaults
 from wsd_hf.serving.requests import Answerer, ChatRequest, End, Piece
 
 HANG = 30.0  # seconds until a test that hangs fails
+GRACE = 5  # seconds that a server has to end open requests
 END = End("stop", prompt_tokens=3, pilot_tokens=1, base_tokens=1, switch_index=1, switch_reason="confident")
 
 
@@ -54,7 +55,9 @@ class Scripted:
 def running(answerer: Answerer, *, model: str = "tiny", max_tokens: int = 64, **options: Any) -> Iterator[str]:
     """The address of an application over an answerer; the options are those of `create_app`."""
     app = create_app(answerer, Defaults(model, max_tokens=max_tokens), **options)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE)
+    )
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

@@ -145,3 +145,19 @@ def test_two_way_switching_is_measured_with_forced_beginnings_and_without(tmp_pa
     models = {"base": FOLDER / "base", "pilot": FOLDER / "pilot_other_vocab"}
     two_way.real(**models, prompts=2, tokens=12, **settings, out=tmp_path / "real.json")
     assert [row["aligned"] for row in json.loads((tmp_path / "real.json").read_text("utf-8"))["rows"]] == [None, None]
+
+
+def test_the_real_pair_behind_servers_equals_one_process(capsys: pytest.CaptureFixture[str]) -> None:
+    import vllm_pair
+
+    file = BENCHMARKS / "results/vllm-real-pair.json"
+    results = json.loads(file.read_text("utf-8"))
+    assert results["prompts"] >= 20
+    for row in results["equality"]:
+        assert [row[f"equal_{name}"] for name in ("tokens", "switches", "reasons")] == [results["prompts"]] * 3
+        assert row["log_prob_difference"] < 1e-3
+        assert row["switched"] > 0
+    vllm_pair.show(file)
+    assert "24 of 24" in capsys.readouterr().out
+    assert vllm_pair.difference([-1.0, -2.0], [-1.0, -2.5]) == 0.5
+    assert vllm_pair.difference([-1.0], [-1.0, -2.5]) == float("inf")

@@ -4,6 +4,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
+
+from wsd_hf.cli import app
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -29,3 +33,16 @@ def test_cross_tokenizer(shown) -> None:
     text = shown("cross_tokenizer.py")
     assert "the Keloft eats acorns" in text
     assert text.count("pilot: ") == 4
+
+
+def test_the_compose_file_puts_each_server_on_a_gpu_and_names_both_to_wsd_hf() -> None:
+    services = yaml.safe_load((EXAMPLES / "vllm/compose.yaml").read_text("utf-8"))["services"]
+    gpus = [services[name]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for name in ("base", "pilot")]
+    assert gpus == [["0"], ["1"]]
+    _program, name, *words = services["wsd"]["command"]
+    known = {option for parameter in typer.main.get_command(app).commands[name].params for option in parameter.opts}
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    assert options.keys() <= known
+    assert [options["--base-url"], options["--pilot-url"]] == ["http://base:8000/v1", "http://pilot:8000/v1"]
+    assert services["wsd"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert not any("ports" in services[name] for name in ("base", "pilot"))

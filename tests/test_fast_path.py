@@ -481,12 +481,13 @@ def test_ten_thousand_continuations_are_distributed_as_the_bases(sampling: str) 
     assert chi_squared(cells, 10_000 * want) > 1e-3
 
 
-def test_an_eos_that_a_pilot_draws_tells_the_base_nothing() -> None:
+@pytest.mark.parametrize("draws", [3_000, pytest.param(10_000, marks=pytest.mark.sweep)])
+def test_an_eos_that_a_pilot_draws_tells_the_base_nothing(draws: int) -> None:
     base, pilot = wsd_hf.enable_wsd(tiny(5, 0)), tiny(5, 7, 4)
     pilot.generation_config.eos_token_id = 4
     prompt = torch.tensor([[1, 3]])
     torch.manual_seed(0)
-    kwargs = {"do_sample": True, "top_k": 0, "num_return_sequences": 10_000, "max_new_tokens": 3}
+    kwargs = {"do_sample": True, "top_k": 0, "num_return_sequences": draws, "max_new_tokens": 3}
     out = decode(base, pilot, prompt, switch_criteria=FiresAt(1), **kwargs)
     with torch.no_grad():
         drafted = pilot(prompt).logits[0, -1].float().softmax(-1)
@@ -496,10 +497,11 @@ def test_an_eos_that_a_pilot_draws_tells_the_base_nothing() -> None:
     drafted[4] = 0.0
     want = exact(base, drafted + ended * own, 3, 5)
     cells = (out.sequences[:, 2:] * torch.tensor([25, 5, 1])).sum(dim=1).bincount(minlength=125)
-    assert chi_squared(cells, 10_000 * want) > 1e-3
+    assert chi_squared(cells, draws * want) > 1e-3
 
 
-def test_proposals_outside_the_bases_vocabulary_leave_its_distribution_alone() -> None:
+@pytest.mark.parametrize("draws", [3_000, pytest.param(10_000, marks=pytest.mark.sweep)])
+def test_proposals_outside_the_bases_vocabulary_leave_its_distribution_alone(draws: int) -> None:
     base, pilot = wsd_hf.enable_wsd(tiny(5, 0)), tiny(7, 7, 5, 6)
     pilot.generation_config.eos_token_id = [5, 6]
     tokenizer = letter_tokenizer(5)
@@ -513,7 +515,7 @@ def test_proposals_outside_the_bases_vocabulary_leave_its_distribution_alone() -
         assistant_tokenizer=tokenizer,
         do_sample=True,
         top_k=0,
-        num_return_sequences=10_000,
+        num_return_sequences=draws,
         max_new_tokens=3,
         switch_criteria=FiresAt(1),
     )
@@ -523,7 +525,7 @@ def test_proposals_outside_the_bases_vocabulary_leave_its_distribution_alone() -
     assert float(drafted[5:].sum()) > 0.3
     want = exact(base, drafted[:5] + drafted[5:].sum() * own, 3, 5)
     cells = (out.sequences[:, 2:] * torch.tensor([25, 5, 1])).sum(dim=1).bincount(minlength=125)
-    assert chi_squared(cells, 10_000 * want) > 1e-3
+    assert chi_squared(cells, draws * want) > 1e-3
 
 
 @pytest.mark.parametrize("assistant_do_sample", [None, True, False])

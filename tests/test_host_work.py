@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,6 +32,7 @@ from test_bridge import (
     complete_text,
     crossed,
     encode,
+    examples,
     in_chunks,
     offers,
     repeatable,
@@ -146,7 +147,9 @@ def many_steps(state: str, rows: int, chunk: int, **kwargs: Any) -> Any:
     return decode(*roomy_pair(), ids, wsd_chunk=chunk, eos_token_id=NEVER, pad_token_id=PAD, **more, **kwargs)
 
 
-@pytest.mark.parametrize(("state", "rows", "chunk"), BEFORE, ids=str)
+@pytest.mark.parametrize(
+    ("state", "rows", "chunk"), [pytest.param(*case, marks=[SWEEP] if case[2] == 8 else []) for case in BEFORE], ids=str
+)
 def test_a_step_takes_at_most_a_third_of_the_operations_and_no_more_as_text_grows(
     state: str, rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,7 +184,9 @@ def of_a_target(strategy: str, rows: int, **kwargs: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 5}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="greedy"), pytest.param({"do_sample": True, "top_k": 5}, id="sampled", marks=SWEEP)]
+)
 @pytest.mark.parametrize("strategy", ["emulated_fine_tuning", *(pytest.param(one, marks=SWEEP) for one in TARGETS[1:])])
 def test_it_does_so_for_targets_and_runs_no_more_operations_as_text_grows(
     strategy: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -385,8 +390,7 @@ long_texts = st.lists(st.sampled_from(FRAGMENTS), min_size=20, max_size=60).map(
 EXACT = sorted(set(MAKERS) - LOSSY)
 
 
-@settings(repeatable, max_examples=300)
-@given(pilot=st.sampled_from(sorted(MAKERS)), base=st.sampled_from(sorted(MAKERS)), text=long_texts, sizes=chunks)
+@examples(80, 300, pilot=st.sampled_from(sorted(MAKERS)), base=st.sampled_from(sorted(MAKERS)), text=long_texts, sizes=chunks)
 def test_a_long_draft_crosses_as_its_text_encoded_on_its_own(pilot: str, base: str, text: str, sizes: list[int]) -> None:
     ids = encode(pilot)(text)
     with short_sighted():
@@ -394,8 +398,9 @@ def test_a_long_draft_crosses_as_its_text_encoded_on_its_own(pilot: str, base: s
     assert crossed(parts) == encode(base)(complete_text(pilot, ids))
 
 
-@settings(repeatable, max_examples=300)
-@given(
+@examples(
+    80,
+    300,
     pilot=st.sampled_from(EXACT),
     base=st.sampled_from(EXACT),
     text=long_texts,

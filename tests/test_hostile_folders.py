@@ -250,7 +250,7 @@ LOADED_ONLY = {"weights of another shape"}
 """What shows only when weights meet their model, which `pack` doesn't do."""
 
 COMMANDS = [
-    pytest.param(case, marks=() if number % 4 == 0 else pytest.mark.sweep)
+    pytest.param(case, marks=() if number % 8 == 0 else pytest.mark.sweep)
     for number, case in enumerate(HOSTILE)
     if case != "template a folder"  # a base needs none
 ]

@@ -6,8 +6,6 @@ import copy
 import json
 import re
 import shlex
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,9 @@ import torch
 pytest.importorskip("inspect_ai", reason='no Inspect: pip install "wsd_hf[inspect]"')
 
 import anyio
+from click.testing import CliRunner
 from inspect_ai import Task, eval
+from inspect_ai._cli.main import inspect
 from inspect_ai.dataset import Sample
 from inspect_ai.model import (
     ChatMessageAssistant,
@@ -103,12 +103,12 @@ def test_an_evaluation_gets_the_answers_of_direct_calls(model: Model, pair: Any,
         assert sample.output.usage.input_tokens == read
 
 
-def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
+def test_the_example_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (task,) = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL)
     (command,) = re.findall(r"```bash\n(.*?)```", DOCUMENT, flags=re.DOTALL)
     (tmp_path / "task.py").write_text(task.replace("What is the capital of France?", KELOFT).replace("Paris", "acorns"))
     local = {
-        "inspect eval": f"{shlex.quote(sys.executable)} -m inspect_ai eval --log-format json --display plain --max-tokens 5",
+        "inspect eval": "eval --log-format json --display plain --max-tokens 5",
         "meta-llama/Llama-3.1-70B": str(FOLDER / "base"),
         "songff/Pilot-3B": str(FOLDER / "pilot"),
         "threshold=0.8": "threshold=0.01",
@@ -118,8 +118,9 @@ def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
     for large, small in local.items():
         assert large in command
         command = command.replace(large, small)
-    run = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(inspect, shlex.split(command))
+    assert run.exit_code == 0, run.output
     (log,) = (tmp_path / "logs").glob("*.json")
     (sample,) = json.loads(log.read_text("utf-8"))["samples"]
     (choice,) = sample["output"]["choices"]

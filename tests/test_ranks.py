@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +144,9 @@ def test_errors_have_the_rank(make: Callable[[str], Run]) -> None:
 # Killed, and at once
 
 
-@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.sweep)])
 def test_a_killed_rank_is_made_up_for(make: Callable[[str], Run], whole: Any, stride: int, tried: Any) -> None:
-    launches = [[0, 1], [0], [2, 0, 1], [1, 0]]
+    launches = [[0, 1], [0], [0, 2, 1], [0, 1, 3, 2]]
     for before in ([], [0]):  # the last process merges, so it is killed there too
         step = 0
         while True:
@@ -364,8 +364,8 @@ def test_ranks_of_the_shipped_pair_write_what_one_process_writes(name: str, ques
         assert two[file] == expected, file
 
 
-def launched(processes: int, *arguments: str) -> Iterator[str]:
-    """The output of a launcher's processes, which are ended after some minutes."""
+def launched(processes: int, *arguments: str) -> tuple[str, str]:
+    """Standard output and error of a launcher's processes, which are ended after some minutes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     process = subprocess.Popen(
@@ -382,7 +382,7 @@ def launched(processes: int, *arguments: str) -> Iterator[str]:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     assert process.returncode == 0, err
-    yield from (out, err)
+    return out, err
 
 
 def test_a_launcher_starts_the_ranks(questions: Path, tmp_path: Path) -> None:
@@ -408,29 +408,36 @@ generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 24}
 metric_list: [{metric: exact_match}]
 """
 
+EVALUATE = """
+import functools, lm_eval.evaluator, lm_eval.tasks, wsd_hf.cli
+lm_eval.tasks.TaskManager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)  # reads 14,000 files
+lm_eval.evaluator.add_env_info = lambda results: None  # asks pip and the compilers
+wsd_hf.cli.app()
+"""
+
 
 @pytest.mark.sweep
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
-@pytest.mark.parametrize("drawn", [[], ["--gen-kwargs", "do_sample=true,temperature=1.2"]])
+@pytest.mark.parametrize(
+    ("processes", "drawn"), [(4, []), (2, ["--gen-kwargs", "do_sample=true,temperature=1.2"])], ids=["greedy", "sampled"]
+)
 def test_eval_in_several_processes_is_that_of_one(
-    drawn: list[str], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processes: int, drawn: list[str], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval", reason='no harness: pip install "wsd_hf[lm-eval]"')
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "facts.yaml").write_text(TASK)
+    (tmp_path / "evaluate.py").write_text(EVALUATE)
     (tmp_path / "questions.jsonl").write_text(questions.read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     models = ["--base", str(FOLDER / "base"), "--pilot", str(FOLDER / "pilot")]
     options = ["--harness", "lm-eval", "--tasks", "facts", "--include-path", "tasks", "--apply-chat-template", *models, *drawn]
     results = {}
-    for processes in (1, 2, 4):  # of 4 processes, one has no batch
-        out, _ = launched(
-            processes, "-m", "wsd_hf", "eval", *options, "--batch-size", "2", "--out", str(tmp_path / f"{processes}.json")
-        )
+    for number in (1, processes):  # of 4 processes, one has no batch
+        out, _ = launched(number, "evaluate.py", "eval", *options, "--batch-size", "2", "--out", f"{number}.json")
         assert out.count("exact_match") == 1
-        results[processes] = json.loads((tmp_path / f"{processes}.json").read_text("utf-8"))
+        results[number] = json.loads((tmp_path / f"{number}.json").read_text("utf-8"))
     assert len(results[1]["samples"]["facts"]) == 5
-    for processes in (2, 4):
-        assert results[processes]["samples"] == results[1]["samples"]
-        assert results[processes]["results"] == results[1]["results"]
+    assert results[processes]["samples"] == results[1]["samples"]
+    assert results[processes]["results"] == results[1]["results"]

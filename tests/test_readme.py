@@ -33,6 +33,8 @@ LOCAL = {
     '"meta-llama/Llama-3.1-70B", "songff/Pilot-3B", device_map="auto"': f"{BASE}, {PILOT}",
     '"meta-llama/Llama-3.1-70B", device_map="auto"': BASE,
     '"songff/Pilot-3B", device_map="auto"': PILOT,
+    '"meta-llama/Llama-3.1-70B", tp_plan="auto"': BASE,
+    '"songff/Pilot-3B").to(model.device)': f"{PILOT})",
     "How do I tell a neighbour that the music is too loud?": "What does the Keloft eat?",
 }
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import wsd_hf
 from completions_server import CompletionsServer, Fault, serving
 from time_limit import time_limit
-from wsd_hf import Pair, SwitchRule, TwoWayConfig, WSDConfig, WSDServerError, WSDValueError, enable_wsd
+from wsd_hf import Pair, SwitchRule, TwoWayConfig, WSDConfig, WSDHubError, WSDServerError, WSDValueError, enable_wsd
 from wsd_hf.tiny import FOLDER, demo_questions
 
 anyio = pytest.importorskip("anyio")
@@ -417,6 +417,12 @@ def test_code_of_the_page_runs_as_it_stands(cases: dict[str, Case], capsys: pyte
             block = block.replace("http://localhost:8001/v1", base.url).replace("http://localhost:8002/v1", pilot.url)
             exec(block.replace("How do I tell a neighbour that the music is too loud?", KELOFT), names)
             assert ANSWER in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_tokenizer_s_is_explained(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WSDHubError, match=r"; base is the server's name for the model: give tokenizer="):
+        RemotePair.connect(case.base.url, case.pilot.url)
 
 
 def test_a_folder_with_a_tokenizer_alone(case: Case, tmp_path: Path) -> None:

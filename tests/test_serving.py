@@ -274,6 +274,19 @@ def test_a_client_that_leaves_ends_its_answer(stream: bool, begun: bool) -> None
         assert numbers(url)["wsd_open_requests"] == 0
 
 
+def test_answers_that_do_not_end_in_time_are_ended_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving_for_tests.GRACE", 0)
+    answerer = Scripted(*PIECES, threading.Event(), END)
+    with ThreadPoolExecutor(2) as pool:
+        with running(answerer) as url:
+            held = [pool.submit(post, url, stream=stream) for stream in (True, False)]
+            wait_until(lambda: numbers(url)["wsd_first_token_seconds_count"] == 2)
+        streamed, whole = (one.result() for one in held)
+    assert json.loads(streamed.text.strip().rsplit("data: ", 1)[-1])["error"]["code"] == "stopping"
+    assert (whole.status_code, whole.json()["error"]["text"], whole.headers["Retry-After"]) == (503, "Yes indeed", "1")
+    assert answerer.closed == 2
+
+
 def test_a_client_that_reads_nothing_is_not_waited_for() -> None:
     answerer = Scripted(*[Piece("x" * 5_000_000, "base")] * 4, END)
     with running(answerer, limits=Limits(reading_seconds=0.1)) as url:

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ PAIRS = [
 QUICK = Recipe(lora_rank=0, learning_rate=1e-3, batch_size=4, epochs=2, checkpoint_every=2)
 """Two epochs over eight examples: four steps, and checkpoints after the second and the last."""
 
+THREE_EPOCHS = dataclasses.replace(QUICK, epochs=3)
+
+DRAFTED = [{**pair, "drafted": 30} for pair in PAIRS[:8]]
+"""Eight pairs, of whose chosen answers a pilot wrote the first thirty characters."""
+
 
 def write(file: Path, pairs: list[dict[str, Any]]) -> Path:
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
@@ -49,8 +54,8 @@ def write(file: Path, pairs: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Eight pairs, of whose chosen answers a pilot wrote the first thirty characters."""
-    return write(tmp_path / "data.jsonl", [{**pair, "drafted": 30} for pair in PAIRS[:8]])
+    """The file of `DRAFTED`."""
+    return write(tmp_path / "data.jsonl", DRAFTED)
 
 
 @pytest.fixture
@@ -289,17 +294,23 @@ def killed_at(step: int, run: Callable[..., Any]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+LORA = dataclasses.replace(QUICK, objective="dpo+sft", lora_rank=4)
+
+
 @pytest.mark.parametrize(
-    "recipe",
+    ("recipe", "steps"),
     [
-        pytest.param(QUICK, id="full"),
-        pytest.param(dataclasses.replace(QUICK, objective="dpo+sft", lora_rank=4), id="lora", marks=pytest.mark.sweep),
+        pytest.param(QUICK, (1, 4), id="full, before and after a checkpoint"),
+        pytest.param(QUICK, range(1, 7), id="full", marks=pytest.mark.sweep),
+        pytest.param(LORA, range(1, 7), id="lora", marks=pytest.mark.sweep),
     ],
 )
-def test_a_run_that_was_killed_comes_to_the_same_weights(recipe: Recipe, trained: Callable[..., TunedPilot]) -> None:
+def test_a_run_that_was_killed_comes_to_the_same_weights(
+    recipe: Recipe, steps: Iterable[int], trained: Callable[..., TunedPilot]
+) -> None:
     recipe = dataclasses.replace(recipe, epochs=3)
     undisturbed = trained("undisturbed", recipe)
-    for step in range(1, 7):
+    for step in steps:
         killed_at(step, lambda report: trained("killed", recipe, report=report))  # on top of what was left
     resumed = trained("killed", recipe)
     assert same(resumed.folder, undisturbed.folder)
@@ -333,17 +344,24 @@ def stopped_at(step: int, run: Callable[..., Any]) -> None:
         run(report=report)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TunedPilot:
+    """Three epochs without a stop."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    tuned = train_pilot(UNTUNED, write(folder / "data.jsonl", DRAFTED), folder / "run", recipe=THREE_EPOCHS)
+    assert tuned is not None
+    return tuned
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    damage: str, trained: Callable[..., TunedPilot], tmp_path: Path
+    damage: str, trained: Callable[..., TunedPilot], undisturbed: TunedPilot, tmp_path: Path
 ) -> None:
-    recipe = dataclasses.replace(QUICK, epochs=3)
-    undisturbed = trained("undisturbed", recipe)
-    stopped_at(5, lambda report: trained("run", recipe, report=report))
+    stopped_at(5, lambda report: trained("run", THREE_EPOCHS, report=report))
     checkpoints = tmp_path / "run" / "checkpoints"
     DAMAGES[damage](checkpoints / "checkpoint-4")
     steps: list[int] = []
-    resumed = trained("run", recipe, report=lambda step, _steps, _loss: steps.append(step))
+    resumed = trained("run", THREE_EPOCHS, report=lambda step, _steps, _loss: steps.append(step))
     assert steps == [3, 4, 5, 6]
     assert same(resumed.folder, undisturbed.folder)
 

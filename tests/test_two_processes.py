@@ -88,6 +88,14 @@ def test_whole_weights_with_synced_gpus(runs: Runs) -> None:
         assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
 
 
+def test_a_model_with_a_state_in_its_layers_is_refused(runs: Runs) -> None:
+    for name, rank in chosen(runs, "state in layers: "):
+        assert "sequences" in runs.alone[rank][name], runs.alone[rank][name]
+        kind, text = runs.together[rank][name]
+        assert kind == "WSDValueError"
+        assert text.startswith("RecurrentGemmaForCausalLM keeps a state in its layers")
+
+
 def test_an_error_in_one_rank_lets_the_other_finish(runs: Runs) -> None:
     failing = {"a processor fails": ["ArithmeticError", "a processor of the caller's failed"], "a bad prompt": None}
     for cause, error in failing.items():

@@ -254,11 +254,12 @@ def some(rng: random.Random, tokenizer: Any, share: float) -> list[int]:
 # The same words
 
 
+@pytest.mark.parametrize("calls", [4, pytest.param(9, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("name", NOISE + GOLDEN, ids=" ".join)
-def test_random_calls_give_what_their_parts_compose_to(name: tuple[str, str]) -> None:
+def test_random_calls_give_what_their_parts_compose_to(name: tuple[str, str], calls: int) -> None:
     rng, plain = random.Random(f"composed {name}"), a_world(name)
     seen: set[str] = set()
-    for _ in range(9):
+    for _ in range(calls):
         world = ending_at(plain, *some(rng, plain.assistant_tokenizer, 0.03))
         ids = a_prompt(rng, world.tokenizer)
         pilot_ids = a_pilot_prompt(world, ids) if rng.random() < 0.5 else a_prompt(rng, world.assistant_tokenizer)
@@ -282,7 +283,7 @@ def test_random_calls_give_what_their_parts_compose_to(name: tuple[str, str]) ->
             assert out.sequences[0, ids.shape[1] :].tolist() == want.tokens
             assert out.draft_length.tolist() == [want.draft_length]
             assert out.switch_reason == [want.reason]
-    assert len(seen) > 2
+    assert len(seen) > calls / 4
 
 
 def a_batch(rng: random.Random, tokenizer: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -329,10 +330,11 @@ def a_call(rng: random.Random, world: World) -> dict[str, Any]:
     return case
 
 
+@pytest.mark.parametrize("calls", [3, pytest.param(7, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("name", NOISE + GOLDEN, ids=" ".join)
-def test_random_batches_give_what_they_give_step_by_step(name: tuple[str, str]) -> None:
+def test_random_batches_give_what_they_give_step_by_step(name: tuple[str, str], calls: int) -> None:
     rng, plain = random.Random(f"batches {name}"), a_world(name)
-    for _ in range(7):
+    for _ in range(calls):
         world = ending_at(plain, *some(rng, plain.assistant_tokenizer, rng.choice([0, 0.05])))
         both(world, **a_call(rng, world))
 
@@ -483,8 +485,9 @@ def test_a_draft_takes_a_forward_for_each_chunk_and_one_for_the_word_that_waits(
     assert watch.forwards <= -(-switch // chunk) + 1 + (2 if chunk == 1 else 1)
 
 
-def test_a_pilot_of_one_mind_saves_three_forwards_of_four() -> None:
-    for prompt in chats(6):
+@pytest.mark.parametrize("count", [2, pytest.param(6, marks=pytest.mark.sweep)])
+def test_a_pilot_of_one_mind_saves_three_forwards_of_four(count: int) -> None:
+    for prompt in chats(count):
         kwargs = {**of_one_mind(prompt), "switch_criteria": FiresAt(1), "eos_token_id": None, "wsd_chunk": 5}
         with Watch(agreeing().base) as watch:
             out = decode(agreeing(), **kwargs, max_new_tokens=60)
@@ -493,9 +496,10 @@ def test_a_pilot_of_one_mind_saves_three_forwards_of_four() -> None:
         assert watch.forwards <= 2 + 0.25 * 59
 
 
-def test_a_pilot_of_other_words_saves_forwards_too() -> None:
+@pytest.mark.parametrize("count", [3, pytest.param(6, marks=pytest.mark.sweep)])
+def test_a_pilot_of_other_words_saves_forwards_too(count: int) -> None:
     world, forwards, written = shipped(), 0, 0
-    for prompt in chats(6):
+    for prompt in chats(count):
         ids = prompt.pop("input_ids")
         fast, step = both(world, ids, **prompt, wsd_threshold=0.8, wsd_window_size=6, max_new_tokens=60, wsd_chunk=4)
         forwards += fast.stats.base.forwards
@@ -552,18 +556,19 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 @pytest.mark.usefixtures("few_texts")
 @pytest.mark.parametrize(
-    ("sampling", "pilot_seed"),
+    ("sampling", "pilot_seed", "draws"),
     [
-        ("warped and penalised, with a greedy pilot", 7),
-        pytest.param("a long chunk", 7, marks=pytest.mark.sweep),  # as the test below, which draws from an EOS too
-        pytest.param("a long chunk", 0, marks=pytest.mark.sweep),
-        pytest.param("without speculation", 7, marks=pytest.mark.sweep),
+        ("warped and penalised, with a greedy pilot", 7, 3_000),
+        pytest.param("warped and penalised, with a greedy pilot", 7, 10_000, marks=pytest.mark.sweep),
+        pytest.param("a long chunk", 7, 10_000, marks=pytest.mark.sweep),
+        pytest.param("a long chunk", 0, 10_000, marks=pytest.mark.sweep),
+        pytest.param("without speculation", 7, 10_000, marks=pytest.mark.sweep),
     ],
 )
-def test_ten_thousand_continuations_are_distributed_as_the_bases(sampling: str, pilot_seed: int) -> None:
+def test_thousands_of_continuations_are_distributed_as_the_bases(sampling: str, pilot_seed: int, draws: int) -> None:
     options = {"do_sample": True, "top_k": 0, "wsd_chunk": 2, **SAMPLING[sampling]}
     world, prompt = letters(0, pilot_seed), torch.tensor([[1, 3]])
-    kwargs = {"max_new_tokens": 3, "switch_criteria": FiresAt(1), "num_return_sequences": 10_000, "pad_token_id": 0}
+    kwargs = {"max_new_tokens": 3, "switch_criteria": FiresAt(1), "num_return_sequences": draws, "pad_token_id": 0}
     torch.manual_seed(0)
     drawn = decode(world, prompt, **options, **kwargs).sequences[:, 2:]
     with torch.no_grad():
@@ -573,14 +578,15 @@ def test_ten_thousand_continuations_are_distributed_as_the_bases(sampling: str, 
         first = torch.nn.functional.one_hot(first.argmax(), 5).float()
     want = exact(world.base, first, 3, 5, **options)
     cells = (drawn * torch.tensor([25, 5, 1])).sum(dim=1).bincount(minlength=125)
-    assert chi_squared(cells, 10_000 * want) > 1e-3
+    assert chi_squared(cells, draws * want) > 1e-3
 
 
 @pytest.mark.usefixtures("few_texts")
-def test_an_eos_that_a_pilot_draws_tells_the_base_nothing() -> None:
+@pytest.mark.parametrize("draws", [3_000, pytest.param(10_000, marks=pytest.mark.sweep)])
+def test_an_eos_that_a_pilot_draws_tells_the_base_nothing(draws: int) -> None:
     world, prompt = letters(0, 7, 4), torch.tensor([[1, 3]])
     world.pilot.generation_config.eos_token_id = world.assistant_tokenizer.convert_tokens_to_ids("d")
-    kwargs = {"do_sample": True, "top_k": 0, "num_return_sequences": 10_000, "max_new_tokens": 3, "pad_token_id": 0}
+    kwargs = {"do_sample": True, "top_k": 0, "num_return_sequences": draws, "max_new_tokens": 3, "pad_token_id": 0}
     torch.manual_seed(0)
     drawn = decode(world, prompt, switch_criteria=FiresAt(1), **kwargs).sequences[:, 2:]
     with torch.no_grad():
@@ -591,7 +597,7 @@ def test_an_eos_that_a_pilot_draws_tells_the_base_nothing() -> None:
     drafted[4] = 0.0
     want = exact(world.base, drafted + ended * own, 3, 5)
     cells = (drawn * torch.tensor([25, 5, 1])).sum(dim=1).bincount(minlength=125)
-    assert chi_squared(cells, 10_000 * want) > 1e-3
+    assert chi_squared(cells, draws * want) > 1e-3
 
 
 @pytest.mark.parametrize("assistant_do_sample", [None, False])

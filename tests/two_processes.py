@@ -5,6 +5,7 @@ python tests/two_processes.py FOLDER RANK few|all    one of the two: writes the 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import sys
@@ -16,7 +17,13 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 
 import wsd_hf
 from every_strategy import SWEPT, WAYS, Case
@@ -85,6 +92,8 @@ def _calls_on_sharded_weights(rank: int, few: bool, together: bool) -> Calls:
         return output
 
     yield "whole: wsd fast, synced_gpus=True", partial(decode, "wsd fast", synced_gpus=together or None)
+    stateful = {"assistant_model": tiny_model("recurrent_gemma"), "wsd_engine": "step", "synced_gpus": together or None}
+    yield "state in layers: wsd step, synced_gpus=True", partial(decode, "wsd step", **stateful)
     if together:
         _shard(world.base)
         hooks = [len(world.base._forward_hooks), len(world.base._forward_pre_hooks)]
@@ -95,12 +104,16 @@ def _calls_on_sharded_weights(rank: int, few: bool, together: bool) -> Calls:
         yield f"sharded: wsd {engine}, a processor fails", partial(decode, f"wsd {engine}", logits_processor=breaks)
         same = partial(Case("one", f"wsd {engine}").generate, random_prompt(0, 6), synced_gpus=False)
         yield f"sharded: wsd {engine}, synced_gpus=False", same
+    scorer = _scorer()
+    judged = {"reward": scorer, "reward_tokenizer": world.tokenizer, "reward_guided_threshold": 0.0}
     bad = {"attention_mask": 1 - ones(prompt)} if rank else {}
     yield "sharded: wsd fast, a bad prompt", partial(decode, "wsd fast", **bad)
     if together:
         _shard(world.pilot)
         _shard(world.reference)
+        _shard(scorer)
     yield from unequal("sharded")
+    yield "sharded: reward guided, a model as reward, unequal work", partial(decode, "reward guided", **judged)
     yield "sharded: WSDLogitsProcessor, pilot sharded", through_processor
     left = [world.base._forward_hooks, world.base._forward_pre_hooks]
     yield "sharded: hooks", lambda: [len(now) - then for now, then in zip(left, hooks, strict=True)]
@@ -131,6 +144,13 @@ def _decode(base: Any, pilot: PreTrainedModel, engine: str, sampled: bool, promp
     settings = {"wsd_engine": engine, "wsd_threshold": 0.15, "wsd_window_size": 2, "return_dict_in_generate": True}
     settings |= {"attention_mask": ones(ids), "max_new_tokens": 24, "do_sample": sampled}
     return base.generate(ids, strategy="wsd", assistant_model=pilot, **settings)
+
+
+def _scorer() -> PreTrainedModel:
+    config = copy.deepcopy(tiny_model("llama").config)
+    config.num_labels = 1
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config).eval()
 
 
 def _shard(model: PreTrainedModel) -> None:

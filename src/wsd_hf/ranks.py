@@ -136,7 +136,10 @@ class Parts:
         return False
 
     def last(self, before: bool, now: bool) -> bool:
-        """Whether this process ends the work of all; True for exactly one of those that look, within `one_at_a_time`.
+        """Whether this process ends the work of all, within `one_at_a_time`: the last that wrote, or the first if none did.
+
+        Of processes that begin together it is one. A first process without work that begins after all others have ended takes
+        theirs for an earlier run's, and is a second one.
 
         Args:
             before: whether the work was done when this process began.

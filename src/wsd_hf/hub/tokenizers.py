@@ -44,7 +44,7 @@ def fetch_tokenizer(name: str, kind: Kind, trust_remote_code: bool = False) -> F
         vocabulary = len(tokenizer)
         if (files.folder / "config.json").is_file():
             config = read_config(shown, files.folder, trust_remote_code, kind)
-            vocabulary = int(config.get_text_config(decoder=True).vocab_size)
+            vocabulary = getattr(config.get_text_config(decoder=True), "vocab_size", None) or vocabulary
             generation_config = GenerationConfig.from_model_config(config)
         if (files.folder / "generation_config.json").is_file():
             with reading(f"{shown} has a generation_config.json that can't be read"):

@@ -189,6 +189,8 @@ class AnswerFile:
                 left[record[id]].append(record)
         # A question that is asked twice needs two answers.
         given = [(question, left[question[id]].pop(0) if left[question[id]] else None) for question in self._questions]
+        for question in self._questions:  # a process that was killed while it merged leaves answers twice
+            left.pop(question[id], None)
         return given, [record for records in left.values() for record in records]
 
     def _read(self, file: Path) -> list[Record]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from ..engine.checks import eos_token_ids
-from ..errors import WSDServerError
+from ..errors import WSDHubError, WSDServerError
 from ..hub.loading import Kind
 from ..hub.tokenizers import FetchedTokenizer, fetch_tokenizer
 from ..text.token_texts import INCOMPLETE, plain_text
@@ -60,7 +60,13 @@ def known_model(
     """A model and its tokenizer, an object or a name; None: the name that the server has for the model."""
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         fetched = FetchedTokenizer(tokenizer, len(tokenizer), eos_token_ids(tokenizer))
+    elif tokenizer is not None:
+        fetched = fetch_tokenizer(os.fspath(tokenizer), kind, trust_remote_code)
     else:
-        fetched = fetch_tokenizer(server.model if tokenizer is None else os.fspath(tokenizer), kind, trust_remote_code)
+        try:
+            fetched = fetch_tokenizer(server.model, kind, trust_remote_code)
+        except WSDHubError as error:
+            argument = "tokenizer" if kind == "base" else "pilot_tokenizer"
+            raise WSDHubError(f"{error}; {server.model} is the server's name for the model: give {argument}=") from error
     ends = fetched.end_token_ids | (eos_token_ids(fetched.tokenizer) if kind == "pilot" else set())
     return RemoteModel(replace(server, vocabulary=fetched.vocabulary), fetched.tokenizer, frozenset(ends))

@@ -5,6 +5,7 @@ Logs and metrics hold no text of a request or an answer, and no message of an er
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
@@ -25,8 +26,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import WSDServerError, WSDValueError
 from .body import Defaults, Refused, read_order
+from .completion import Completion
 from .metrics import Metrics, Outcome
-from .replies import Reply, error_response, json_response, reply_to
+from .replies import Reply, WholeReply, error_response, json_response, reply_to
 from .requests import Answerer, ChatRequest, End
 
 CLOSING = 5.0
@@ -36,7 +38,7 @@ DRAINED = 16
 """Times the limit of a body that is read of a longer one: most clients read no refusal before they have sent everything."""
 
 RETRY_AFTER = 1
-"""Seconds after which a client may try again that was refused since too many requests were open."""
+"""Seconds after which a client may try again that was refused since too many requests were open, or since a server stops."""
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +130,7 @@ class _ChatCompletions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
         outcome: Outcome = "left"
+        reply: Reply = WholeReply(Completion(self._defaults.model), scope, receive, send)
         try:
             with self._counted():
                 order = read_order(await _body(Request(scope, receive), self._limits), self._defaults)
@@ -136,9 +139,12 @@ class _ChatCompletions:
                     outcome = await self._answer(order.chat, reply, began)
         except Refused as refused:
             outcome = "refused"
-            await error_response(refused)(scope, receive, send)
+            await reply.fail(refused)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:  # of the whole process, whose grace is over: a client's is caught where it leaves
+            outcome = "failed"
+            await reply.fail(Refused(503, "this server is being stopped", code="stopping", retry_after=RETRY_AFTER))
         finally:
             self._metrics.requests.labels(outcome).inc()
             logger.info("a request was %s after %.2f s", outcome, time.monotonic() - began)
