@@ -291,6 +291,40 @@ def test_calls_in_threads_equal_calls_one_after_the_other() -> None:
         assert together([task(index) for index in range(4)]) == alone
 
 
+# Serving
+
+
+def test_requests_at_once_are_answered_as_alone_on_a_cpu() -> None:
+    import anyio
+
+    from wsd_hf.serving.local import LocalAnswerer
+    from wsd_hf.serving.requests import ChatRequest, Piece
+
+    chats = [question["messages"] for question in demo_questions()[:24]]
+    pair = wsd_hf.Pair.tiny(dtype=torch.float64)
+    want = pair.answers(pair.generate(chats, max_new_tokens=48))
+    answerer = LocalAnswerer(wsd_hf.Pair.tiny(dtype=torch.float64, device_map="cuda"), batch_size=8)
+    answers: dict[int, str] = {}
+
+    async def ask(number: int) -> None:
+        text = ""
+        async for part in answerer.answer(ChatRequest(chats[number], wsd_hf.WSDConfig(), max_tokens=48)):
+            text += part.text if isinstance(part, Piece) else ""
+            if number % 5 == 4:  # this client leaves
+                return
+        answers[number] = text
+
+    async def ask_all() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(len(chats)):
+                group.start_soon(ask, number)
+
+    for _ in range(3):  # the second time, forwards are graphs
+        answers.clear()
+        anyio.run(ask_all)
+        assert answers == {number: text for number, text in enumerate(want) if number % 5 != 4}
+
+
 # Training of a pilot
 
 
