@@ -1,7 +1,7 @@
 """Code, commands and names in README.md and the pages of `docs/` are those of the package.
 
-Python runs as it stands, on the shipped pair in the place of the large one. `docs/adding-a-strategy.md` and `docs/remote.md`
-have tests of their own.
+Python runs as it stands, on the shipped pair in the place of the large one. `docs/adding-a-strategy.md`, `docs/remote.md` and
+`docs/serving.md` have tests of their own.
 """
 
 import ast
@@ -27,7 +27,7 @@ PAGES = {
 }
 EXAMPLES = {path.name: path.read_text("utf-8") for path in (REPOSITORY / "examples").glob("*.md")}
 BLOCKS = {name: re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) for name, text in PAGES.items()}
-ELSEWHERE = ("docs/adding-a-strategy.md", "docs/remote.md")
+ELSEWHERE = ("docs/adding-a-strategy.md", "docs/remote.md", "docs/serving.md")
 BASE, PILOT = repr(str(FOLDER / "base")), repr(str(FOLDER / "pilot"))
 LOCAL = {
     '"meta-llama/Llama-3.1-70B", "songff/Pilot-3B", device_map="auto"': f"{BASE}, {PILOT}",

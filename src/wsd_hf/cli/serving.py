@@ -14,7 +14,6 @@ import typer
 from ..errors import WSDValueError
 from ..remote.address import check_key, check_url
 from ..strategies.wsd.config import WSDConfig
-from .inputs import add_padding
 from .models import Loading, load_models, takes_loading
 from .options import (
     Base,
@@ -136,7 +135,6 @@ def _local(base: str | None, pilot: str | None, batch_size: int, loading: Loadin
     from ..serving.local import LocalAnswerer
 
     pair = load_models(base, pilot, loading=loading)
-    add_padding(pair)
     if base is None:
         return LocalAnswerer(pair, batch_size), "tiny"
     return LocalAnswerer(pair, batch_size), Path(base).resolve().name if Path(base).exists() else base

@@ -51,6 +51,9 @@ WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
 MOST_STOPS = 4
 """Most stop strings of a request, as in OpenAI's API."""
 
+LONGEST_STOP = 1000
+"""Most characters of a stop string: so many at the end of the answer are compared after each token."""
+
 LEAST_TEMPERATURE = 1e-6
 """Least temperature above 0: logits that are divided by a smaller one may overflow."""
 
@@ -221,8 +224,10 @@ def _seed(name: str, value: Any) -> int:
 
 def _stop_strings(name: str, value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(stop, str) and stop for stop in stops):
-        raise WSDValueError(f"{name}={reprlib.repr(value)}: must be a text, or a list of at most {MOST_STOPS} texts")
+    texts = isinstance(stops, list) and all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops)
+    if not texts or len(stops) > MOST_STOPS:
+        rule = f"a text of at most {LONGEST_STOP:,} characters, or a list of at most {MOST_STOPS}"
+        raise WSDValueError(f"{name}={reprlib.repr(value)}: must be {rule}")
     return tuple(stops)
 
 
