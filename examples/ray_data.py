@@ -2,8 +2,8 @@
 
 python examples/ray_data.py PROMPTS.jsonl OUT    needs the extra ray: pip install "wsd_hf[ray]"
 
-A line of prompts is `{"id": ..., "prompt": ...}`. The answers are JSON files in the folder OUT, which several machines must share, as
-must PROMPTS. The same command goes on with a run that was stopped: the ids that have an answer are kept in OUT.ids.
+A line of prompts is `{"id": ..., "prompt": ...}`. The answers are JSON files in the folder OUT; several machines must share it,
+and PROMPTS. The same command goes on with a run that was stopped: OUT.ids holds the ids that have an answer.
 """
 
 import sys
