@@ -144,7 +144,7 @@ def test_errors_have_the_rank(make: Callable[[str], Run]) -> None:
 # Killed, and at once
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.sweep)])
 def test_a_killed_rank_is_made_up_for(make: Callable[[str], Run], whole: Any, stride: int, tried: Any) -> None:
     launches = [[0, 1], [0], [0, 2, 1], [0, 1, 3, 2]]
     for before in ([], [0]):  # the last process merges, so it is killed there too
@@ -162,12 +162,12 @@ def test_a_killed_rank_is_made_up_for(make: Callable[[str], Run], whole: Any, st
             check(run, whole)
             tried("ranks killed")
             step += stride
-        assert step >= 3 * stride
+        assert step >= 2 * stride
 
 
 @pytest.mark.parametrize("of", [2, 4])
 def test_ranks_at_once(make: Callable[[str], Run], whole: Any, of: int, tmp_path: Path, tried: Any) -> None:
-    for turn in range(4):
+    for turn in range(2):
         run = make(f"at once {turn}")
 
         def work(rank: int, run: Run = run, turn: int = turn) -> None:
@@ -347,7 +347,7 @@ def command(name: str, questions: Path, out: Path) -> list[str]:
     return [name, *own, *length, *COMMANDS[name]]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["make-pairs", "diagnose", "answers"])  # that is the launcher's, below
 def test_ranks_of_the_shipped_pair_write_what_one_process_writes(name: str, questions: Path, tmp_path: Path) -> None:
     def run(out: str, rank: int, of: int) -> Any:
         environment = {"RANK": str(rank), "WORLD_SIZE": str(of)} if of > 1 else {}
@@ -364,12 +364,17 @@ def test_ranks_of_the_shipped_pair_write_what_one_process_writes(name: str, ques
         assert two[file] == expected, file
 
 
-def launched(processes: int, *arguments: str) -> tuple[str, str]:
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0", "--num_processes"],
+}
+
+
+def launched(processes: int, *arguments: str, launcher: str = "torchrun") -> tuple[str, str]:
     """Standard output and error of a launcher's processes, which are ended after some minutes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     process = subprocess.Popen(
-        [*launcher, *arguments],
+        [sys.executable, "-m", *LAUNCHERS[launcher], str(processes), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -385,9 +390,11 @@ def launched(processes: int, *arguments: str) -> tuple[str, str]:
     return out, err
 
 
-def test_a_launcher_starts_the_ranks(questions: Path, tmp_path: Path) -> None:
-    arguments = command("compare", questions, tmp_path / "two")
-    out, err = launched(2, "-m", "wsd_hf", *arguments)
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.sweep)])
+def test_a_launcher_starts_the_ranks(launcher: str, questions: Path, tmp_path: Path) -> None:
+    if launcher == "accelerate":
+        pytest.importorskip("accelerate", reason='no accelerate: pip install "wsd_hf[quantization]"')
+    out, err = launched(2, "-m", "wsd_hf", *command("compare", questions, tmp_path / "two"), launcher=launcher)
     assert out.count("base forwards") == 1
     assert err.count(DONE) == 1
     assert "rank 0: answering 2 at a time: 1 of" in err
