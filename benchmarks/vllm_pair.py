@@ -209,18 +209,17 @@ def difference(one: Sequence[float], other: Sequence[float]) -> float:
 
 async def speed(answer: Answering, chats: Sequence[Messages], at_once: int) -> float:
     """Tokens per second of all answers, with some requests at once."""
-    waiting, tokens = iter(chats), 0
+    waiting, lengths = iter(chats), list[int]()
 
     async def work() -> None:
-        nonlocal tokens
         for chat in waiting:
-            tokens += await answer(chat)
+            lengths.append(await answer(chat))
 
     begin = time.perf_counter()
     async with anyio.create_task_group() as group:
         for _ in range(at_once):
             group.start_soon(work)
-    return tokens / (time.perf_counter() - begin)
+    return sum(lengths) / (time.perf_counter() - begin)
 
 
 async def throughput(

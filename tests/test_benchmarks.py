@@ -161,3 +161,22 @@ def test_the_real_pair_behind_servers_equals_one_process(capsys: pytest.CaptureF
     assert "24 of 24" in capsys.readouterr().out
     assert vllm_pair.difference([-1.0, -2.0], [-1.0, -2.5]) == 0.5
     assert vllm_pair.difference([-1.0], [-1.0, -2.5]) == float("inf")
+
+
+def test_tokens_of_all_requests_at_once_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import anyio
+    import vllm_pair
+
+    most, answering = 0, 0
+
+    async def answer(chat: list[dict[str, str]]) -> int:
+        nonlocal most, answering
+        answering += 1
+        most = max(most, answering)
+        await anyio.lowlevel.checkpoint()
+        answering -= 1
+        return len(chat)
+
+    monkeypatch.setattr(vllm_pair, "time", type("Time", (), {"perf_counter": staticmethod(iter([10.0, 12.0]).__next__)}))
+    assert anyio.run(vllm_pair.speed, answer, [[{}] * length for length in (1, 2, 3, 4, 5)], 3) == 7.5
+    assert most == 3
