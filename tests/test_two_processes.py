@@ -14,7 +14,9 @@ import pytest
 import torch
 
 import two_processes
+import wsd_hf
 from every_strategy import world
+from oracle import random_prompt
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch has no gloo"
@@ -143,3 +145,13 @@ def test_tensor_parallel_ranks_that_would_part_are_refused(runs: Runs, words: st
         kind, text = runs.together[rank][name]
         assert kind == "WSDValueError"
         assert message in text
+
+
+def test_zero_3_goes_step_by_step_in_several_processes(base: Any, pilot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gathers weights ahead, by the modules that have run before; copies of them would put ranks out of step."""
+    monkeypatch.setattr("wsd_hf.engine.supported.process_count", lambda: 2)
+    monkeypatch.setattr("wsd_hf.engine.supported.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(
+        wsd_hf.WSDValueError, match=r"wsd_engine='fast' cannot serve this call: the base is sharded by DeepSpeed's"
+    ):
+        base.generate(random_prompt(0, 6), strategy="wsd", assistant_model=pilot, wsd_engine="fast", max_new_tokens=4)

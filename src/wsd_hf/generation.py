@@ -62,6 +62,9 @@ class WSDGenerationMixin(GenerationMixin):
             tokenizer: the base's; needed for `stop_strings`, and together with the pilot's where the vocabularies differ: equal
                 widths without tokenizers count as one vocabulary.
             assistant_tokenizer: of the small models. Its EOS ends a draft, beside those of the pilot's generation config.
+            synced_gpus: in several processes, whether all ranks run the forwards of all models of the call together, so that
+                their work may be unequal; None: of the models whose weights are sharded (FSDP, DeepSpeed ZeRO-3). False: of
+                none, for ranks whose work is the same.
             **kwargs: settings of the strategy (`wsd_threshold`, `nudging_threshold`, `beta`, ...: see its settings object), and
                 the arguments of transformers' `generate`.
 
@@ -72,7 +75,8 @@ class WSDGenerationMixin(GenerationMixin):
 
         Raises:
             WSDValueError: an unknown strategy or keyword, a keyword that would have no effect, an illegal setting, models or
-                prompts that do not go together, beam search and other modes that cannot work; before any forward.
+                prompts that do not go together, beam search and other modes that cannot work, ranks of a tensor-parallel model
+                that were given different calls; before any forward.
             WSDLogitsError: NaN or +inf in a model's logits, or -inf in all of them.
         """
         generate = super().generate

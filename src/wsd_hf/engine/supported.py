@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessor, PretrainedConfig, PreTrainedModel, StoppingCriteria
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .. import _compat
 from ..text.stop_strings import StopStrings
@@ -17,6 +18,7 @@ from .cache import LAYER_TYPES
 from .call import Call
 from .cancelled import Cancelled
 from .checks import context_size, rotary
+from .ranks import process_count
 from .recurrent_support import is_recurrent, recurrent_self_test
 from .sampling import SAMPLING_WARPERS
 from .self_test import failed_self_test
@@ -87,6 +89,8 @@ def unsupported_model(name: str, model: PreTrainedModel) -> str | None:
         return f"the {name} has its inputs prepared in a way of its own"
     if attention not in MASKED and not has_twin(model):
         return f"the {name} uses {attention!r} attention: load it with attn_implementation='sdpa'"
+    if process_count() > 1 and is_deepspeed_zero3_enabled():
+        return f"the {name} is sharded by DeepSpeed's ZeRO-3, which gathers weights for a model's modules, not for copies"
     if getattr(text, "alibi", False):
         return f"the {name} uses ALiBi, whose positions come from a plain mask"
     if {"dynamic", "longrope"} & _rope_types(text.to_dict().get("rope_parameters")):
