@@ -159,6 +159,8 @@ def test_the_real_pair_behind_servers_equals_one_process(capsys: pytest.CaptureF
         assert row["switched"] > 0
     vllm_pair.show(file)
     assert "24 of 24" in capsys.readouterr().out
+    vllm_pair.show(BENCHMARKS / "results/vllm-throughput.json")
+    assert "0.48 (0.38 to 0.68)" in capsys.readouterr().out
     assert vllm_pair.difference([-1.0, -2.0], [-1.0, -2.5]) == 0.5
     assert vllm_pair.difference([-1.0], [-1.0, -2.5]) == float("inf")
 
