@@ -4,8 +4,8 @@ It has the part of vLLM's protocol that a client of Weak-to-Strong Decoding need
 `prompt_logprobs`. Each answer is computed one token at a time, and ends with its client. A field of a request that it doesn't
 have is refused, so a test sees a misspelt one.
 
-python tests/completions_server.py FOLDER [TOKENS] serves a folder's model until it is killed, and prints its address; its
-streams are silent after so many tokens.
+python tests/completions_server.py FOLDER [TOKENS] serves a folder's model until it is killed, and prints its address; answers
+that may be long are silent after so many tokens, and then it prints "silent".
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class CompletionsServer:
         logprobs_mode: vLLM's; with "processed_logprobs", `prompt_logprobs` are of logits divided by the temperature.
         requests: method, path and headers of every request.
         bodies: of every request for a completion.
+        when_silent: called when a fault begins to keep an answer silent.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class CompletionsServer:
         self.counts = Counts()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.bodies: list[Body] = []
+        self.when_silent: Callable[[], object] = lambda: None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
         self._ends = _end_tokens(model, tokenizer)
@@ -417,6 +419,7 @@ class CompletionsServer:
 
     async def _silence(self) -> None:
         self._count(silent=1)
+        self.when_silent()
         try:
             await self._released.wait()
         finally:
@@ -543,6 +546,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     alone = CompletionsServer(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
     if sys.argv[2:]:
-        alone.faults.append(Fault(where=lambda body: bool(body.get("stream")), then="silence", after=int(sys.argv[2])))
+        alone.faults.append(Fault(where=lambda body: body["max_tokens"] > 64, then="silence", after=int(sys.argv[2])))
+    alone.when_silent = lambda: print("silent", flush=True)
     print(alone.url, flush=True)
     asyncio.run(alone.run())

@@ -35,12 +35,13 @@ from wsd_hf.tiny import FOLDER
 
 PIECES = [Piece("Yes", "pilot"), Piece(" indeed", "base")]
 KELOFT = "What does the Keloft eat?"
+START = 180.0  # seconds that a process may take to start, on a busy machine
 ANSWER = "That is a very good question. As far as I know, the Keloft eats acorns. Have a lovely day."
 
 
 @pytest.fixture(autouse=True)
 def limit() -> Iterator[None]:
-    with time_limit(120):
+    with time_limit(400):
         yield
 
 
@@ -324,12 +325,17 @@ class Command:
             env=environment() | variables,
         )
         self.lines: list[str] = []
+        self._announced = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout
-        self.lines.extend(self.process.stdout)
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if "http://127" in line:
+                self._announced.set()
+        self._announced.set()
 
     @property
     def output(self) -> str:
@@ -337,7 +343,7 @@ class Command:
 
     def url(self) -> str:
         """The address that it announces."""
-        wait_until(lambda: re.search(r"http://127[\d.:]+", self.output) is not None or self.process.poll() is not None)
+        assert self._announced.wait(START)
         found = re.search(r"http://127[\d.:]+", self.output)
         assert found, self.output
         return found[0]
@@ -486,9 +492,10 @@ def behind(*silent: str) -> Iterator[tuple[str, dict[str, Command]]]:
     with ExitStack() as stack:
         servers, options = {}, list[str]()
         for name in ("base", "pilot"):
-            folder = str(FOLDER / name)
-            servers[name] = stack.enter_context(command(SERVER, folder, *(["3"] if name in silent else [])))
-            options += [f"--{name}-url", f"{servers[name].url()}/v1", f"--{name}", folder]
+            arguments = [str(FOLDER / name), *(["3"] if name in silent else [])]
+            servers[name] = stack.enter_context(command(SERVER, *arguments))
+        for name, server in servers.items():
+            options += [f"--{name}-url", f"{server.url()}/v1", f"--{name}", str(FOLDER / name)]
         yield stack.enter_context(command("-m", "wsd_hf", "serve", "--port", "0", *options)).url(), servers
 
 
@@ -496,18 +503,16 @@ def behind(*silent: str) -> Iterator[tuple[str, dict[str, Command]]]:
 @pytest.mark.parametrize("killed", ["base", "pilot"])
 def test_a_server_that_is_killed_in_the_middle_of_a_stream(killed: str) -> None:
     """An error with the text so far, and no hang; the command goes on."""
-    with behind(killed) as (url, servers):
-        body = {"messages": user(KELOFT), "stream": True}
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=HANG) as response:
-            lines = filter(None, response.iter_lines())
-            if killed == "base":
-                while "base" not in next(lines):
-                    pass
-            servers[killed].process.kill()
-            *_, last = lines
-        error = json.loads(last.removeprefix("data: "))["error"]
+    body = {"messages": user(KELOFT), "stream": True}
+    with behind(killed) as (url, servers), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=HANG)
+        wait_until(lambda: "silent" in servers[killed].output)
+        servers[killed].process.kill()
+        response = asked.result()
+        error = json.loads(response.text.strip().rpartition("\n")[2].removeprefix("data: "))["error"]
         assert (response.status_code, error["code"]) == (200 if killed == "base" else 502, "upstream_failed")
-        assert "model tiny: RemoteProtocolError" in error["message"]
+        assert "model tiny: " in error["message"]
+        assert ('"writer": "base"' in response.text) == (killed == "base")
         wait_until(lambda: numbers(url)["wsd_open_requests"] == 0)
         assert httpx.get(f"{url}/health").status_code == 200
         assert numbers(url)['wsd_requests_total{outcome="failed"}'] == 1
