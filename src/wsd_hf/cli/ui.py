@@ -1,0 +1,53 @@
+"""`wsd-hf ui`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from ..errors import WSDValueError
+from ..tiny import demo_questions
+from ..ui.settings import Settings, available
+from .models import Loading, load_models, takes_loading
+from .options import Base, MaxNewTokens, Pilot, Reference, one_line_errors
+
+TINY = (
+    "The shipped pair: two tiny models, trained on one made-up world to show the effect. "
+    "A question from outside of it gets nonsense."
+)
+
+
+@takes_loading
+def ui(
+    base: Base = None,
+    pilot: Pilot = None,
+    reference: Reference = None,
+    max_new_tokens: MaxNewTokens = 256,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen at. Default: the first free one from 7860.", min=1, max=65535)
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="Also open a public tunnel, by gradio's servers.")] = False,
+    *,
+    loading: Loading,
+) -> None:
+    """A page on which the pair answers while you watch: who writes, how sure the base is, and where it takes over."""
+    with one_line_errors():
+        if importlib.util.find_spec("gradio") is None:
+            raise WSDValueError('the page needs gradio: pip install "wsd_hf[ui]"')
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while it is imported, too
+        from ..serving.local import LocalAnswerer
+        from ..ui.app import build
+        from ..ui.launch import launch
+
+        pair = load_models(base, pilot, reference, loading=loading)
+        start, about, examples = Settings(max_tokens=max_new_tokens), f"Base {base}, pilot {pilot}", []
+        if base is None:
+            start, about = replace(start, slow=True), TINY
+            examples = [question["messages"][-1]["content"] for question in demo_questions()[:3]]
+        page = build(LocalAnswerer(pair), available(pair), start, about, examples)
+        launch(page, host=host, port=port, share=share)
