@@ -82,12 +82,12 @@ def _card(answer: Answer, settings: Settings) -> str:
 
 
 def _span(piece: Shown) -> str:
-    return f'<span class="token {piece.look}" data-trace="{html_text(_tooltip(piece))}">{html_text(piece.text)}</span>'
+    return f'<span class="token {piece.look}" data-trace="{_tooltip(piece)}">{html_text(piece.text)}</span>'
 
 
 def _tooltip(piece: Shown) -> str:
     values = {"probability": piece.probability, "confidence": piece.confidence}
-    return "\n".join([piece.writer, *(f"{name} {value:.2f}" for name, value in values.items() if value is not None)])
+    return "&#10;".join([piece.writer, *(f"{name} {value:.2f}" for name, value in values.items() if value is not None)])
 
 
 def _trace(pieces: Sequence[Shown]) -> str:
