@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from typing import Any
@@ -140,7 +140,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
             button.click(save, talk, file, **quiet).then(None, file, None, js=SAVE)
         gr.on([threshold.change, window.change], handlers.look, [talk, threshold, window], curve, queue=False, **quiet)
         gr.on([part.change for part in settings], None, settings, None, js=ADDRESS.replace("START", json.dumps(start.texts())))
-        page.load(handlers.from_address(start), None, [*settings, question], **quiet)
+        page.load(handlers.from_address(start), None, [*settings, question, state], **quiet)
     return page
 
 
@@ -185,7 +185,7 @@ class Handlers:
         """Answers a question; changes of the page."""
         parts = self._parts
         if talk.busy or not question.strip():
-            yield {}
+            yield {parts.question: gr.skip()}
             return
         try:
             settings = _settings(given)
@@ -242,21 +242,23 @@ class Handlers:
         """The conversation as a page."""
         return {"name": "wsd.html", "type": "text/html", "text": as_html(talk.turns, talk.threshold, talk.window_size)}
 
-    def from_address(self, start: Settings) -> Any:
-        """Handler that reads the settings and a question from the page's address."""
+    def from_address(self, start: Settings) -> Callable[[gr.Request], dict[Any, Any]]:
+        """Handler that takes the settings and a question from the page's address, and leaves the rest as it is by then."""
 
-        def load(request: gr.Request) -> list[Any]:
+        def load(request: gr.Request) -> dict[Any, Any]:
             settings, faults = start.with_query(request.query_params)
             for fault in faults:
                 gr.Warning(html_text(fault))
-            values = [getattr(settings, field.name) for field in fields(settings)]
-            return [*(list(value) if isinstance(value, tuple) else value for value in values), _question(request)]
+            changed: dict[Any, Any] = {self._parts.status: "Ready."}
+            for field, part in zip(fields(settings), self._parts.settings, strict=True):
+                value = getattr(settings, field.name)
+                if value != getattr(start, field.name):
+                    changed[part] = list(value) if isinstance(value, tuple) else value
+            if "question" in request.query_params:
+                changed[self._parts.question] = request.query_params["question"]
+            return changed
 
         return load
-
-
-def _question(request: gr.Request) -> str:
-    return str(request.query_params.get("question", ""))
 
 
 def _settings(given: Sequence[Any]) -> Settings:

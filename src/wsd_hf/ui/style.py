@@ -74,6 +74,7 @@ PAGE = f"""
 .dark {{ {_variables(DARK)} }}
 {_SHADES}
 .gradio-container .base-0 {{ background: {BASE_COLOUR}; color: {INK}; }}
+body {{ background: var(--page) !important; }}
 .gradio-container {{ max-width: 84rem !important; margin: 0 auto !important; }}
 .gradio-container :focus-visible {{ outline: 3px solid var(--accent) !important; outline-offset: 2px; }}
 .gradio-container .form {{ gap: 1rem; overflow: visible; background: none; border: 0; }}
