@@ -81,7 +81,22 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def served(browser: Any) -> Iterator[Stage]:
+def looked_up() -> Iterator[set[str]]:
+    """Hosts whose addresses this process looks up while the page is made and served."""
+    hosts: set[str] = set()
+    look_up = socket.getaddrinfo
+
+    def noted(host: Any, *arguments: Any, **options: Any) -> Any:
+        hosts.add(host.decode() if isinstance(host, bytes) else str(host))
+        return look_up(host, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", noted)
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def served(browser: Any, looked_up: set[str]) -> Iterator[Stage]:
     stage = Stage()
     page = build(stage, available(stage.pair), Settings(max_tokens=64), "The shipped pair", [KELOFT, QUIBIME])
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -268,9 +283,8 @@ def test_all_of_the_page_fits_its_window_and_can_be_read(browser: Any, stage: St
         assert len(texts) > 40
         faint = {text: round(ratio, 2) for text, *pair in texts if (ratio := contrast(*map(channels, pair))) < 4.5}
         assert faint == {}
-        assert (luminance(channels(page.evaluate("getComputedStyle(document.body).backgroundColor"))) < 0.1) == (
-            scheme == "dark"
-        )
+        body = channels(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert (luminance(body) < 0.1) == (scheme == "dark")
 
 
 def test_an_answer_is_copied_saved_and_linked_to(browser: Any, stage: Stage) -> None:
@@ -298,9 +312,10 @@ def test_an_answer_is_copied_saved_and_linked_to(browser: Any, stage: Stage) -> 
         assert shown.messages == []
 
 
-def test_a_failure_is_a_message_on_the_page(browser: Any, stage: Stage) -> None:
+def test_a_failure_is_a_message_on_the_page(browser: Any, stage: Stage, looked_up: set[str]) -> None:
     with visit(browser, stage) as shown:
         ask(shown.page, "What? " * 600)
         wait_for_text(shown.page, ".fault", "the prompt of the base has")
         shown.page.get_by_role("button", name="Retry").wait_for()
         assert "Traceback" not in shown.page.content()
+        assert looked_up <= {"127.0.0.1", "localhost"}, "the server reports nothing to anyone"

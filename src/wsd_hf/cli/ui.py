@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import replace
 from typing import Annotated
 
@@ -39,7 +38,6 @@ def ui(
     with one_line_errors():
         if importlib.util.find_spec("gradio") is None:
             raise WSDValueError('the page needs gradio: pip install "wsd_hf[ui]"')
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while it is imported, too
         from ..serving.local import LocalAnswerer
         from ..ui.app import build
         from ..ui.launch import launch

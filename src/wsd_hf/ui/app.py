@@ -24,8 +24,7 @@ REQUESTS = 64
 LEGEND = """<ul class="legend"><li><i class="l-bar"></i>probability of a drafted token</li>
 <li><i class="l-line"></i>confidence</li><li><i class="l-dash"></i>threshold</li></ul>"""
 
-HINT = """<p class="note">Moving these shows at once where the base would have taken over in this draft; no model runs.
-Retry asks the models again with them.</p>"""
+HINT = '<p class="note">No model runs while you move these. Retry answers again with them.</p>'
 
 ADDRESS = """(...values) => {
   const query = new URLSearchParams(location.search);
@@ -112,7 +111,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
                     names = ("Retry", "Copy", "Copy link", "Save as JSON", "Save as HTML", "New chat")
                     retry, copy, link, data, html, clear = (gr.Button(name, size="sm") for name in names)
                 choices = [(HEADINGS[method], method) for method in methods]
-                beside = gr.CheckboxGroup(choices, value=list(start.methods), label="Side by side with")
+                beside = gr.CheckboxGroup(choices, value=list(start.methods), label="Side by side with", elem_id="beside")
                 with gr.Accordion("Settings", open=False):
                     controls = [beside, *_controls(start)]
             with gr.Column(scale=2, min_width=300, elem_id="panel"):
@@ -146,7 +145,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
 
 def _head(about: str) -> str:
     keys = (
-        '<span class="key pilot-1">orange</span> was written by the pilot, the darker the less the base expected it; '
+        '<span class="key pilot-1">Orange</span> was written by the pilot, the darker the less the base expected it; '
         '<span class="key base-0">blue</span> by the base.'
     )
     return f"<h1>Weak-to-Strong Decoding</h1><p>{html_text(about)}</p><p>{keys}</p>"
@@ -157,7 +156,7 @@ def _controls(start: Settings) -> list[Any]:
     return [
         gr.Slider(*LIMITS["max_tokens"], start.max_tokens, step=1, label="Most tokens in an answer"),
         gr.Slider(*LIMITS["temperature"], start.temperature, step=0.05, label="Temperature (0: greedy)"),
-        gr.Number(start.seed, label="Seed (empty: a new sample each time)", precision=0),
+        gr.Textbox("" if start.seed is None else str(start.seed), label="Seed (empty: a new sample each time)"),
         gr.Textbox(start.system, label="System message", lines=1, max_lines=6),
         gr.Checkbox(start.slow, label="Slow motion"),
     ]
@@ -253,7 +252,7 @@ class Handlers:
             for field, part in zip(fields(settings), self._parts.settings, strict=True):
                 value = getattr(settings, field.name)
                 if value != getattr(start, field.name):
-                    changed[part] = list(value) if isinstance(value, tuple) else value
+                    changed[part] = list(value) if isinstance(value, tuple) else str(value) if field.name == "seed" else value
             if "question" in request.query_params:
                 changed[self._parts.question] = request.query_params["question"]
             return changed
@@ -264,5 +263,7 @@ class Handlers:
 def _settings(given: Sequence[Any]) -> Settings:
     """Settings of the values of their components."""
     values = dict(zip((field.name for field in fields(Settings)), given, strict=True))
-    whole = {name: None if values[name] is None else int(values[name]) for name in ("window_size", "max_tokens", "seed")}
+    if values["seed"] and not values["seed"].isdecimal():
+        raise WSDValueError(f"seed={values['seed']}: must be a whole number, or empty")
+    whole = {name: int(values[name]) if values[name] else None for name in ("window_size", "max_tokens", "seed")}
     return Settings(**values | whole | {"methods": tuple(values["methods"])})

@@ -20,7 +20,8 @@ ANSWERS = f"""
 .turn {{ margin: 0 0 1.25rem; }}
 .question {{ width: fit-content; max-width: 85%; margin: 0 0 .75rem auto; padding: .5rem .85rem; white-space: pre-wrap;
   overflow-wrap: anywhere; border-radius: 1rem 1rem .25rem 1rem; color: var(--text); background: var(--surface); }}
-.answers {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); gap: .75rem; }}
+.answers {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); align-items: start;
+  gap: .75rem; }}
 .answer {{ position: relative; min-width: 0; padding: .75rem 1rem; border: 1px solid var(--line); border-radius: .6rem;
   background: var(--page); }}
 .answer h3 {{ margin: 0 0 .4rem; font-size: .8rem; font-weight: 600; color: var(--muted); }}
@@ -39,9 +40,11 @@ ANSWERS = f"""
 @media (prefers-reduced-motion: reduce) {{ .caret {{ animation: none; }} }}
 details {{ margin-top: .4rem; font-size: .85rem; }}
 summary {{ width: fit-content; cursor: pointer; color: var(--accent); }}
-details table {{ display: block; max-height: 16rem; margin-top: .4rem; overflow: auto; border-collapse: collapse;
-  color: var(--text); }}
-details th, details td {{ padding: .15rem .75rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums; }}
+details table {{ display: block; max-height: 16rem; margin: .4rem 0 0; overflow: auto; border-collapse: collapse;
+  border: 0 !important; color: var(--text); }}
+details tr {{ border: 0 !important; }}
+details th, details td {{ padding: .15rem .75rem .15rem 0 !important; border: 0 !important; text-align: left;
+  font-variant-numeric: tabular-nums; background: none; }}
 details th {{ font-weight: 600; color: var(--muted); }}
 
 .curve {{ display: block; width: 100%; height: auto; }}
@@ -58,7 +61,8 @@ details th {{ font-weight: 600; color: var(--muted); }}
 .curve circle.switch {{ fill: var(--base); stroke: var(--page); stroke-width: 2; }}
 .verdict {{ margin: .5rem 0 0; line-height: 1.5; color: var(--text); }}
 .draft {{ margin-top: .5rem; font-size: .9rem; }}
-.draft .bar {{ padding: 0 .1em; font-weight: 900; color: var(--base); }}
+.draft .bar {{ display: inline-block; width: 3px; height: 1.3em; margin: 0 1px; overflow: hidden; border-radius: 2px;
+  vertical-align: text-bottom; color: var(--base); background: var(--base); }}
 .rest {{ color: var(--muted); }}
 .legend {{ display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: 0; padding: 0; list-style: none; font-size: .8rem;
   color: var(--muted); }}
@@ -74,16 +78,19 @@ PAGE = f"""
 .dark {{ {_variables(DARK)} }}
 {_SHADES}
 .gradio-container .base-0 {{ background: {BASE_COLOUR}; color: {INK}; }}
+{ANSWERS}
 body {{ background: var(--page) !important; }}
 .gradio-container {{ max-width: 84rem !important; margin: 0 auto !important; }}
 .gradio-container :focus-visible {{ outline: 3px solid var(--accent) !important; outline-offset: 2px; }}
 .gradio-container .form {{ gap: 1rem; overflow: visible; background: none; border: 0; }}
-.gradio-container .form .block {{ overflow: visible; }}
 .dark input[type=range] {{ --neutral-200: var(--line); }}
 #head h1 {{ margin: 0; font-size: 1.4rem; font-weight: 650; color: var(--text); }}
 #head p {{ margin: .2rem 0 0; font-size: .9rem; line-height: 1.5; color: var(--muted); }}
 .key {{ padding: 0 .35em; border-radius: 3px; }}
-#composer {{ align-items: flex-end; gap: .5rem; flex-wrap: nowrap; }}
+#beside label {{ padding: .3rem .6rem; font-size: .85rem; }}
+#composer {{ position: sticky; bottom: 0; z-index: 5; flex-wrap: nowrap; align-items: flex-end; gap: .5rem;
+  padding: .5rem 0; background: var(--page); }}
+#composer .block, .form .block {{ overflow: visible !important; }}
 #composer textarea, #composer button {{ min-height: 2.8rem; border-radius: .5rem; }}
 #composer textarea {{ padding: .6rem .8rem; font-size: 1rem; line-height: 1.5; }}
 .quiet {{ gap: .4rem !important; }}
@@ -91,15 +98,16 @@ body {{ background: var(--page) !important; }}
   border-radius: 1rem; font-size: .85rem; font-weight: 500; color: var(--text); background: var(--page); }}
 .quiet button:hover {{ background: var(--surface); }}
 
-#turns:has(.turn) {{ min-height: 8rem; }}
+#turns:not(:has(.turn)) {{ display: none; }}
 #panel {{ gap: .75rem; padding: 1rem 1.25rem 1.25rem; border: 1px solid var(--line); border-radius: .6rem; }}
 #panel h2 {{ margin: 0; font-size: 1.05rem; font-weight: 650; color: var(--text); }}
 #status {{ position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }}
 @media (min-width: 900px) {{ #panel {{ position: sticky; top: 1rem; align-self: flex-start; }} }}
+@media (min-width: 601px) {{ #panel .token:hover::after {{ left: auto; right: 0; }} }}
 @media (max-width: 600px) {{
   #panel {{ position: relative; }}
   .token {{ position: static; }}
-  .token:hover::after {{ left: auto; right: .75rem; top: .5rem; }}
+  .token:hover::after {{ left: auto; right: 0; top: auto; bottom: calc(100% + 4px); max-width: none; white-space: normal; }}
 }}
-{ANSWERS}"""
+"""
 """The whole page, whose frame is gradio's: dark in a dark system."""
