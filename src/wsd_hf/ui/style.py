@@ -61,8 +61,8 @@ details th {{ font-weight: 600; color: var(--muted); }}
 .curve circle.switch {{ fill: var(--base); stroke: var(--page); stroke-width: 2; }}
 .verdict {{ margin: .5rem 0 0; line-height: 1.5; color: var(--text); }}
 .draft {{ margin-top: .5rem; font-size: .9rem; }}
-.draft .bar {{ display: inline-block; width: 3px; height: 1.3em; margin: 0 1px; overflow: hidden; border-radius: 2px;
-  vertical-align: text-bottom; color: var(--base); background: var(--base); }}
+.draft .bar {{ display: inline-block; width: 3px; height: 1.3em; margin: 0 1px; border-radius: 2px;
+  vertical-align: text-bottom; background: var(--base); }}
 .rest {{ color: var(--muted); }}
 .legend {{ display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: 0; padding: 0; list-style: none; font-size: .8rem;
   color: var(--muted); }}

@@ -156,5 +156,5 @@ def _draft(found: Recording, window_size: int, switch: int | None) -> str:
         else:
             kept += _span(look)
         drafted += len(piece.log_probs)
-    bar = '<b class="bar" aria-label="The base takes over.">│</b>' if switch is not None else ""
+    bar = '<b class="bar" role="img" aria-label="The base takes over."></b>' if switch is not None else ""
     return f'<p class="draft text">{kept}{bar}<span class="rest">{rest}</span></p>'
