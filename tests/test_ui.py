@@ -187,7 +187,7 @@ def test_a_draft_that_was_cut_by_its_switch_does_not_show_a_later_one() -> None:
     assert verdict(found, 0.9, 1) == "At 0.9 over 1 token the base takes over after 3 tokens."
     assert verdict(found, 0.4, 1) == "At 0.4 over 1 token the base takes over after 2 tokens."
     assert verdict(found, 0.01, 1) == "At 0.01 over 1 token the base takes over after 1 token."
-    assert "not take over within this draft of 3 tokens; ask again" in verdict(found, 0.99, 1)
+    assert "not take over within this draft of 3 tokens; Retry" in verdict(found, 0.99, 1)
     assert "never takes over: the draft of 3 tokens is kept whole" in verdict(recording(turn(*WRITTEN, DONE)), 0.99, 1)
     growing = Turn("", Settings(), [Answer("wsd", WRITTEN[:2])])
     assert "has not taken over yet, after 2 drafted tokens" in verdict(recording(growing), 0.99, 1)
@@ -317,6 +317,16 @@ def test_the_draft_has_a_bar_where_the_base_takes_over() -> None:
         shown = ["|" if part.get("role") == "img" else "".join(part.itertext()) for part in draft]
         assert "".join(shown) == kept + rest
     assert "Ask something" in panel(None, 0.8, 6)
+
+
+def test_of_a_long_draft_the_places_around_the_switch_are_shown() -> None:
+    pieces = [Piece(f" {number}", "pilot", (math.log(0.9 if number == 30 else 0.1),)) for number in range(1, 61)]
+    found = turn(*pieces, DONE)
+    draft = ElementTree.fromstring(f"<x>{panel(found, 0.8, 1)}</x>").find(".//p[@class='draft text']")
+    assert draft is not None
+    numbers = [word for word in "".join(draft.itertext()).split() if word != "…"]
+    assert numbers == [str(number) for number in range(15, 39)]
+    assert "confidence reached 0.90 at most" in texts(panel(found, 0.95, 1))
 
 
 # Files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,9 +43,15 @@ def ui(
         from ..ui.launch import launch
 
         pair = load_models(base, pilot, reference, loading=loading)
-        start, about, examples = Settings(max_tokens=max_new_tokens), f"Base {base}, pilot {pilot}", []
-        if base is None:
-            start, about = replace(start, slow=True), TINY
+        if base is None or pilot is None:
+            start, about = Settings(max_tokens=max_new_tokens, slow=True), TINY
             examples = [question["messages"][-1]["content"] for question in demo_questions()[:3]]
+        else:
+            start, about, examples = Settings(max_tokens=max_new_tokens), f"{_name(base)} with the pilot {_name(pilot)}", []
         page = build(LocalAnswerer(pair), available(pair), start, about, examples)
         launch(page, host=host, port=port, share=share)
+
+
+def _name(model: str) -> str:
+    """The name of a model for readers of the page, who need no path of this machine."""
+    return Path(model).resolve().name if Path(model).exists() else model

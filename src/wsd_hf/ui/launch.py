@@ -43,11 +43,17 @@ COLOURS = {
 """Names of gradio's colours, and of those of `pages` that take their place."""
 
 LOADED = """() => {
-  const status = document.getElementById("status");
+  const status = document.getElementById("status"), turns = document.getElementById("turns");
   status.setAttribute("role", "status");
   status.setAttribute("aria-live", "polite");
+  let shown = 0;
+  new MutationObserver(() => {
+    const all = turns.querySelectorAll(".turn");
+    if (all.length > shown) all[all.length - 1].scrollIntoView({block: "nearest"});
+    shown = all.length;
+  }).observe(turns, {childList: true, subtree: true});
 }"""
-"""Lets screen readers hear the state of an answer."""
+"""Lets screen readers hear the state of an answer, and brings each new turn into view."""
 
 
 def launch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..strategies.wsd.switch import confidence, switch_index
@@ -48,8 +49,10 @@ def verdict(found: Recording, threshold: float, window_size: int) -> str:
     index, drafted = found.switch(threshold, window_size), len(found.log_probs)
     if index is not None:
         return f"{settings} the base takes over after {index} token{'' if index == 1 else 's'}."
+    highest = max((value for value in found.confidences(window_size) if not math.isnan(value)), default=None)
+    reached = "" if highest is None else f" Its confidence reached {highest:.2f} at most."
     if not found.answer.over:
-        return f"{settings} the base has not taken over yet, after {drafted} drafted tokens."
+        return f"{settings} the base has not taken over yet, after {drafted} drafted tokens.{reached}"
     if found.whole:
-        return f"{settings} the base never takes over: the draft of {drafted} tokens is kept whole."
-    return f"{settings} the base does not take over within this draft of {drafted} tokens; ask again to see where it would."
+        return f"{settings} the base never takes over: the draft of {drafted} tokens is kept whole.{reached}"
+    return f"{settings} the base does not take over within this draft of {drafted} tokens; Retry shows where it would.{reached}"

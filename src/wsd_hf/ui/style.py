@@ -17,7 +17,7 @@ _SHADES = "\n".join(
 
 ANSWERS = f"""
 .both-0 {{ background: var(--surface); color: var(--text); }}
-.turn {{ margin: 0 0 1.25rem; }}
+.turn {{ margin: 0 0 1.25rem; scroll-margin: 1rem 0 6rem; }}
 .question {{ width: fit-content; max-width: 85%; margin: 0 0 .75rem auto; padding: .5rem .85rem; white-space: pre-wrap;
   overflow-wrap: anywhere; border-radius: 1rem 1rem .25rem 1rem; color: var(--text); background: var(--surface); }}
 .answers {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); align-items: start;
@@ -60,7 +60,7 @@ details th {{ font-weight: 600; color: var(--muted); }}
 .curve line.switch {{ stroke: var(--base); stroke-width: 1.5; }}
 .curve circle.switch {{ fill: var(--base); stroke: var(--page); stroke-width: 2; }}
 .verdict {{ margin: .5rem 0 0; line-height: 1.5; color: var(--text); }}
-.draft {{ margin-top: .5rem; font-size: .9rem; }}
+.draft {{ min-height: 3.5em; margin-top: .5rem; font-size: .9rem; }}
 .draft .bar {{ display: inline-block; width: 3px; height: 1.3em; margin: 0 1px; border-radius: 2px;
   vertical-align: text-bottom; background: var(--base); }}
 .rest {{ color: var(--muted); }}
@@ -80,7 +80,7 @@ PAGE = f"""
 .gradio-container .base-0 {{ background: {BASE_COLOUR}; color: {INK}; }}
 {ANSWERS}
 body {{ background: var(--page) !important; }}
-.gradio-container {{ max-width: 84rem !important; margin: 0 auto !important; }}
+.gradio-container {{ max-width: 84rem !important; margin: 0 auto !important; overflow: clip !important; }}
 .gradio-container :focus-visible {{ outline: 3px solid var(--accent) !important; outline-offset: 2px; }}
 .gradio-container .form {{ gap: 1rem; overflow: visible; background: none; border: 0; }}
 .dark input[type=range] {{ --neutral-200: var(--line); }}

@@ -23,6 +23,10 @@ REASONS = {
 """Ends of drafts other than a switch, in words."""
 
 
+BEFORE, AFTER = 16, 8
+"""Drafted tokens that the panel shows before the switch and after it."""
+
+
 class Shown(NamedTuple):
     """A piece of an answer as the page shows it."""
 
@@ -114,7 +118,7 @@ def note(answer: Answer, settings: Settings) -> str:
     end = answer.end
     if end is None:
         if not answer.pieces:
-            return "waiting for its turn"
+            return "waiting"
         return "the pilot is writing" if answer.pieces[-1].writer == "pilot" else "the base is writing"
     total, cut = end.pilot_tokens + end.base_tokens, ", cut at the limit" if end.finish_reason == "length" else ""
     if answer.method in ("base", "pilot") or (answer.pieces and answer.pieces[-1].writer is None):
@@ -145,16 +149,18 @@ def panel(turn: Turn | None, threshold: float, window_size: int) -> str:
 
 
 def _draft(found: Recording, window_size: int, switch: int | None) -> str:
-    """The recorded draft, with a bar where the base takes over."""
-    kept = rest = ""
+    """The recorded draft around the place where the base takes over, or its end."""
+    pieces: list[tuple[int, Shown]] = []  # with the number of drafted tokens before each
     drafted = 0
     for piece, look in zip(found.answer.pieces, shown(found.answer, window_size), strict=True):
-        if not piece.log_probs and drafted == len(found.log_probs):
-            break
-        if switch is not None and drafted >= switch:
-            rest += html_text(piece.text)
-        else:
-            kept += _span(look)
+        if drafted < len(found.log_probs):
+            pieces.append((drafted, look))
         drafted += len(piece.log_probs)
+    end = len(found.log_probs) if switch is None else switch
+    kept = [look for before, look in pieces if max(end - BEFORE, 0) <= before < end]
+    rest = [look for before, look in pieces if end <= before < end + AFTER]
     bar = '<b class="bar" role="img" aria-label="The base takes over."></b>' if switch is not None else ""
-    return f'<p class="draft text">{kept}{bar}<span class="rest">{rest}</span></p>'
+    return (
+        f'<p class="draft text">{"… " if end > BEFORE else ""}{"".join(map(_span, kept))}{bar}'
+        f'<span class="rest">{html_text("".join(look.text for look in rest))}{" …" if drafted > end + AFTER else ""}</span></p>'
+    )
