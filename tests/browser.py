@@ -75,14 +75,14 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, file: Path, width: int = WIDE, scheme: str = "light") -> Iterator[Opened]:
-    """A page from a file, in a window of some width in pixels, in a light or dark system."""
+def opened(browser: Any, place: Path | str, width: int = WIDE, scheme: str = "light") -> Iterator[Opened]:
+    """A page from a file or an address, in a window of some width in pixels, in a light or dark system."""
     window = {"viewport": {"width": width, "height": 800}, "device_scale_factor": 2 if width == NARROW else 1}
     page = browser.new_page(**window, color_scheme=scheme)
     found = Opened(page)
     page.on("console", lambda message: found.messages.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: found.messages.append(str(error)))
     page.on("request", lambda request: found.requests.append(request.url))
-    page.goto(file.as_uri())
+    page.goto(place if isinstance(place, str) else place.as_uri())
     yield found
     page.close()

@@ -27,7 +27,7 @@ FLOORS = [
     "tiny",
     "pair",
 ]
-FLOORS += ["remote", "serving", "integrations", "bundle", "comparison", "diagnosis", "training", "cli", "__main__"]
+FLOORS += ["remote", "serving", "ui", "integrations", "bundle", "comparison", "diagnosis", "training", "cli", "__main__"]
 """Modules and folders at the top level, each of which imports only those before it."""
 
 MODULES = {

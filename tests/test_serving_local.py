@@ -57,10 +57,10 @@ class Held:
         put, generate = local._BatchStreamer.put, Pair.generate
         tokens = 0
 
-        def held(streamer: Any, value: Any, by_pilot: Any = None) -> None:
+        def held(streamer: Any, value: Any, *written: Any) -> None:
             nonlocal tokens
-            put(streamer, value, by_pilot)
-            tokens += by_pilot is not None
+            put(streamer, value, *written)
+            tokens += bool(written)
             if tokens == after:
                 self.begun.set()
                 assert self.go_on.wait(HANG)
@@ -299,11 +299,11 @@ def test_a_request_that_cannot_be_answered_leaves_the_others_alone(url: str) -> 
 def test_a_batch_that_fails_in_the_middle_repeats_no_answer(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     put, calls = local._BatchStreamer._put, []
 
-    def failing(streamer: Any, row: int, token: int, writer: Any) -> None:
+    def failing(streamer: Any, row: int, *token: Any) -> None:
         if len(streamer._rows) > 1 and row == 1 and streamer._rows[0].begun:
             raise RuntimeError("out of memory")
         calls.append(row)
-        put(streamer, row, token, writer)
+        put(streamer, row, *token)
 
     monkeypatch.setattr(local._BatchStreamer, "_put", failing)
 

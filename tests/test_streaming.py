@@ -164,3 +164,68 @@ def test_stop_strings_end_the_stream_at_the_same_token(base: Any, pilot: Any) ->
     out = decode(base, pilot, streamer=streamer, tokenizer=tokenizer, stop_strings=[tokenizer.decode(whole[3:5])])
     assert streamer.tokens == out[0].tolist()
     assert out[0, 6:].tolist() == whole[:5]
+
+
+class Drafts(BaseStreamer):
+    """Keeps the base's log-probabilities of all tokens, by position and row."""
+
+    takes_log_probs = True
+
+    def __init__(self) -> None:
+        self.columns: list[list[float]] = []
+
+    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, log_probs: torch.Tensor | None = None) -> None:
+        if by_pilot is not None:
+            assert log_probs is not None
+            assert log_probs.dtype == torch.float32
+            assert torch.equal(log_probs.isnan(), ~by_pilot)
+            self.columns.append(log_probs.tolist())
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("engine", ["fast", "step"])
+@pytest.mark.parametrize("pilot_name", ["pilot", "pilot_other_vocab"])
+@pytest.mark.parametrize("strategy", ["wsd", "two_way"])
+def test_drafted_tokens_are_streamed_with_the_bases_probabilities(engine: str, pilot_name: str, strategy: str) -> None:
+    pair = wsd_hf.Pair.tiny(pilot_name)
+    inputs = pair.inputs(["What does the Keloft eat?", "Where does the Rundoro live, and what does it look like?"])
+    threshold = {"two_way_handback_threshold": 0} if strategy == "two_way" and engine == "step" else {}
+    streamer = Drafts()
+    settings = {f"{strategy}_threshold": 0.7, f"{strategy}_window_size": 4, f"{strategy}_engine": engine, **threshold}
+    output = pair.generate(inputs, strategy, max_new_tokens=24, streamer=streamer, **settings)
+    width = inputs["input_ids"].shape[1]
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(output.sequences[:, width:])], dim=1)
+    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = pair.base(output.sequences, attention_mask=mask, position_ids=places).logits[:, width - 1 : -1]
+    expected = logits.log_softmax(dim=-1).gather(-1, output.sequences[:, width:, None]).squeeze(-1)
+    streamed = torch.tensor(streamer.columns).T
+    assert 0 < int(output.written_by_pilot.sum()) < output.written_by_pilot.numel()
+    assert torch.equal(~streamed.isnan(), output.written_by_pilot)
+    assert torch.allclose(streamed[output.written_by_pilot], expected[output.written_by_pilot], atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["fast", "step"])
+@pytest.mark.parametrize("pilot_name", ["pilot", "pilot_other_vocab"])
+def test_pieces_carry_the_whole_draft(engine: str, pilot_name: str) -> None:
+    """So that the switch can be found again in what was streamed, at any threshold and window."""
+    pair = wsd_hf.Pair.tiny(pilot_name)
+    pieces: list[tuple[str, Any, tuple[float, ...]]] = []
+    streamer = wsd_hf.WriterStreamer(pair.tokenizer, lambda *piece: pieces.append(piece), log_probs=True)
+    output = pair.generate("What does the Keloft eat?", max_new_tokens=32, streamer=streamer, wsd_engine=engine)
+    draft = [log_prob for _, _, log_probs in pieces for log_prob in log_probs]
+    assert draft == output.draft_log_probs[0].tolist()
+    assert wsd_hf.switch_index(draft) == int(output.switch_index[0]) > 0
+    assert "".join(text for text, _, _ in pieces).strip() == pair.answers(output)[0]
+    assert all(not log_probs for _, writer, log_probs in pieces if writer == "base")
+
+
+@pytest.mark.parametrize("strategy", ["nudging", "product"])
+def test_a_strategy_without_drafts_streams_no_probabilities(strategy: str) -> None:
+    pair = wsd_hf.Pair.tiny()
+    pieces: list[tuple[str, Any, tuple[float, ...]]] = []
+    streamer = wsd_hf.WriterStreamer(pair.tokenizer, lambda *piece: pieces.append(piece), log_probs=True)
+    pair.generate("What does the Keloft eat?", strategy, max_new_tokens=8, streamer=streamer)
+    assert {log_probs for _, _, log_probs in pieces} == {()}

@@ -120,6 +120,36 @@ def test_a_strategy_without_single_writers_gives_neutral_text(tokenizer: PreTrai
     assert pieces == [("Yes", None), (" no", None)]
 
 
+def test_the_probabilities_of_a_token_come_once_with_the_piece_that_it_begins(tokenizer: PreTrainedTokenizerFast) -> None:
+    pieces = Pieces()
+    streamer = WriterStreamer(tokenizer, lambda *piece: pieces.append(piece), log_probs=True)
+    streamer.put(PROMPT)
+    for place, token in enumerate(ids("Yes", ".\n\n", "[", "User", "plain", "\n\n"), start=1):
+        put_tokens(streamer, torch.tensor([token]), torch.tensor([True]), torch.tensor([-float(place)]))
+    assert pieces[:3] == [("Yes", "pilot", (-1.0,)), (".", "pilot", (-2.0,)), ("\n\n", "pilot", ())]
+    assert pieces[3:] == [("[", "pilot", (-3.0,)), ("User", "pilot", (-4.0,)), ("plain", "pilot", (-5.0,))]
+    put_tokens(streamer, torch.tensor(ids("[")), torch.tensor([False]), torch.tensor([torch.nan]))
+    put_tokens(streamer, torch.tensor(ids("User")), torch.tensor([False]), torch.tensor([torch.nan]))
+    put_tokens(streamer, torch.tensor(ids("]\n")), torch.tensor([False]), torch.tensor([torch.nan]))
+    streamer.end()
+    assert pieces[6:] == [("", "pilot", (-6.0,))]
+
+
+def test_a_character_has_the_probabilities_of_all_its_tokens() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "base")
+    tokenizer.chat_template = "{{ messages }}"
+    tokens = tokenizer.encode("a\N{SNOWMAN}b", add_special_tokens=False)
+    pieces = Pieces()
+    streamer = AnswerStreamer(WriterStreamer(tokenizer, lambda *piece: pieces.append(piece), log_probs=True), tokenizer)
+    streamer.put(PROMPT)
+    for place, token in enumerate(tokens, start=1):
+        put_tokens(streamer, torch.tensor([token]), torch.tensor([True]), torch.tensor([-float(place)]))
+    streamer.end()
+    places = [-float(place) for place in range(1, len(tokens) + 1)]
+    assert len(places) > 3
+    assert pieces == [("a", "pilot", (-1.0,)), ("\N{SNOWMAN}", "pilot", tuple(places[1:-1])), ("b", "pilot", (places[-1],))]
+
+
 def test_a_batch_is_refused_by_name(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(WSDValueError, match="a WriterStreamer takes one response, not 2"):
         WriterStreamer(tokenizer, Pieces()).put(PROMPT.repeat(2, 1))

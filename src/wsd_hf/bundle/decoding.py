@@ -98,6 +98,7 @@ class _Unended(BaseStreamer):
 
     def __init__(self, streamer: BaseStreamer) -> None:
         self.put, self.takes_writers = streamer.put, getattr(streamer, "takes_writers", False)
+        self.takes_log_probs = getattr(streamer, "takes_log_probs", False)
 
     def end(self) -> None:
         """Does nothing; `generate` ends the streamer."""

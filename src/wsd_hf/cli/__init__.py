@@ -55,6 +55,7 @@ from .serving import serve
 from .terminal import Commands, say, say_json
 from .train_pilot import train_pilot_command
 from .training import make_pairs, report_data
+from .ui import ui
 
 app = typer.Typer(
     cls=Commands,
@@ -210,6 +211,7 @@ def pack(
 
 
 app.command()(serve)
+app.command()(ui)
 app.command()(compare)
 app.command()(diagnose)
 app.command("eval")(evaluate)

@@ -79,10 +79,7 @@ class Call:
         mask = self.attention_mask
         return Prompt(self.input_ids, _compat.whole_mask(self.input_ids, self.generation_config) if mask is None else mask)
 
-    def stream(self, tokens: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
-        """Hands the next token of every row, LongTensor[batch] on the CPU, to the streamer.
-
-        `by_pilot` marks the rows whose token the pilot wrote, BoolTensor[batch]; None where several models did.
-        """
+    def stream(self, tokens: torch.Tensor, by_pilot: torch.Tensor | None = None, log_probs: torch.Tensor | None = None) -> None:
+        """Hands the next token of every row, LongTensor[batch] on the CPU, to the streamer; `put_tokens` has the arguments."""
         if self.streamer is not None:
-            put_tokens(self.streamer, tokens, by_pilot)
+            put_tokens(self.streamer, tokens, by_pilot, log_probs)

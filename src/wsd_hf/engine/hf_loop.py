@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
@@ -30,20 +30,24 @@ class WatchedCriteria(StoppingCriteriaList):
         return self._ended
 
 
-def run(
-    call: Call, processors: list[LogitsProcessor], criteria: WatchedCriteria, writers: deque[torch.Tensor] | None = None
-) -> GenerateDecoderOnlyOutput:
-    """Decodes with some processors and criteria in the place of the call's own.
+class Written(NamedTuple):
+    """The writers of one token in every row, and the base's log-probabilities of the drafted ones; as in `put_tokens`."""
 
-    `writers`, filled by the processors, holds for each token the rows that the pilot writes, BoolTensor[batch].
-    """
+    by_pilot: torch.Tensor
+    log_probs: torch.Tensor
+
+
+def run(
+    call: Call, processors: list[LogitsProcessor], criteria: WatchedCriteria, written: deque[Written] | None = None
+) -> GenerateDecoderOnlyOutput:
+    """Decodes with some processors and criteria in the place of the call's own; the processors fill `written`."""
     output = _compat.sample(
         call.base,
         call.input_ids,
         logits_processor=LogitsProcessorList(processors),
         stopping_criteria=criteria,
         generation_config=call.generation_config,
-        streamer=None if call.streamer is None else _Streamer(call, writers),
+        streamer=None if call.streamer is None else _Streamer(call, written),
         **call.model_kwargs,
     )
     return output if isinstance(output, GenerateDecoderOnlyOutput) else GenerateDecoderOnlyOutput(sequences=output)
@@ -52,12 +56,12 @@ def run(
 class _Streamer(BaseStreamer):
     """Hands the loop's tokens to the streamer of a call; the loop may put a token after it has chosen the next."""
 
-    def __init__(self, call: Call, writers: deque[torch.Tensor] | None) -> None:
-        self._call, self._writers = call, writers
+    def __init__(self, call: Call, written: deque[Written] | None) -> None:
+        self._call, self._written = call, written
 
     def put(self, value: torch.Tensor) -> None:
         """The next token of every row, LongTensor[batch]."""
-        self._call.stream(value, self._writers.popleft() if self._writers else None)
+        self._call.stream(value, *(self._written.popleft() if self._written else ()))
 
     def end(self) -> None:
         """Nothing: the streamer is ended with the call."""

@@ -14,13 +14,14 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 """Content security policy: nothing from elsewhere, no form, and no script."""
 
 
-def document(title: str, body: str, script: str = "") -> str:
+def document(title: str, body: str, script: str = "", style: str = "") -> str:
     """A whole page, which needs no other file.
 
     Args:
         title: as text; the heading of the page, too.
         body: as HTML.
         script: of this page, without `<` and `&`; the page's policy allows no other.
+        style: CSS of this page, after that of all pages.
     """
     policy, code = POLICY, ""
     if script:
@@ -30,7 +31,7 @@ def document(title: str, body: str, script: str = "") -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{html_text(policy)}"/>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
-        f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{html_text(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
         f"<body>\n<main>\n<h1>{html_text(title)}</h1>\n{body}</main>\n{code}</body>\n</html>\n"
     )
 

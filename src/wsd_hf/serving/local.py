@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import threading
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +22,7 @@ from ..speculation.rule import SwitchReason
 from ..strategies.wsd.draft import Draft
 from ..text.next_turn import turn_headers
 from ..text.stop_strings import before_stop
-from ..text.streaming import GrowingAnswer, Writer
+from ..text.streaming import Writer, WrittenAnswer, WrittenPiece
 from .batching import Batcher, Waiting
 from .requests import ChatRequest, End, FinishReason, Piece, Stripping
 
@@ -29,6 +31,9 @@ GATHERING = 0.02
 
 BATCH_SIZE = 16
 """Most answers that are written at a time."""
+
+WRITERS: tuple[Writer, Writer] = ("base", "pilot")
+"""Writer of a token by whether it is the pilot's."""
 
 
 class LocalAnswerer:
@@ -68,20 +73,23 @@ class LocalAnswerer:
 
     def _answer(self, batch: list[_Row]) -> list[bool]:
         """Writes the answers of a batch; they are sent while they are written."""
-        inputs = self._pair.inputs([row.messages for row in batch])
-        streamer = _BatchStreamer(batch, self._pair, inputs["attention_mask"].sum(dim=1).tolist())
+        pair, inputs = self._pair, self._pair.inputs([row.messages for row in batch])
+        streamer = _BatchStreamer(batch, pair, inputs["attention_mask"].sum(dim=1).tolist())
         criteria = [*inputs.get("stopping_criteria", ()), Cancelled([row.cancelled for row in batch])]
         if batch[0].seed is None:
             torch.seed()  # else the draws would follow from the seed of an earlier request
         else:
             torch.manual_seed(batch[0].seed)
-        self._pair.generate(
-            inputs,
-            stopping_criteria=StoppingCriteriaList(criteria),
-            streamer=streamer,
-            pad_token_id=self._pair.tokenizer.pad_token_id,
-            **batch[0].settings,
-        )
+        settings = batch[0].settings | {
+            "stopping_criteria": StoppingCriteriaList(criteria),
+            "streamer": streamer,
+            "pad_token_id": pair.tokenizer.pad_token_id,
+        }
+        if settings["strategy"] is None:
+            prompts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            pair.base.generate(**prompts, **settings, tokenizer=pair.tokenizer)
+        else:
+            pair.generate(inputs, **settings)
         streamer.finish()
         return [True] * len(batch)
 
@@ -127,29 +135,33 @@ class _Row(Waiting):
 class _BatchStreamer(BaseStreamer):
     """Splits the tokens of a batch into answers, and sends each piece and each end as soon as it is settled."""
 
-    takes_writers = True
+    takes_log_probs = True
 
     def __init__(self, rows: list[_Row], pair: Pair, prompt_tokens: list[int]) -> None:
         self._rows, self._prompt_tokens = rows, prompt_tokens
         self._headers = turn_headers(pair.tokenizer)
-        self._texts = [GrowingAnswer(pair.tokenizer, bool(self._headers), row.request.stop) for row in rows]
+        self._texts = [WrittenAnswer(pair.tokenizer, bool(self._headers), row.request.stop) for row in rows]
         self._stripping = [Stripping() for _ in rows]
         self._eos, self._pad = eos_token_ids(pair.base.generation_config), pair.tokenizer.pad_token_id
-        self._tokens: list[dict[Writer, int]] = [{"pilot": 0, "base": 0} for _ in rows]
+        self._tokens: list[Counter[Writer | None]] = [Counter() for _ in rows]
         self._open = list(range(len(rows)))
-        self._draft: Draft
+        self._draft: Draft | None = None
+        self._prompt_is_next = True
 
     def take_draft(self, draft: Draft) -> None:
-        """Takes the draft of the call, which shows the switches."""
-        self._draft = draft
+        """Takes the draft of the call, which shows the switches; of two-way switching there may be several."""
+        self._draft = draft if type(draft) is Draft else None
 
-    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
-        """Takes the prompts, [batch, prompt], and then tokens, [batch], each with its writer."""
-        if by_pilot is None:
+    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, log_probs: torch.Tensor | None = None) -> None:
+        """Takes the prompts, [batch, prompt], and then tokens, [batch], each with its writer and log-probability."""
+        if self._prompt_is_next:
+            self._prompt_is_next = False
             return
-        tokens, drafted = value.tolist(), by_pilot.tolist()
+        tokens = value.tolist()
+        writers = [None] * len(tokens) if by_pilot is None else [WRITERS[drafted] for drafted in by_pilot.tolist()]
+        chances = [math.nan] * len(tokens) if log_probs is None else log_probs.tolist()
         for row in list(self._open):
-            self._put(row, tokens[row], "pilot" if drafted[row] else "base")
+            self._put(row, tokens[row], writers[row], chances[row])
 
     def end(self) -> None:
         """Nothing: a call that has failed is ended too."""
@@ -159,38 +171,41 @@ class _BatchStreamer(BaseStreamer):
         for row in list(self._open):
             self._end(row)
 
-    def _put(self, row: int, token: int, writer: Writer) -> None:
+    def _put(self, row: int, token: int, writer: Writer | None, log_prob: float) -> None:
         if token == self._pad and token not in self._eos:
             self._end(row)
             return
         text = self._texts[row]
-        text.add([token], writer)
+        text.write(token, writer, log_prob)
         self._tokens[row][writer] += 1
-        self._send(row, text.settled)
+        self._send(row, text.pieces())
         if token in self._eos or before_stop(text.text, [*self._headers, *self._rows[row].request.stop]) != text.text:
             self._end(row)
         elif self._full(row):
             self._end(row, "length")
 
     def _full(self, row: int) -> bool:
-        return sum(self._tokens[row].values()) >= self._rows[row].request.max_tokens
+        return self._tokens[row].total() >= self._rows[row].request.max_tokens
 
-    def _send(self, row: int, text: str) -> None:
-        """Sends what is new in a beginning of the answer."""
-        for new, writer in self._texts[row].more(text):
-            for piece in self._stripping[row].add(new, writer):
+    def _send(self, row: int, written: Iterable[WrittenPiece]) -> None:
+        for new in written:
+            for piece in self._stripping[row].add(*new):
                 self._rows[row].send(piece)
 
     def _end(self, row: int, reason: FinishReason = "stop") -> None:
         self._open.remove(row)
-        self._send(row, self._texts[row].answer)
+        self._send(row, self._texts[row].last_pieces())
+        for piece in self._stripping[row].rest():
+            self._rows[row].send(piece)
         draft, tokens = self._draft, self._tokens[row]
-        switch: SwitchReason = ("budget" if self._full(row) else "stopped") if draft.drafting[row] else draft.reasons[row]
+        switch: SwitchReason | None = None
+        if draft is not None:
+            switch = ("budget" if self._full(row) else "stopped") if draft.drafting[row] else draft.reasons[row]
         end = End(
             finish_reason=reason,
             prompt_tokens=self._prompt_tokens[row],
             pilot_tokens=tokens["pilot"],
-            base_tokens=tokens["base"],
+            base_tokens=tokens.total() - tokens["pilot"],
             switch_index=tokens["pilot"] if switch == "confident" else -1,
             switch_reason=switch,
         )

@@ -24,8 +24,9 @@ class RemoteAnswerer:
     async def answer(self, request: ChatRequest) -> AsyncGenerator[Piece | End, None]:
         """As `Answerer.answer`."""
         stripping = Stripping()
+        strategy: Any = request.strategy  # the pair refuses all but Weak-to-Strong Decoding
         stream = self._pair.stream(
-            request.messages, request.strategy, max_new_tokens=request.max_tokens, stop=request.stop, **_sampling(request)
+            request.messages, strategy, max_new_tokens=request.max_tokens, stop=request.stop, **_sampling(request)
         )
         async with aclosing(stream):
             async for item in stream:

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ..engine.strategy import StrategyConfig
 from ..speculation.rule import SwitchReason
-from ..strategies.wsd.config import WSDConfig
 from ..text.chat import Messages
 from ..text.streaming import Writer
 
@@ -20,7 +20,7 @@ class ChatRequest:
 
     Attributes:
         messages: the chat, as `build_inputs` takes it.
-        strategy: settings of Weak-to-Strong Decoding.
+        strategy: its settings; None: the base answers alone.
         max_tokens: most tokens in the answer.
         temperature: of sampling; 0 is greedy.
         top_p, top_k: of sampling; None: as the base's generation config has them.
@@ -29,7 +29,7 @@ class ChatRequest:
     """
 
     messages: Messages
-    strategy: WSDConfig
+    strategy: StrategyConfig | None
     max_tokens: int
     temperature: float = 0.0
     top_p: float | None = None
@@ -40,10 +40,15 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer's text, in whole characters, with its writer; never taken back."""
+    """A piece of an answer's text, in whole characters, with its writer; never taken back.
+
+    The last may be an empty text, for drafted tokens that show none.
+    """
 
     text: str
     writer: Writer | None
+    log_probs: tuple[float, ...] = ()
+    """The base's natural-log probabilities of the drafted tokens that the piece begins or completes, where they are known."""
 
 
 class Stripping:
@@ -53,17 +58,22 @@ class Stripping:
         self._space: list[Piece] = []
         self._begun = False
 
-    def add(self, text: str, writer: Writer | None) -> list[Piece]:
+    def add(self, text: str, writer: Writer | None, log_probs: tuple[float, ...] = ()) -> list[Piece]:
         """The pieces that can be sent after the next one; space is withheld until text follows."""
         text = text if self._begun else text.lstrip()
         body = text.rstrip()
-        space = [Piece(text[len(body) :], writer)] if len(body) < len(text) else []
+        space = text[len(body) :]
         if not body:
-            self._space += space
+            self._space.append(Piece(space, writer, log_probs))
             return []
-        pieces = [*self._space, Piece(body, writer)]
-        self._begun, self._space = True, space
+        pieces = [*self._space, Piece(body, writer, log_probs)]
+        self._begun, self._space = True, [Piece(space, writer)] if space else []
         return pieces
+
+    def rest(self) -> list[Piece]:
+        """An empty piece for the drafted tokens of space that was taken off at the end, if there are any."""
+        log_probs = tuple(log_prob for piece in self._space for log_prob in piece.log_probs)
+        return [Piece("", "pilot", log_probs)] if log_probs else []
 
 
 @dataclass(frozen=True)
@@ -73,8 +83,9 @@ class End:
     Attributes:
         finish_reason: "length" if `max_tokens` cut the answer, else "stop".
         prompt_tokens: in the base's prompt.
-        pilot_tokens, base_tokens: of the answer, by writer, in the base's vocabulary.
-        switch_index, switch_reason: as in `WSDOutput`.
+        pilot_tokens, base_tokens: of the answer, by writer, in the base's vocabulary; tokens that are the work of several
+            models count as the base's.
+        switch_index, switch_reason: as in `WSDOutput`; -1 and None under another strategy.
     """
 
     finish_reason: FinishReason
@@ -82,7 +93,7 @@ class End:
     pilot_tokens: int
     base_tokens: int
     switch_index: int
-    switch_reason: SwitchReason
+    switch_reason: SwitchReason | None
 
 
 class Answerer(Protocol):

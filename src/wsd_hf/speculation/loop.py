@@ -211,7 +211,7 @@ class Decoding:
                 self._stop_drafts(offers, [row for row in offered if position + 1 == len(offers[row].tokens)], at_limit=True)
             own = self._own(position, verdict, proposals, scored, forced, following, ended)
             written = {row: forced[row] if row in forced else own[row].token for row in following}
-            rows.append(written, by_pilot=offered)
+            rows.append(written, by_pilot=offered, log_probs={row: drafted.log_prob for row, drafted in offered.items()})
             following = [row for row in following if written[row] == verdict.proposed[row][position]]
             for row in following:
                 kept[row] += 1

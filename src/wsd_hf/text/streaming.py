@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,13 +23,24 @@ from .token_texts import INCOMPLETE
 Writer = Literal["pilot", "base"]
 
 
-def put_tokens(streamer: BaseStreamer, tokens: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
-    """Hands tokens to a streamer, and their writers too if its attribute `takes_writers` is true.
+def put_tokens(
+    streamer: BaseStreamer,
+    tokens: torch.Tensor,
+    by_pilot: torch.Tensor | None = None,
+    log_probs: torch.Tensor | None = None,
+) -> None:
+    """Hands tokens to a streamer, with their writers and log-probabilities as far as it takes them.
 
-    `tokens` is a LongTensor[batch] and `by_pilot` a BoolTensor[batch], both on the CPU. The latter marks tokens of the pilot,
-    and is None if they have no single writer.
+    Args:
+        streamer: gets `by_pilot` if its attribute `takes_writers` is true, and both if `takes_log_probs` is.
+        tokens: LongTensor[batch] on the CPU.
+        by_pilot: marks tokens of the pilot, BoolTensor[batch] on the CPU; None if they have no single writer.
+        log_probs: the base's natural-log probabilities of drafted tokens, float32 [batch] on the CPU, NaN for other tokens;
+            None under strategies that draft none.
     """
-    if getattr(streamer, "takes_writers", False):
+    if getattr(streamer, "takes_log_probs", False):
+        streamer.put(tokens, by_pilot, log_probs)
+    elif getattr(streamer, "takes_writers", False):
         streamer.put(tokens, by_pilot)
     else:
         streamer.put(tokens)
@@ -51,6 +63,9 @@ class WriterStreamer(BaseStreamer):
     Args:
         tokenizer: the base's.
         write: takes a piece of text and its writer: "pilot", "base", or None where every token is the work of several models.
+        log_probs: if True, `write` takes a third argument: a tuple of the base's natural-log probabilities of the drafted
+            tokens that the piece begins or completes. Those of all pieces, in order, are those of the draft; the last piece
+            may be an empty text, for drafted tokens that show none.
 
     Raises:
         WSDValueError: a batch of several responses.
@@ -58,33 +73,37 @@ class WriterStreamer(BaseStreamer):
 
     takes_writers = True
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str, Writer | None], None]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[..., None], log_probs: bool = False) -> None:
         self._tokenizer, self._write = tokenizer, write
+        self.takes_log_probs = log_probs
         self._begin()
 
     def _begin(self) -> None:
-        self._response: GrowingAnswer | None = None
+        self._response: WrittenAnswer | None = None
 
-    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
-        """Takes the prompt, [1, prompt], and then tokens, [1], each with its writer."""
+    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, log_probs: torch.Tensor | None = None) -> None:
+        """Takes the prompt, [1, prompt], and then tokens, [1], each with its writer and log-probability."""
         if len(value) > 1:
             raise WSDValueError(f"streamer: a WriterStreamer takes one response, not {len(value)}: ask for one at a time")
         if self._response is None:
-            self._response = GrowingAnswer(self._tokenizer, transcript=bool(turn_headers(self._tokenizer)))
+            self._response = WrittenAnswer(self._tokenizer, transcript=bool(turn_headers(self._tokenizer)))
             return
-        writer = None if by_pilot is None else "pilot" if bool(by_pilot) else "base"
-        self._response.add(value.flatten().tolist(), writer)
-        self._show(self._response.more(self._response.settled))
+        writer: Writer | None = None if by_pilot is None else "pilot" if bool(by_pilot) else "base"
+        self._response.write(int(value), writer, math.nan if log_probs is None else float(log_probs))
+        self._show(self._response.pieces())
 
     def end(self) -> None:
         """Writes withheld text, unless it is a header."""
         if self._response is not None:
-            self._show(self._response.more(self._response.answer))
+            self._show(self._response.last_pieces())
         self._begin()
 
-    def _show(self, pieces: Iterable[tuple[str, Writer | None]]) -> None:
-        for text, writer in pieces:
-            self._write(text, writer)
+    def _show(self, pieces: Iterable[WrittenPiece]) -> None:
+        for piece in pieces:
+            if self.takes_log_probs:
+                self._write(*piece)
+            elif piece.text:
+                self._write(piece.text, piece.writer)
 
 
 class AnswerStreamer(BaseStreamer):
@@ -95,28 +114,29 @@ class AnswerStreamer(BaseStreamer):
     it. In a batch, every token is handed on at once.
 
     Args:
-        streamer: gets the prompt and the answer's tokens, with their writers if it takes them.
+        streamer: gets the prompt and the answer's tokens, with their writers and log-probabilities if it takes them.
         tokenizer: the base's.
     """
 
     def __init__(self, streamer: BaseStreamer, tokenizer: PreTrainedTokenizerBase) -> None:
         self._streamer, self._tokenizer = streamer, tokenizer
         self.takes_writers = getattr(streamer, "takes_writers", False)
+        self.takes_log_probs = getattr(streamer, "takes_log_probs", False)
         self._begin()
 
     def _begin(self) -> None:
         self._prompt_is_next = True
         self._response = GrowingAnswer(self._tokenizer, transcript=True)
 
-    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
-        """Takes the prompt, [batch, prompt], and then tokens, [batch], each with its writer."""
+    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, log_probs: torch.Tensor | None = None) -> None:
+        """Takes the prompt, [batch, prompt], and then tokens, [batch], each with its writer and log-probability."""
         if self._prompt_is_next:
             self._prompt_is_next = False
             self._streamer.put(value)
         elif len(value) > 1:
-            put_tokens(self._streamer, value, by_pilot)
+            put_tokens(self._streamer, value, by_pilot, log_probs)
         else:
-            self._response.add(value.flatten().tolist(), (value, by_pilot))
+            self._response.add(value.flatten().tolist(), (value, by_pilot, log_probs))
             self._hand_on(len(self._response.settled))
 
     def end(self) -> None:
@@ -181,3 +201,49 @@ class GrowingAnswer:
             end = min(len(text), self.tokens[1][0]) if len(self.tokens) > 1 else len(text)
             piece, self._shown = text[self._shown : end], end
             yield piece, self.tokens[0][1]
+
+
+class WrittenPiece(NamedTuple):
+    """A piece of an answer's text, with its writer."""
+
+    text: str
+    writer: Writer | None
+    log_probs: tuple[float, ...]
+    """The base's natural-log probabilities of the drafted tokens that the piece begins or completes."""
+
+
+class WrittenAnswer(GrowingAnswer):
+    """A growing answer of which each token has a writer, and each drafted token a probability.
+
+    Args:
+        tokenizer, transcript, stop_strings: as for `GrowingAnswer`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, transcript: bool, stop_strings: Sequence[str] = ()) -> None:
+        super().__init__(tokenizer, transcript, stop_strings)
+        self._draft: list[float] = []
+        self._handed_over = 0  # of these, those that were part of a piece
+
+    def write(self, token: int, writer: Writer | None, log_prob: float = math.nan) -> None:
+        """Adds a token; `log_prob` is the base's if it was drafted, else NaN."""
+        if not math.isnan(log_prob):
+            self._draft.append(log_prob)
+        self.add([token], (writer, len(self._draft)))
+
+    def pieces(self) -> Iterator[WrittenPiece]:
+        """The new pieces that no later token can change."""
+        return self._new(self.settled)
+
+    def last_pieces(self) -> Iterator[WrittenPiece]:
+        """The pieces that were withheld, if no token follows; and drafted tokens that show no text, as an empty piece."""
+        yield from self._new(self.answer)
+        if self._handed_over < len(self._draft):
+            yield WrittenPiece("", "pilot", self._drafted(len(self._draft)))
+
+    def _new(self, text: str) -> Iterator[WrittenPiece]:
+        for piece, (writer, end) in self.more(text):
+            yield WrittenPiece(piece, writer, self._drafted(end))
+
+    def _drafted(self, end: int) -> tuple[float, ...]:
+        begin, self._handed_over = self._handed_over, end
+        return tuple(self._draft[begin:end])

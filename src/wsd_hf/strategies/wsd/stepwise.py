@@ -10,7 +10,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.call import Call
 from ...engine.checks import check_finite, not_finite
-from ...engine.hf_loop import WatchedCriteria, base_tokens, run
+from ...engine.hf_loop import WatchedCriteria, Written, base_tokens, run
 from ...engine.lockstep_stream import LockstepStream
 from ...engine.sampling import FREE, choose, force
 from ...engine.stats import Stats, Work, peak_memory, work
@@ -27,6 +27,7 @@ class DraftSteps:
     Attributes:
         taken: steps so far, one response token each.
         by_pilot: rows that took the pilot's token at the last step, BoolTensor[batch].
+        log_probs: the base's natural-log probabilities of these tokens, float32 [batch]; NaN in the other rows.
         proposed, kept: tokens that the pilot has proposed and drafted, in the base's vocabulary.
     """
 
@@ -35,6 +36,7 @@ class DraftSteps:
         self.stream = LockstepStream(setup.side.model, *setup.side.prompt, setup.longest)
         self.taken = self.proposed = self.kept = 0
         self.by_pilot = torch.tensor(setup.rule.drafting, device="cpu")
+        self.log_probs = torch.full(self.by_pilot.shape, torch.nan, dtype=torch.float32, device="cpu")
         self._bridge = setup.bridge
         self._warpers = setup.side.warpers
         self._offers = [Offer([], None) for _ in setup.side.prompt.input_ids]
@@ -56,6 +58,7 @@ class DraftSteps:
             self._read(input_ids[:, -1], finished)
         tokens = self._next_tokens(finished)
         self.by_pilot = torch.tensor(self.draft.drafting, device="cpu")
+        self.log_probs = torch.full_like(self.log_probs, torch.nan)
         forced = self._take(tokens, logits) if tokens else self.draft.closing()
         return torch.tensor([forced.get(row, FREE) for row in range(len(input_ids))], device=input_ids.device)
 
@@ -74,6 +77,7 @@ class DraftSteps:
         columns = [log_probs.gather(1, index.clamp(max=logits.shape[-1] - 1)).squeeze(1).tolist()]
         if self.draft.reads_distributions:
             columns += [log_probs.amax(dim=-1).tolist(), entropies(log_probs).tolist()]
+        self.log_probs[list(tokens)] = torch.tensor([columns[0][row] for row in tokens], dtype=torch.float32, device="cpu")
         self.kept += len(tokens)
         forced = self.draft.take({row: Drafted(token, *(column[row] for column in columns)) for row, token in tokens.items()})
         if self._bridge.token_by_token:
@@ -116,8 +120,8 @@ class DraftSteps:
 
 def decode(call: Call, setup: Setup[Draft]) -> tuple[GenerateDecoderOnlyOutput, Stats]:
     """Decodes with any causal base; returns the output of transformers' loop, and the work done."""
-    criteria, steps, writers = WatchedCriteria(call.criteria), DraftSteps(setup), deque[torch.Tensor]()
-    output = run(call, [_DraftThenShape(call, steps, criteria, writers)], criteria, writers)
+    criteria, steps, written = WatchedCriteria(call.criteria), DraftSteps(setup), deque[Written]()
+    output = run(call, [_DraftThenShape(call, steps, criteria, written)], criteria, written)
     return output, Stats(
         Work(steps.taken, base_tokens(call, steps.taken)),
         work(steps.stream),
@@ -130,10 +134,10 @@ def decode(call: Call, setup: Setup[Draft]) -> tuple[GenerateDecoderOnlyOutput, 
 class _DraftThenShape(LogitsProcessor):
     """The only processor of the loop, so that the draft gets raw logits and overrides the caller's processors."""
 
-    def __init__(self, call: Call, steps: DraftSteps, criteria: WatchedCriteria, writers: deque[torch.Tensor]) -> None:
-        self._call, self._steps, self._criteria, self._writers = call, steps, criteria, writers
+    def __init__(self, call: Call, steps: DraftSteps, criteria: WatchedCriteria, written: deque[Written]) -> None:
+        self._call, self._steps, self._criteria, self._written = call, steps, criteria, written
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         tokens = self._steps.advance(input_ids, scores, self._criteria.ended(input_ids))
-        self._writers.append(self._steps.by_pilot)
+        self._written.append(Written(self._steps.by_pilot, self._steps.log_probs))
         return force(self._call.processors(input_ids, scores), tokens)

@@ -1,0 +1,39 @@
+"""A conversation as a file: its data as JSON, or the page's look of it as one HTML page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..pages.document import document
+from .answers import Answer, Turn
+from .style import ANSWERS
+from .view import conversation, panel
+
+
+def as_json(turns: Sequence[Turn]) -> str:
+    """All turns as JSON: settings, texts, writers and log-probabilities."""
+    data = [
+        {"question": turn.question, "settings": asdict(turn.settings), "answers": [_answer(answer) for answer in turn.answers]}
+        for turn in turns
+    ]
+    return json.dumps(data, ensure_ascii=False, indent=1)
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    return {
+        "method": answer.method,
+        "text": answer.text,
+        "pieces": [asdict(piece) for piece in answer.pieces],
+        "end": None if answer.end is None else asdict(answer.end),
+        "stopped": answer.stopped,
+        "error": answer.error,
+    }
+
+
+def as_html(turns: Sequence[Turn], threshold: float, window_size: int) -> str:
+    """All turns as a page that needs no other file, with the last curve."""
+    drawn = panel(turns[-1] if turns else None, threshold, window_size)
+    return document("Weak-to-Strong Decoding", f"{conversation(turns)}<figure>{drawn}</figure>\n", style=ANSWERS)
