@@ -1,0 +1,59 @@
+"""The Space: its files name what there is, and its app serves the page."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+from huggingface_hub import RepoCard
+
+import wsd_hf
+
+pytest.importorskip("gradio", reason='no gradio: pip install "wsd_hf[ui]"')
+httpx = pytest.importorskip("httpx")
+
+ROOT = Path(__file__).parents[1]
+SPACE = ROOT / "examples" / "space"
+
+
+def test_the_front_matter_and_requirements_name_what_there_is() -> None:
+    card = RepoCard.load(SPACE / "README.md", repo_type="space").data
+    assert (card.sdk, card.app_file, card.license) == ("gradio", "app.py", "apache-2.0")
+    assert f"gradio=={card.sdk_version}" in (ROOT / "constraints-tools.txt").read_text("utf-8").splitlines()
+    assert len(card.short_description) <= 60  # the Hub's limit
+    package, extra, wheel = re.fullmatch(
+        r"(\w+)\[(\w+)\] @ file:./(\S+)\n", (SPACE / "requirements.txt").read_text("utf-8")
+    ).groups()
+    assert wheel == f"{package}-{wsd_hf.__version__}-py3-none-any.whl"
+    assert extra in metadata("wsd_hf").get_all("Provides-Extra")
+
+
+@pytest.mark.sweep
+def test_the_app_serves_the_page(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("BASE", "PILOT")}
+    with subprocess.Popen(
+        [sys.executable, "-u", SPACE / "app.py"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            lines: list[str] = []
+            for line in process.stdout:
+                lines.append(line)
+                if found := re.search(r"http://0\.0\.0\.0:(\d+)", line):
+                    break
+            else:
+                pytest.fail("".join(lines))
+            answer = httpx.get(f"http://127.0.0.1:{found[1]}/", timeout=60)
+        finally:
+            process.kill()
+    assert answer.status_code == 200
+    assert "Weak-to-Strong Decoding" in answer.text
