@@ -14,6 +14,7 @@ from transformers.generation import BaseStreamer
 
 from . import _compat
 from .engine.checks import check_data, check_models
+from .engine.joint_calls import check_same_call, joint_forwards
 from .engine.keywords import (
     SMALL_MODELS,
     check_batch_keywords,
@@ -24,7 +25,6 @@ from .engine.keywords import (
     own_keywords,
 )
 from .engine.preparation import decode_within, generation_setting, may_sample
-from .engine.ranks import check_same_call, joint_forwards
 from .engine.small_model import small_models
 from .engine.strategy import StrategyConfig
 from .errors import WSDValueError

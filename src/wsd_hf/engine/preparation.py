@@ -16,8 +16,8 @@ from ..errors import WSDValueError
 from ..text.stop_strings import StopStrings
 from .call import Call
 from .checks import check_kind, check_prompt, check_token_ids, closing_token_id, eos_token_ids, known_ids, vocabulary_size
+from .joint_calls import process_count
 from .numbers import MOST_SAMPLES, check_integer, check_positive_integer
-from .ranks import process_count
 from .small_model import SmallModel
 from .strategy import StrategyConfig, StrategyOutput
 

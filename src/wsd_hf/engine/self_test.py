@@ -17,8 +17,8 @@ from .attention import MASKED
 from .cache import RaggedCache
 from .checks import context_size, not_finite, vocabulary_size
 from .cuda_graphs import Workspace
+from .joint_calls import joint_forwards
 from .ragged_stream import RaggedStream
-from .ranks import joint_forwards
 
 LONGEST = 20
 """Tokens of a text."""

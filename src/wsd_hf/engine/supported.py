@@ -18,7 +18,7 @@ from .cache import LAYER_TYPES
 from .call import Call
 from .cancelled import Cancelled
 from .checks import context_size, rotary
-from .ranks import process_count
+from .joint_calls import process_count
 from .recurrent_support import is_recurrent, recurrent_self_test
 from .sampling import SAMPLING_WARPERS
 from .self_test import failed_self_test

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 from ... import _compat
 from ...engine.call import Call
 from ...engine.checks import check_kind, check_models, check_prompt
-from ...engine.ranks import check_whole
+from ...engine.joint_calls import check_whole
 from ...engine.sampling import force
 from ...engine.small_model import SmallModel
 from ...errors import WSDValueError
