@@ -132,6 +132,7 @@ def test_fields_that_change_nothing_are_accepted(url: str, fields: dict[str, Any
         ({"top_k": 0}, "top_k", "at least 1"),
         ({"seed": 2**63}, "seed", "below"),
         ({"temperature": 1e-300}, "temperature", "must be 0, which is greedy"),
+        ({"temperature": 3}, "temperature", "at most 2"),
         ({"stop": [""]}, "stop", "a list of at most 4"),
         ({"stop": list("abcde")}, "stop", "a list of at most 4"),
         ({"stop": "x" * 1001}, "stop", "1,000 characters"),

@@ -57,6 +57,9 @@ LONGEST_STOP = 1000
 LEAST_TEMPERATURE = 1e-6
 """Least temperature above 0: logits that are divided by a smaller one may overflow."""
 
+MOST_TEMPERATURE = 2.0
+"""As in OpenAI's API; vLLM refuses others too."""
+
 LONGEST_MESSAGE = 500
 """Most letters of an error: the values that it repeats may be as long as a body."""
 
@@ -201,6 +204,8 @@ def _temperature(name: str, value: Any) -> float:
     number = check_number(name, value, least=0)
     if 0 < number < LEAST_TEMPERATURE:
         raise WSDValueError(f"{name}={value!r}: must be 0, which is greedy, or at least {LEAST_TEMPERATURE:f}")
+    if number > MOST_TEMPERATURE:
+        raise WSDValueError(f"{name}={value!r}: must be at most {MOST_TEMPERATURE:g}")
     return number
 
 
