@@ -103,6 +103,22 @@ def test_every_method_has_its_own_history() -> None:
     assert talk.messages("base")[1]["content"] == "Yes, it is so.", "a method that was not asked has the answer of the other"
 
 
+def test_a_question_that_failed_is_forgotten() -> None:
+    failing, answerer = Scripted(WSDValueError("too long")), Scripted(*WRITTEN, CONFIDENT)
+    talk = Conversation(0.8, 6)
+
+    async def ask() -> None:
+        for question, by in (("Long?", failing), ("One?", answerer), ("Two?", answerer)):
+            async with aclosing(talk.ask(question, Settings(), by)) as turns:
+                async for _ in turns:
+                    pass
+
+    asyncio.run(ask())
+    assert [message["content"] for message in answerer.requests[-1].messages] == ["One?", "Yes, it is so.", "Two?"]
+    assert talk.retract() == "Two?"
+    assert [turn.question for turn in talk.turns] == ["Long?", "One?"]
+
+
 def test_a_stopped_answer_stays_and_its_row_is_freed() -> None:
     waits = threading.Event()
     answerer = Scripted(*WRITTEN[:2], waits, *WRITTEN[2:], CONFIDENT)

@@ -316,6 +316,10 @@ def test_a_failure_is_a_message_on_the_page(browser: Any, stage: Stage, looked_u
     with visit(browser, stage) as shown:
         ask(shown.page, "What? " * 600)
         wait_for_text(shown.page, ".fault", "the prompt of the base has")
-        shown.page.get_by_role("button", name="Retry").wait_for()
+        shown.page.get_by_role("button", name="Settings").click()
+        shown.page.get_by_label("Seed").fill("one")
+        shown.page.get_by_role("button", name="Retry").click()
+        wait_for_text(shown.page, "body", "seed=one: must be a whole number, or empty")
+        assert shown.page.locator(".fault").count() == 1
         assert "Traceback" not in shown.page.content()
         assert looked_up <= {"127.0.0.1", "localhost"}, "the server reports nothing to anyone"

@@ -88,14 +88,17 @@ class Conversation:
         return not all(task.done() for task in self._tasks)
 
     def messages(self, method: str) -> Messages:
-        """The chat of a method up to its next answer; where it was not asked, with the answer of Weak-to-Strong Decoding."""
+        """The chat of a method up to the last question; a question without an answer is forgotten.
+
+        Where the method was not asked, the answer is that of Weak-to-Strong Decoding.
+        """
+        *before, last = self.turns
         messages = []
-        for turn in self.turns:
-            messages.append({"role": "user", "content": turn.question})
+        for turn in before:
             answer = turn.answer(method) or turn.answer("wsd")
-            if answer is not None and answer.text and turn is not self.turns[-1]:
-                messages.append({"role": "assistant", "content": answer.text})
-        return messages
+            if answer is not None and answer.text:
+                messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": answer.text}]
+        return [*messages, {"role": "user", "content": last.question}]
 
     async def ask(self, question: str, settings: Settings, answerer: Answerer) -> AsyncGenerator[Turn, None]:
         """Asks a question; the turn each time that there may be something new to see.

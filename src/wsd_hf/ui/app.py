@@ -61,7 +61,6 @@ LINK = """async () => {
 class Parts:
     """The components that handlers read or change."""
 
-    talk: gr.State
     past: gr.HTML
     now: gr.HTML
     status: gr.HTML
@@ -123,7 +122,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
                 gr.HTML(HINT)
 
         settings = [threshold, window, *controls]
-        parts = Parts(talk, past, now, state, suggestions, question, ask, stop, tools, curve, settings)
+        parts = Parts(past, now, state, suggestions, question, ask, stop, tools, curve, settings)
         handlers = Handlers(answerer, parts)
         growing = quiet | {"outputs": handlers.growing, "concurrency_limit": REQUESTS}
         asked = {"fn": handlers.ask, "inputs": [talk, question, *settings], **growing}
@@ -186,10 +185,7 @@ class Handlers:
         if talk.busy or not question.strip():
             yield {parts.question: gr.skip()}
             return
-        try:
-            settings = _settings(given)
-        except WSDValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        settings = _settings(given)
         talk.threshold, talk.window_size = settings.threshold, settings.window_size
         yield {
             parts.past: conversation(talk.turns),
@@ -211,6 +207,7 @@ class Handlers:
 
     async def ask_again(self, talk: Conversation, *given: Any) -> AsyncGenerator[dict[Any, Any], None]:
         """Answers the last question anew."""
+        _settings(given)  # refused ones leave the turn where it is
         question = "" if talk.busy else talk.retract()
         async with aclosing(self.ask(talk, question, *given)) as changes:
             async for changed in changes:
@@ -261,9 +258,12 @@ class Handlers:
 
 
 def _settings(given: Sequence[Any]) -> Settings:
-    """Settings of the values of their components."""
+    """Settings of the values of their components; refused ones are a message on the page."""
     values = dict(zip((field.name for field in fields(Settings)), given, strict=True))
-    if values["seed"] and not values["seed"].isdecimal():
-        raise WSDValueError(f"seed={values['seed']}: must be a whole number, or empty")
-    whole = {name: int(values[name]) if values[name] else None for name in ("window_size", "max_tokens", "seed")}
-    return Settings(**values | whole | {"methods": tuple(values["methods"])})
+    try:
+        if values["seed"] and not values["seed"].isdecimal():
+            raise WSDValueError(f"seed={values['seed']}: must be a whole number, or empty")
+        whole = {name: int(values[name]) if values[name] else None for name in ("window_size", "max_tokens", "seed")}
+        return Settings(**values | whole | {"methods": tuple(values["methods"])})
+    except WSDValueError as error:
+        raise gr.Error(html_text(str(error)), print_exception=False) from None
