@@ -241,7 +241,7 @@ def collective_device() -> torch.device:
 
 def tensor_parallel_group(model: PreTrainedModel) -> Any:
     """Process group whose ranks run each forward of a tensor-parallel model together; None for other models."""
-    if (model.tp_size or 1) == 1:
+    if (getattr(model, "tp_size", None) or 1) == 1:  # a reward may be any module, which is refused later
         return None
     mesh: Any = model._device_mesh
     return (mesh if mesh.ndim == 1 else mesh["tp"]).get_group()
