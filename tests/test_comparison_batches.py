@@ -100,9 +100,9 @@ def test_a_row_whose_context_is_short_gets_a_call_of_its_own(monkeypatch: pytest
         assert max(reply.tokens for reply in replies) > 2
 
 
-def test_padding_of_any_kind_is_no_part_of_an_answer() -> None:
+@pytest.mark.parametrize("names", [("base", "wsd"), pytest.param(("urial", "two_way"), marks=pytest.mark.sweep)])
+def test_padding_of_any_kind_is_no_part_of_an_answer(names: tuple[str, ...]) -> None:
     pair = Pair.tiny()
-    names = ("base", "urial", "wsd", "two_way")
     settings = {name: read_variants(name, {})[-1].strategy for name in names}
     alone = {name: [METHODS[name].answer(bench(pair), [chat], settings[name])[0] for chat in QUESTIONS] for name in names}
     for pad, name in itertools.product(["</s>", "\n", "a"], names):

@@ -294,7 +294,11 @@ SAMPLING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("sampling", SAMPLING)
+SWEPT = {"n-grams alone", "penalised"}
+"""Those whose loop another one takes too."""
+
+
+@pytest.mark.parametrize("sampling", [pytest.param(n, marks=[pytest.mark.sweep] if n in SWEPT else []) for n in SAMPLING])
 def test_ten_thousand_continuations_with_guesses_are_distributed_as_the_bases(sampling: str) -> None:
     options = {"do_sample": True, "top_k": 0, "wsd_chunk": 3, **SAMPLING[sampling]}
     speculate = options.pop("wsd_speculate")
