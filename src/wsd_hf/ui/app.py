@@ -162,7 +162,7 @@ def _controls(start: Settings) -> list[Any]:
 
 
 class Handlers:
-    """What the page does on events.
+    """Reactions to events of the page.
 
     Args:
         answerer: of all visitors.
