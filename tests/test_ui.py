@@ -21,6 +21,7 @@ from wsd_hf import Pair, WSDConfig, WSDValueError
 from wsd_hf.cli import app
 from wsd_hf.serving.local import LocalAnswerer
 from wsd_hf.serving.requests import End, Piece
+from wsd_hf.text.streaming import Likelihood
 from wsd_hf.tiny import FOLDER
 from wsd_hf.ui.answers import Answer, Conversation, Turn
 from wsd_hf.ui.curve import curve
@@ -34,9 +35,9 @@ NASTY = "</p><script>alert(1)</script>\x1b[2J\u202e"
 CONFIDENT = End("stop", prompt_tokens=3, pilot_tokens=3, base_tokens=1, switch_index=3, switch_reason="confident")
 DONE = End("stop", prompt_tokens=3, pilot_tokens=3, base_tokens=1, switch_index=-1, switch_reason="draft_ended")
 WRITTEN = [
-    Piece("Yes", "pilot", (math.log(0.1),)),
-    Piece(", it", "pilot", (math.log(0.5),)),
-    Piece(" is", "pilot", (math.log(0.98),)),
+    Piece("Yes", "pilot", (Likelihood(math.log(0.1), 17),)),
+    Piece(", it", "pilot", (Likelihood(math.log(0.5), 2),)),
+    Piece(" is", "pilot", (Likelihood(math.log(0.98), 1),)),
     Piece(" so.", "base"),
 ]
 
@@ -89,6 +90,13 @@ def test_each_method_answers_as_it_does_by_itself(pilot: str) -> None:
         assert answers[method].text == tokenizer.decode(response, skip_special_tokens=True).split("\n\n[User]")[0].strip()
     output = pair.generate(KELOFT, max_new_tokens=48)
     assert answers["wsd"].draft == output.draft_log_probs[0].tolist()
+    found = [likelihood.rank for piece in answers["wsd"].pieces for likelihood in piece.likelihoods]
+    assert len(set(found)) > 1
+    prompt = inputs["input_ids"].shape[1]
+    logits = pair.base(output.sequences).logits[0, prompt - 1 :]
+    assert found == [
+        1 + int((logits[place] > logits[place, output.sequences[0, prompt + place]]).sum()) for place in range(len(found))
+    ]
     assert answers["wsd"].end is not None
     assert answers["wsd"].end.switch_index == int(output.switch_index[0])
 
@@ -267,9 +275,13 @@ def test_tokens_have_the_colours_of_their_writers_and_of_the_bases_opinion() -> 
     looks = ["token pilot-0", "token pilot-2", "token pilot-4", "token base-0"]
     assert tokens == list(zip(["Yes", ", it", " is", " so."], looks, strict=True))
     traces = [token.get("data-trace") for token in page.iter("span") if token.get("data-trace")]
-    assert traces[1:] == ["pilot\nprobability 0.50\nconfidence 0.50", "pilot\nprobability 0.98\nconfidence 0.98", "base"]
+    assert traces[1:] == [
+        "pilot\nprobability 0.50\nrank 2\nconfidence 0.50",
+        "pilot\nprobability 0.98\nrank 1\nconfidence 0.98",
+        "base",
+    ]
     lines = [[cell.text or "".join(cell.itertext()) for cell in line] for line in page.findall(".//tbody/tr")]
-    assert lines[1] == ["2", ", it", "pilot", "0.500", "0.500"]
+    assert lines[1] == ["2", ", it", "pilot", "0.500", "2", "0.500"]
     assert "3 of 4 tokens by the pilot; there confidence reached 0.8 over 1 tokens" not in texts(conversation([]))
 
 
@@ -279,6 +291,12 @@ def test_a_token_of_several_models_has_a_neutral_look() -> None:
     assert "1 tokens, cut at the limit" in texts(page)
 
 
+def test_a_character_of_several_drafted_tokens_has_the_ranks_of_all() -> None:
+    page = conversation([turn(Piece("é", "pilot", (Likelihood(math.log(0.8), 2), Likelihood(math.log(0.3), 31))), DONE)])
+    assert "probability 0.24&#10;rank 2, 31&#10;confidence 0.30" in page
+    assert "<td>2, 31</td>" in page
+
+
 def test_confidence_covers_the_window_of_the_settings() -> None:
     page = conversation([turn(*WRITTEN, CONFIDENT, settings=Settings(window_size=2))])
     found = re.findall(r"confidence ([\d.]+)", page)
@@ -286,7 +304,7 @@ def test_confidence_covers_the_window_of_the_settings() -> None:
 
 
 def test_hostile_texts_are_only_shown() -> None:
-    found = turn(Piece(NASTY, "pilot", (-0.1,)), Piece(NASTY, "base"), WSDValueError(NASTY), question=NASTY)
+    found = turn(Piece(NASTY, "pilot", (Likelihood(-0.1, 1),)), Piece(NASTY, "base"), WSDValueError(NASTY), question=NASTY)
     for html in (conversation([found]), panel(found, 0.8, 1), as_html([found], 0.8, 1).partition("\n")[2]):
         tree = ElementTree.fromstring(f"<x>{html}</x>")
         assert not list(tree.iter("script"))
@@ -336,7 +354,7 @@ def test_the_draft_has_a_bar_where_the_base_takes_over() -> None:
 
 
 def test_of_a_long_draft_the_places_around_the_switch_are_shown() -> None:
-    pieces = [Piece(f" {number}", "pilot", (math.log(0.9 if number == 30 else 0.1),)) for number in range(1, 61)]
+    pieces = [Piece(f" {number}", "pilot", (Likelihood(math.log(0.9 if number == 30 else 0.1), 1),)) for number in range(1, 61)]
     found = turn(*pieces, DONE)
     draft = ElementTree.fromstring(f"<x>{panel(found, 0.8, 1)}</x>").find(".//p[@class='draft text']")
     assert draft is not None
@@ -353,8 +371,9 @@ def test_a_saved_file_has_what_the_switch_is_found_with() -> None:
     (data,) = json.loads(as_json([found]))
     (answer,) = data["answers"]
     assert (data["question"], answer["text"], answer["end"]["switch_index"]) == ("Is it só?", "Yes, it is so.", 3)
-    draft = [log_prob for piece in answer["pieces"] for log_prob in piece["log_probs"]]
+    draft = [drafted["log_prob"] for piece in answer["pieces"] for drafted in piece["likelihoods"]]
     assert wsd_hf.switch_index(draft, data["settings"]["threshold"], data["settings"]["window_size"]) == 3
+    assert [drafted["rank"] for piece in answer["pieces"] for drafted in piece["likelihoods"]] == [17, 2, 1]
 
 
 def test_a_saved_page_loads_nothing() -> None:

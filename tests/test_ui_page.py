@@ -180,8 +180,10 @@ def test_an_answer_grows_in_the_colours_of_its_writers_and_the_sliders_move_its_
 
         page.locator("#turns .token").nth(5).hover()
         trace = page.evaluate("getComputedStyle(document.querySelectorAll('#turns .token')[5], '::after').content")
-        draft = stage.pair.generate(KELOFT, max_new_tokens=64).draft_log_probs[0].tolist()
-        assert f"probability {math.exp(draft[5]):.2f}" in trace
+        output = stage.pair.generate(KELOFT, max_new_tokens=64, output_logits=True)
+        draft, logits = output.draft_log_probs[0].tolist(), output.logits[5][0]
+        rank = 1 + int((logits > logits[output.sequences[0, 5 - len(output.logits)]]).sum())
+        assert f"probability {math.exp(draft[5]):.2f}\nrank {rank}\n" in trace.replace("\\a ", "\n")
 
         slider = page.get_by_role("slider", name="Threshold")
         slider.focus()

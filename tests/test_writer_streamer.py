@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from wsd_hf import AnswerStreamer, WriterStreamer, WSDValueError
-from wsd_hf.text.streaming import put_tokens
+from wsd_hf.text.streaming import Likelihood, put_tokens
 from wsd_hf.tiny import FOLDER
 
 PROMPT = torch.tensor([[1, 2]])
@@ -38,6 +38,10 @@ class Pieces(list[tuple[str, Any]]):
 
     def __call__(self, text: str, writer: Any) -> None:
         self.append((text, writer))
+
+
+def likelihood(place: int) -> Likelihood:
+    return Likelihood(-float(place), rank=place + 10)
 
 
 def ids(*texts: str) -> list[int]:
@@ -120,34 +124,38 @@ def test_a_strategy_without_single_writers_gives_neutral_text(tokenizer: PreTrai
     assert pieces == [("Yes", None), (" no", None)]
 
 
-def test_the_probabilities_of_a_token_come_once_with_the_piece_that_it_begins(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_likelihood_of_a_token_comes_once_with_the_piece_that_it_begins(tokenizer: PreTrainedTokenizerFast) -> None:
     pieces = Pieces()
-    streamer = WriterStreamer(tokenizer, lambda *piece: pieces.append(piece), log_probs=True)
+    streamer = WriterStreamer(tokenizer, lambda *piece: pieces.append(piece), likelihoods=True)
     streamer.put(PROMPT)
     for place, token in enumerate(ids("Yes", ".\n\n", "[", "User", "plain", "\n\n"), start=1):
-        put_tokens(streamer, torch.tensor([token]), torch.tensor([True]), torch.tensor([-float(place)]))
-    assert pieces[:3] == [("Yes", "pilot", (-1.0,)), (".", "pilot", (-2.0,)), ("\n\n", "pilot", ())]
-    assert pieces[3:] == [("[", "pilot", (-3.0,)), ("User", "pilot", (-4.0,)), ("plain", "pilot", (-5.0,))]
-    put_tokens(streamer, torch.tensor(ids("[")), torch.tensor([False]), torch.tensor([torch.nan]))
-    put_tokens(streamer, torch.tensor(ids("User")), torch.tensor([False]), torch.tensor([torch.nan]))
-    put_tokens(streamer, torch.tensor(ids("]\n")), torch.tensor([False]), torch.tensor([torch.nan]))
+        put_tokens(streamer, torch.tensor([token]), torch.tensor([True]), [likelihood(place)])
+    assert pieces[:3] == [("Yes", "pilot", (likelihood(1),)), (".", "pilot", (likelihood(2),)), ("\n\n", "pilot", ())]
+    assert pieces[3:] == [
+        ("[", "pilot", (likelihood(3),)),
+        ("User", "pilot", (likelihood(4),)),
+        ("plain", "pilot", (likelihood(5),)),
+    ]
+    put_tokens(streamer, torch.tensor(ids("[")), torch.tensor([False]), [None])
+    put_tokens(streamer, torch.tensor(ids("User")), torch.tensor([False]), [None])
+    put_tokens(streamer, torch.tensor(ids("]\n")), torch.tensor([False]), [None])
     streamer.end()
-    assert pieces[6:] == [("", "pilot", (-6.0,))]
+    assert pieces[6:] == [("", "pilot", (likelihood(6),))]
 
 
-def test_a_character_has_the_probabilities_of_all_its_tokens() -> None:
+def test_a_character_has_the_likelihoods_of_all_its_tokens() -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / "base")
     tokenizer.chat_template = "{{ messages }}"
     tokens = tokenizer.encode("a\N{SNOWMAN}b", add_special_tokens=False)
     pieces = Pieces()
-    streamer = AnswerStreamer(WriterStreamer(tokenizer, lambda *piece: pieces.append(piece), log_probs=True), tokenizer)
+    streamer = AnswerStreamer(WriterStreamer(tokenizer, lambda *piece: pieces.append(piece), likelihoods=True), tokenizer)
     streamer.put(PROMPT)
     for place, token in enumerate(tokens, start=1):
-        put_tokens(streamer, torch.tensor([token]), torch.tensor([True]), torch.tensor([-float(place)]))
+        put_tokens(streamer, torch.tensor([token]), torch.tensor([True]), [likelihood(place)])
     streamer.end()
-    places = [-float(place) for place in range(1, len(tokens) + 1)]
-    assert len(places) > 3
-    assert pieces == [("a", "pilot", (-1.0,)), ("\N{SNOWMAN}", "pilot", tuple(places[1:-1])), ("b", "pilot", (places[-1],))]
+    first, *middle, last = [likelihood(place) for place in range(1, len(tokens) + 1)]
+    assert len(middle) > 1
+    assert pieces == [("a", "pilot", (first,)), ("\N{SNOWMAN}", "pilot", tuple(middle)), ("b", "pilot", (last,))]
 
 
 def test_a_batch_is_refused_by_name(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -25,7 +25,7 @@ from ..strategies.wsd.config import WSDConfig
 from ..text.chat import BASE_CHAT_TEMPLATE, encode_turns
 from ..text.chat_parser import ChatLayout
 from ..text.next_turn import answer_length, next_turn_criteria
-from ..text.streaming import AnswerStreamer
+from ..text.streaming import AnswerStreamer, takes_likelihoods
 from ..text.token_texts import plain_text
 from ..text.visible import visible
 from ..text.vocabulary import same_vocabulary
@@ -98,7 +98,7 @@ class _Unended(BaseStreamer):
 
     def __init__(self, streamer: BaseStreamer) -> None:
         self.put, self.takes_writers = streamer.put, getattr(streamer, "takes_writers", False)
-        self.takes_log_probs = getattr(streamer, "takes_log_probs", False)
+        self.takes_likelihoods = takes_likelihoods(streamer)
 
     def end(self) -> None:
         """Does nothing; `generate` ends the streamer."""

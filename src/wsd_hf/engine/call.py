@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation import BaseStreamer
 
 from .. import _compat
-from ..text.streaming import put_tokens
+from ..text.streaming import Likelihoods, put_tokens, takes_likelihoods
 from .small_model import Prompt, SmallModel
 
 
@@ -79,7 +79,12 @@ class Call:
         mask = self.attention_mask
         return Prompt(self.input_ids, _compat.whole_mask(self.input_ids, self.generation_config) if mask is None else mask)
 
-    def stream(self, tokens: torch.Tensor, by_pilot: torch.Tensor | None = None, log_probs: torch.Tensor | None = None) -> None:
+    @property
+    def takes_likelihoods(self) -> bool:
+        """True if the streamer takes the likelihoods of drafted tokens."""
+        return takes_likelihoods(self.streamer)
+
+    def stream(self, tokens: torch.Tensor, by_pilot: torch.Tensor | None = None, likelihoods: Likelihoods = None) -> None:
         """Hands the next token of every row, LongTensor[batch] on the CPU, to the streamer; `put_tokens` has the arguments."""
         if self.streamer is not None:
-            put_tokens(self.streamer, tokens, by_pilot, log_probs)
+            put_tokens(self.streamer, tokens, by_pilot, likelihoods)

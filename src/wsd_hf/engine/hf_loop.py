@@ -10,6 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaL
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
 from .. import _compat
+from ..text.streaming import Likelihoods
 from .call import Call
 
 
@@ -31,10 +32,10 @@ class WatchedCriteria(StoppingCriteriaList):
 
 
 class Written(NamedTuple):
-    """The writers of one token in every row, and the base's log-probabilities of the drafted ones; as in `put_tokens`."""
+    """The writers of one token in every row, and the likelihoods of the drafted ones; as in `put_tokens`."""
 
     by_pilot: torch.Tensor
-    log_probs: torch.Tensor
+    likelihoods: Likelihoods
 
 
 def run(

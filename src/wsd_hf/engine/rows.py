@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from transformers import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList
 
 from ..text.stop_strings import StopStrings
+from ..text.streaming import Likelihood
 from .call import Call
 from .checks import check_drawn
 from .scores import Record
@@ -62,7 +63,7 @@ class Rows:
     Attributes:
         responses: token ids of each row's response.
         by_pilot: for each of them, whether the pilot wrote it.
-        log_probs: the base's natural-log probabilities of the drafted ones, NaN for the others.
+        likelihoods: of the drafted ones under the base, if the call's streamer takes them; None for the others.
         finished: for each row, whether its response has ended.
     """
 
@@ -70,7 +71,7 @@ class Rows:
         self.device = call.input_ids.device
         self.responses: list[list[int]] = [[] for _ in call.input_ids]
         self.by_pilot: list[list[bool]] = [[] for _ in call.input_ids]
-        self.log_probs: list[list[float]] = [[] for _ in call.input_ids]
+        self.likelihoods: list[list[Likelihood | None]] = [[] for _ in call.input_ids]
         self.finished = [False] * len(call.input_ids)
         self._prompts: list[list[int]] = call.input_ids.tolist()
         start = call.input_ids.to("cpu", torch.long, copy=True)
@@ -136,21 +137,21 @@ class Rows:
                 self.append({row: tokens[row][position] for row in growing}, by_pilot)
 
     def append(
-        self, tokens: Mapping[int, int], by_pilot: Collection[int], log_probs: Mapping[int, float] = MappingProxyType({})
+        self, tokens: Mapping[int, int], by_pilot: Collection[int], likelihoods: Mapping[int, Likelihood] = MappingProxyType({})
     ) -> None:
         """Appends a token to some rows, and ends those whose criteria are met.
 
         Args:
             tokens: of each row.
             by_pilot: rows whose token the pilot wrote.
-            log_probs: the base's, of drafted tokens.
+            likelihoods: of drafted tokens, if the call's streamer takes them.
         """
         for row, token in tokens.items():
             check_drawn(token, len(self.responses[row]), row)
         for row, token in tokens.items():
             self.responses[row].append(token)
             self.by_pilot[row].append(row in by_pilot)
-            self.log_probs[row].append(log_probs.get(row, math.nan))
+            self.likelihoods[row].append(likelihoods.get(row))
             self.finished[row] = any(ends(self._prompts[row], self.responses[row]) for ends in self._rules)
         if self._criteria:
             self._apply_criteria(tokens)
@@ -170,11 +171,11 @@ class Rows:
         settled = min(growing, default=max(self.lengths))
         for column in range(self._streamed, settled):
             tokens = [row[column] if column < len(row) else self._call.pad_token_id for row in self.responses]
-            written = []
+            written: list[Any] = []
             if self._one_writer:
                 by_pilot = [column < len(row) and row[column] for row in self.by_pilot]
-                log_probs = [row[column] if column < len(row) else math.nan for row in self.log_probs]
-                written = [torch.tensor(by_pilot, device="cpu"), torch.tensor(log_probs, dtype=torch.float32, device="cpu")]
+                likelihoods = [row[column] if column < len(row) else None for row in self.likelihoods]
+                written = [torch.tensor(by_pilot, device="cpu"), likelihoods]
             self._call.stream(torch.tensor(tokens, device="cpu"), *written)
         self._streamed = max(self._streamed, settled)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import math
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
@@ -22,7 +21,7 @@ from ..speculation.rule import SwitchReason
 from ..strategies.wsd.draft import Draft
 from ..text.next_turn import turn_headers
 from ..text.stop_strings import before_stop
-from ..text.streaming import Writer, WrittenAnswer, WrittenPiece
+from ..text.streaming import Likelihood, Likelihoods, Writer, WrittenAnswer, WrittenPiece
 from .batching import Batcher, Waiting
 from .requests import ChatRequest, End, FinishReason, Piece, Stripping
 
@@ -135,7 +134,7 @@ class _Row(Waiting):
 class _BatchStreamer(BaseStreamer):
     """Splits the tokens of a batch into answers, and sends each piece and each end as soon as it is settled."""
 
-    takes_log_probs = True
+    takes_likelihoods = True
 
     def __init__(self, rows: list[_Row], pair: Pair, prompt_tokens: list[int]) -> None:
         self._rows, self._prompt_tokens = rows, prompt_tokens
@@ -152,16 +151,15 @@ class _BatchStreamer(BaseStreamer):
         """Takes the draft of the call, which shows the switches; of two-way switching there may be several."""
         self._draft = draft if type(draft) is Draft else None
 
-    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, log_probs: torch.Tensor | None = None) -> None:
-        """Takes the prompts, [batch, prompt], and then tokens, [batch], each with its writer and log-probability."""
+    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, likelihoods: Likelihoods = None) -> None:
+        """Takes the prompts, [batch, prompt], and then tokens, [batch], each with its writer and likelihood."""
         if self._prompt_is_next:
             self._prompt_is_next = False
             return
         tokens = value.tolist()
         writers = [None] * len(tokens) if by_pilot is None else [WRITERS[drafted] for drafted in by_pilot.tolist()]
-        chances = [math.nan] * len(tokens) if log_probs is None else log_probs.tolist()
         for row in list(self._open):
-            self._put(row, tokens[row], writers[row], chances[row])
+            self._put(row, tokens[row], writers[row], likelihoods[row] if likelihoods else None)
 
     def end(self) -> None:
         """Nothing: a call that has failed is ended too."""
@@ -171,12 +169,12 @@ class _BatchStreamer(BaseStreamer):
         for row in list(self._open):
             self._end(row)
 
-    def _put(self, row: int, token: int, writer: Writer | None, log_prob: float) -> None:
+    def _put(self, row: int, token: int, writer: Writer | None, likelihood: Likelihood | None) -> None:
         if token == self._pad and token not in self._eos:
             self._end(row)
             return
         text = self._texts[row]
-        text.write(token, writer, log_prob)
+        text.write(token, writer, likelihood)
         self._tokens[row][writer] += 1
         self._send(row, text.pieces())
         if token in self._eos or before_stop(text.text, [*self._headers, *self._rows[row].request.stop]) != text.text:

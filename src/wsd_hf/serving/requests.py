@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from ..engine.strategy import StrategyConfig
 from ..speculation.rule import SwitchReason
 from ..text.chat import Messages
-from ..text.streaming import Writer
+from ..text.streaming import Likelihood, Writer
 
 FinishReason = Literal["stop", "length"]
 
@@ -47,8 +47,8 @@ class Piece:
 
     text: str
     writer: Writer | None
-    log_probs: tuple[float, ...] = ()
-    """The base's natural-log probabilities of the drafted tokens that the piece begins or completes, where they are known."""
+    likelihoods: tuple[Likelihood, ...] = ()
+    """Of the drafted tokens that the piece begins or completes, under the base, where they are known."""
 
 
 class Stripping:
@@ -58,22 +58,22 @@ class Stripping:
         self._space: list[Piece] = []
         self._begun = False
 
-    def add(self, text: str, writer: Writer | None, log_probs: tuple[float, ...] = ()) -> list[Piece]:
+    def add(self, text: str, writer: Writer | None, likelihoods: tuple[Likelihood, ...] = ()) -> list[Piece]:
         """The pieces that can be sent after the next one; space is withheld until text follows."""
         text = text if self._begun else text.lstrip()
         body = text.rstrip()
         space = text[len(body) :]
         if not body:
-            self._space.append(Piece(space, writer, log_probs))
+            self._space.append(Piece(space, writer, likelihoods))
             return []
-        pieces = [*self._space, Piece(body, writer, log_probs)]
+        pieces = [*self._space, Piece(body, writer, likelihoods)]
         self._begun, self._space = True, [Piece(space, writer)] if space else []
         return pieces
 
     def rest(self) -> list[Piece]:
         """An empty piece for the drafted tokens of space that was taken off at the end, if there are any."""
-        log_probs = tuple(log_prob for piece in self._space for log_prob in piece.log_probs)
-        return [Piece("", "pilot", log_probs)] if log_probs else []
+        likelihoods = tuple(likelihood for piece in self._space for likelihood in piece.likelihoods)
+        return [Piece("", "pilot", likelihoods)] if likelihoods else []
 
 
 @dataclass(frozen=True)

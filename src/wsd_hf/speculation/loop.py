@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 
@@ -21,11 +21,12 @@ from ..engine.stats import Stats, peak_memory, work
 from ..engine.stream import Stream
 from ..engine.streams import open_stream
 from ..text.bridge import Offer, OneVocabulary
+from ..text.streaming import Likelihood
 from .config import SpeculativeConfig
 from .ngrams import NGrams
 from .pace import CHUNKS, NOTHING, Pace, Price
 from .proposer import Proposals, Proposer
-from .rule import Drafted, Logits, Rule, log_probs, over_vocabulary
+from .rule import Drafted, Logits, Rule, log_probs, over_vocabulary, ranks
 from .setup import Setup
 from .sureness import Sureness
 from .verdict import FAULTS, Own, Scored, Verdict, entropies, on_host
@@ -72,6 +73,7 @@ class Decoding:
         self.proposed = self.kept = 0
         self._ngrams = [NGrams(prompt) for prompt in base.prompts] if ngrams else []
         self._processors, self._settings = call.processors, settings
+        self._takes_likelihoods = call.takes_likelihoods
         self._vocabulary = vocabulary_size(base.model)
         # Warpers look at one position's scores only, so that all positions can be chosen for at once; any other processor
         # is shown the exact prefix of each row.
@@ -211,7 +213,7 @@ class Decoding:
                 self._stop_drafts(offers, [row for row in offered if position + 1 == len(offers[row].tokens)], at_limit=True)
             own = self._own(position, verdict, proposals, scored, forced, following, ended)
             written = {row: forced[row] if row in forced else own[row].token for row in following}
-            rows.append(written, by_pilot=offered, log_probs={row: drafted.log_prob for row, drafted in offered.items()})
+            rows.append(written, by_pilot=offered, likelihoods=_likelihoods(verdict, offered, position))
             following = [row for row in following if written[row] == verdict.proposed[row][position]]
             for row in following:
                 kept[row] += 1
@@ -256,6 +258,8 @@ class Decoding:
         if drafting:
             base = scored.logits.base
             parts |= {"afresh": afresh, "log_probs": log_probs(base, proposals.tokens)}
+            if self._takes_likelihoods:
+                parts["ranks"] = ranks(base, proposals.tokens)
             if pilot is not None:
                 parts["afresh_by_pilot"] = self.rule.weigh(pilot, afresh)
             if self.rule.reads_distributions:
@@ -347,6 +351,13 @@ def _drafted(verdict: Verdict, row: int, position: int) -> Drafted:
     if not verdict.entropies:
         return drafted
     return drafted._replace(best_log_prob=verdict.best_log_probs[row][position], entropy=verdict.entropies[row][position])
+
+
+def _likelihoods(verdict: Verdict, drafted: Collection[int], position: int) -> dict[int, Likelihood]:
+    """Of the tokens that some rows have drafted; none without a streamer that takes them."""
+    if not verdict.ranks:
+        return {}
+    return {row: Likelihood(verdict.log_probs[row][position], verdict.ranks[row][position]) for row in drafted}
 
 
 def decode(

@@ -38,6 +38,12 @@ def log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.log_softmax(dim=-1).gather(-1, index).squeeze(-1)
 
 
+def ranks(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Ranks of some tokens, LongTensor[...], by raw logits, [..., V], from 1; those of tokens outside of V mean nothing."""
+    index = tokens.clamp(0, logits.shape[-1] - 1)[..., None]
+    return 1 + (logits > logits.gather(-1, index)).count_nonzero(dim=-1)
+
+
 class Text(NamedTuple):
     """A response in tokens of the pilot."""
 

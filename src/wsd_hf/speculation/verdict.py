@@ -30,6 +30,8 @@ class Verdict(NamedTuple):
     afresh_by_pilot: Mapping[int, list[float]] = MappingProxyType({})
     log_probs: Mapping[int, list[float]] = MappingProxyType({})
     """The base's log-probabilities of the proposals, of float32 precision; only where some row drafts."""
+    ranks: Mapping[int, list[int]] = MappingProxyType({})
+    """Ranks of the proposals in the base's distributions; only where some row drafts, for a streamer that takes them."""
     best_log_probs: Mapping[int, list[float]] = MappingProxyType({})
     """The base's highest log-probabilities; only for rules that read distributions."""
     entropies: Mapping[int, list[float]] = MappingProxyType({})

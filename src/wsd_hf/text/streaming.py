@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,23 +23,44 @@ from .token_texts import INCOMPLETE
 Writer = Literal["pilot", "base"]
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """A drafted token in the base's distribution at its position.
+
+    Attributes:
+        log_prob: its natural-log probability, of float32 precision.
+        rank: 1 for the base's likeliest token; in general 1 more than the number of tokens with a larger raw logit.
+    """
+
+    log_prob: float
+    rank: int
+
+
+Likelihoods = Sequence[Likelihood | None] | None
+"""Of one token in every row; None for tokens that were not drafted."""
+
+
+def takes_likelihoods(streamer: BaseStreamer | None) -> bool:
+    """True if a streamer takes the likelihoods of drafted tokens; they are computed for such a streamer only."""
+    return getattr(streamer, "takes_likelihoods", False)
+
+
 def put_tokens(
     streamer: BaseStreamer,
     tokens: torch.Tensor,
     by_pilot: torch.Tensor | None = None,
-    log_probs: torch.Tensor | None = None,
+    likelihoods: Likelihoods = None,
 ) -> None:
-    """Hands tokens to a streamer, with their writers and log-probabilities as far as it takes them.
+    """Hands tokens to a streamer, with their writers and likelihoods as far as it takes them.
 
     Args:
-        streamer: gets `by_pilot` if its attribute `takes_writers` is true, and both if `takes_log_probs` is.
+        streamer: gets `by_pilot` if its attribute `takes_writers` is true, and both if `takes_likelihoods` is.
         tokens: LongTensor[batch] on the CPU.
         by_pilot: marks tokens of the pilot, BoolTensor[batch] on the CPU; None if they have no single writer.
-        log_probs: the base's natural-log probabilities of drafted tokens, float32 [batch] on the CPU, NaN for other tokens;
-            None under strategies that draft none.
+        likelihoods: of drafted tokens under the base, None for other tokens; None under strategies that draft none.
     """
-    if getattr(streamer, "takes_log_probs", False):
-        streamer.put(tokens, by_pilot, log_probs)
+    if takes_likelihoods(streamer):
+        streamer.put(tokens, by_pilot, likelihoods)
     elif getattr(streamer, "takes_writers", False):
         streamer.put(tokens, by_pilot)
     else:
@@ -63,9 +84,10 @@ class WriterStreamer(BaseStreamer):
     Args:
         tokenizer: the base's.
         write: takes a piece of text and its writer: "pilot", "base", or None where every token is the work of several models.
-        log_probs: if True, `write` takes a third argument: a tuple of the base's natural-log probabilities of the drafted
-            tokens that the piece begins or completes. Those of all pieces, in order, are those of the draft; the last piece
-            may be an empty text, for drafted tokens that show none.
+        likelihoods: if True, `write` takes a third argument: a tuple with the `log_prob` and the `rank` in the base's
+            distribution of each drafted token that the piece begins or completes. The log-probability is natural, and the
+            rank of the base's likeliest token is 1. Those of all pieces, in order, are those of the draft; the last piece may
+            be an empty text, for drafted tokens that show none.
 
     Raises:
         WSDValueError: a batch of several responses.
@@ -73,23 +95,23 @@ class WriterStreamer(BaseStreamer):
 
     takes_writers = True
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[..., None], log_probs: bool = False) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[..., None], likelihoods: bool = False) -> None:
         self._tokenizer, self._write = tokenizer, write
-        self.takes_log_probs = log_probs
+        self.takes_likelihoods = likelihoods
         self._begin()
 
     def _begin(self) -> None:
         self._response: WrittenAnswer | None = None
 
-    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, log_probs: torch.Tensor | None = None) -> None:
-        """Takes the prompt, [1, prompt], and then tokens, [1], each with its writer and log-probability."""
+    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, likelihoods: Likelihoods = None) -> None:
+        """Takes the prompt, [1, prompt], and then tokens, [1], each with its writer and likelihood."""
         if len(value) > 1:
             raise WSDValueError(f"streamer: a WriterStreamer takes one response, not {len(value)}: ask for one at a time")
         if self._response is None:
             self._response = WrittenAnswer(self._tokenizer, transcript=bool(turn_headers(self._tokenizer)))
             return
         writer: Writer | None = None if by_pilot is None else "pilot" if bool(by_pilot) else "base"
-        self._response.write(int(value), writer, math.nan if log_probs is None else float(log_probs))
+        self._response.write(int(value), writer, likelihoods[0] if likelihoods else None)
         self._show(self._response.pieces())
 
     def end(self) -> None:
@@ -100,7 +122,7 @@ class WriterStreamer(BaseStreamer):
 
     def _show(self, pieces: Iterable[WrittenPiece]) -> None:
         for piece in pieces:
-            if self.takes_log_probs:
+            if self.takes_likelihoods:
                 self._write(*piece)
             elif piece.text:
                 self._write(piece.text, piece.writer)
@@ -114,29 +136,29 @@ class AnswerStreamer(BaseStreamer):
     it. In a batch, every token is handed on at once.
 
     Args:
-        streamer: gets the prompt and the answer's tokens, with their writers and log-probabilities if it takes them.
+        streamer: gets the prompt and the answer's tokens, with their writers and likelihoods if it takes them.
         tokenizer: the base's.
     """
 
     def __init__(self, streamer: BaseStreamer, tokenizer: PreTrainedTokenizerBase) -> None:
         self._streamer, self._tokenizer = streamer, tokenizer
         self.takes_writers = getattr(streamer, "takes_writers", False)
-        self.takes_log_probs = getattr(streamer, "takes_log_probs", False)
+        self.takes_likelihoods = takes_likelihoods(streamer)
         self._begin()
 
     def _begin(self) -> None:
         self._prompt_is_next = True
         self._response = GrowingAnswer(self._tokenizer, transcript=True)
 
-    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, log_probs: torch.Tensor | None = None) -> None:
-        """Takes the prompt, [batch, prompt], and then tokens, [batch], each with its writer and log-probability."""
+    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, likelihoods: Likelihoods = None) -> None:
+        """Takes the prompt, [batch, prompt], and then tokens, [batch], each with its writer and likelihood."""
         if self._prompt_is_next:
             self._prompt_is_next = False
             self._streamer.put(value)
         elif len(value) > 1:
-            put_tokens(self._streamer, value, by_pilot, log_probs)
+            put_tokens(self._streamer, value, by_pilot, likelihoods)
         else:
-            self._response.add(value.flatten().tolist(), (value, by_pilot, log_probs))
+            self._response.add(value.flatten().tolist(), (value, by_pilot, likelihoods))
             self._hand_on(len(self._response.settled))
 
     def end(self) -> None:
@@ -208,12 +230,12 @@ class WrittenPiece(NamedTuple):
 
     text: str
     writer: Writer | None
-    log_probs: tuple[float, ...]
-    """The base's natural-log probabilities of the drafted tokens that the piece begins or completes."""
+    likelihoods: tuple[Likelihood, ...]
+    """Of the drafted tokens that the piece begins or completes, under the base."""
 
 
 class WrittenAnswer(GrowingAnswer):
-    """A growing answer of which each token has a writer, and each drafted token a probability.
+    """A growing answer of which each token has a writer, and each drafted token a likelihood.
 
     Args:
         tokenizer, transcript, stop_strings: as for `GrowingAnswer`.
@@ -221,13 +243,13 @@ class WrittenAnswer(GrowingAnswer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, transcript: bool, stop_strings: Sequence[str] = ()) -> None:
         super().__init__(tokenizer, transcript, stop_strings)
-        self._draft: list[float] = []
+        self._draft: list[Likelihood] = []
         self._handed_over = 0  # of these, those that were part of a piece
 
-    def write(self, token: int, writer: Writer | None, log_prob: float = math.nan) -> None:
-        """Adds a token; `log_prob` is the base's if it was drafted, else NaN."""
-        if not math.isnan(log_prob):
-            self._draft.append(log_prob)
+    def write(self, token: int, writer: Writer | None, likelihood: Likelihood | None = None) -> None:
+        """Adds a token; `likelihood` is None if it was not drafted."""
+        if likelihood is not None:
+            self._draft.append(likelihood)
         self.add([token], (writer, len(self._draft)))
 
     def pieces(self) -> Iterator[WrittenPiece]:
@@ -244,6 +266,6 @@ class WrittenAnswer(GrowingAnswer):
         for piece, (writer, end) in self.more(text):
             yield WrittenPiece(piece, writer, self._drafted(end))
 
-    def _drafted(self, end: int) -> tuple[float, ...]:
+    def _drafted(self, end: int) -> tuple[Likelihood, ...]:
         begin, self._handed_over = self._handed_over, end
         return tuple(self._draft[begin:end])

@@ -46,7 +46,7 @@ class Answer:
     @property
     def draft(self) -> list[float]:
         """The base's log-probabilities of the drafted tokens so far."""
-        return [log_prob for piece in self.pieces for log_prob in piece.log_probs]
+        return [likelihood.log_prob for piece in self.pieces for likelihood in piece.likelihoods]
 
     @property
     def over(self) -> bool:

@@ -14,7 +14,7 @@ from .view import conversation, panel
 
 
 def as_json(turns: Sequence[Turn]) -> str:
-    """All turns as JSON: settings, texts, writers and log-probabilities."""
+    """All turns as JSON: settings, texts, writers, log-probabilities and ranks."""
     data = [
         {"question": turn.question, "settings": asdict(turn.settings), "answers": [_answer(answer) for answer in turn.answers]}
         for turn in turns

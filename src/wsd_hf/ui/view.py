@@ -36,6 +36,8 @@ class Shown(NamedTuple):
     writer: str
     probability: float | None
     """The base's of its drafted tokens together; None where it was not recorded."""
+    ranks: tuple[int, ...]
+    """Ranks of its drafted tokens in the base's distributions; none where they were not recorded."""
     confidence: float | None
     """After its last drafted token; None before the first full window."""
 
@@ -45,11 +47,13 @@ def shown(answer: Answer, window_size: int) -> Iterator[Shown]:
     confidences = Recording(answer, answer.draft, whole=False).confidences(window_size) if answer.draft else []
     drafted = 0
     for piece in answer.pieces:
-        drafted += len(piece.log_probs)
-        probability = math.exp(sum(piece.log_probs)) if piece.log_probs else None
-        reached = confidences[drafted - 1] if piece.log_probs else math.nan
+        likelihoods = piece.likelihoods
+        drafted += len(likelihoods)
+        probability = math.exp(sum(likelihood.log_prob for likelihood in likelihoods)) if likelihoods else None
+        ranks = tuple(likelihood.rank for likelihood in likelihoods)
+        reached = confidences[drafted - 1] if likelihoods else math.nan
         look, writer = _look(piece, answer.method, probability)
-        yield Shown(piece.text, look, writer, probability, None if math.isnan(reached) else reached)
+        yield Shown(piece.text, look, writer, probability, ranks, None if math.isnan(reached) else reached)
 
 
 def _look(piece: Piece, method: str, probability: float | None) -> tuple[str, str]:
@@ -90,19 +94,28 @@ def _span(piece: Shown) -> str:
 
 
 def _tooltip(piece: Shown) -> str:
-    values = {"probability": piece.probability, "confidence": piece.confidence}
-    return "&#10;".join([piece.writer, *(f"{name} {value:.2f}" for name, value in values.items() if value is not None)])
+    lines = [piece.writer]
+    if piece.probability is not None:
+        lines += [f"probability {piece.probability:.2f}", f"rank {_ranks(piece)}"]
+    if piece.confidence is not None:
+        lines += [f"confidence {piece.confidence:.2f}"]
+    return "&#10;".join(lines)
 
 
 def _trace(pieces: Sequence[Shown]) -> str:
     """The same numbers as a table, for keyboards and screen readers."""
     lines = "".join(
         f"<tr><td>{number}</td><td><code>{html_text(piece.text)}</code></td><td>{piece.writer}</td>"
-        f"<td>{_number(piece.probability)}</td><td>{_number(piece.confidence)}</td></tr>"
+        f"<td>{_number(piece.probability)}</td><td>{_ranks(piece)}</td><td>{_number(piece.confidence)}</td></tr>"
         for number, piece in enumerate(pieces, start=1)
     )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("", "text", "writer", "probability", "confidence"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("", "text", "writer", "probability", "rank", "confidence"))
     return f"<details><summary>Trace</summary><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></details>"
+
+
+def _ranks(piece: Shown) -> str:
+    """One number, but for a character that is cut across tokens."""
+    return ", ".join(map(str, piece.ranks))
 
 
 def _number(value: float | None) -> str:
@@ -155,7 +168,7 @@ def _draft(found: Recording, window_size: int, switch: int | None) -> str:
     for piece, look in zip(found.answer.pieces, shown(found.answer, window_size), strict=True):
         if drafted < len(found.log_probs):
             pieces.append((drafted, look))
-        drafted += len(piece.log_probs)
+        drafted += len(piece.likelihoods)
     end = len(found.log_probs) if switch is None else switch
     kept = [look for before, look in pieces if max(end - BEFORE, 0) <= before < end]
     rest = [look for before, look in pieces if end <= before < end + AFTER]

@@ -14,29 +14,35 @@ from ...engine.hf_loop import WatchedCriteria, Written, base_tokens, run
 from ...engine.lockstep_stream import LockstepStream
 from ...engine.sampling import FREE, choose, force
 from ...engine.stats import Stats, Work, peak_memory, work
-from ...speculation.rule import Drafted
+from ...speculation.rule import Drafted, ranks
 from ...speculation.setup import Setup
 from ...speculation.verdict import entropies
 from ...text.bridge import DraftOver, Offer
+from ...text.streaming import Likelihood
 from .draft import Draft
 
 
 class DraftSteps:
     """The draft of one call, token by token, with forwards of the pilot as they are needed.
 
+    Args:
+        setup: the pilot's side of the call, and its draft.
+        takes_likelihoods: whether the call's streamer takes the likelihoods of drafted tokens.
+
     Attributes:
         taken: steps so far, one response token each.
         by_pilot: rows that took the pilot's token at the last step, BoolTensor[batch].
-        log_probs: the base's natural-log probabilities of these tokens, float32 [batch]; NaN in the other rows.
+        likelihoods: of these tokens under the base, if they are taken; None in the other rows.
         proposed, kept: tokens that the pilot has proposed and drafted, in the base's vocabulary.
     """
 
-    def __init__(self, setup: Setup[Draft]) -> None:
+    def __init__(self, setup: Setup[Draft], takes_likelihoods: bool = False) -> None:
         self.draft = setup.rule
         self.stream = LockstepStream(setup.side.model, *setup.side.prompt, setup.longest)
         self.taken = self.proposed = self.kept = 0
         self.by_pilot = torch.tensor(setup.rule.drafting, device="cpu")
-        self.log_probs = torch.full(self.by_pilot.shape, torch.nan, dtype=torch.float32, device="cpu")
+        self.likelihoods: list[Likelihood | None] = []
+        self._takes_likelihoods = takes_likelihoods
         self._bridge = setup.bridge
         self._warpers = setup.side.warpers
         self._offers = [Offer([], None) for _ in setup.side.prompt.input_ids]
@@ -58,7 +64,7 @@ class DraftSteps:
             self._read(input_ids[:, -1], finished)
         tokens = self._next_tokens(finished)
         self.by_pilot = torch.tensor(self.draft.drafting, device="cpu")
-        self.log_probs = torch.full_like(self.log_probs, torch.nan)
+        self.likelihoods = [None] * len(logits)
         forced = self._take(tokens, logits) if tokens else self.draft.closing()
         return torch.tensor([forced.get(row, FREE) for row in range(len(input_ids))], device=input_ids.device)
 
@@ -77,7 +83,10 @@ class DraftSteps:
         columns = [log_probs.gather(1, index.clamp(max=logits.shape[-1] - 1)).squeeze(1).tolist()]
         if self.draft.reads_distributions:
             columns += [log_probs.amax(dim=-1).tolist(), entropies(log_probs).tolist()]
-        self.log_probs[list(tokens)] = torch.tensor([columns[0][row] for row in tokens], dtype=torch.float32, device="cpu")
+        if self._takes_likelihoods:
+            placed = ranks(logits, index.squeeze(1)).tolist()
+            for row in tokens:
+                self.likelihoods[row] = Likelihood(columns[0][row], placed[row])
         self.kept += len(tokens)
         forced = self.draft.take({row: Drafted(token, *(column[row] for column in columns)) for row, token in tokens.items()})
         if self._bridge.token_by_token:
@@ -120,7 +129,7 @@ class DraftSteps:
 
 def decode(call: Call, setup: Setup[Draft]) -> tuple[GenerateDecoderOnlyOutput, Stats]:
     """Decodes with any causal base; returns the output of transformers' loop, and the work done."""
-    criteria, steps, written = WatchedCriteria(call.criteria), DraftSteps(setup), deque[Written]()
+    criteria, steps, written = WatchedCriteria(call.criteria), DraftSteps(setup, call.takes_likelihoods), deque[Written]()
     output = run(call, [_DraftThenShape(call, steps, criteria, written)], criteria, written)
     return output, Stats(
         Work(steps.taken, base_tokens(call, steps.taken)),
@@ -139,5 +148,5 @@ class _DraftThenShape(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         tokens = self._steps.advance(input_ids, scores, self._criteria.ended(input_ids))
-        self._written.append(Written(self._steps.by_pilot, self._steps.log_probs))
+        self._written.append(Written(self._steps.by_pilot, self._steps.likelihoods))
         return force(self._call.processors(input_ids, scores), tokens)
