@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import signal
 from collections.abc import Callable
 
@@ -14,6 +15,12 @@ import wsd_hf
 from families import tiny_model, tiny_pilot
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leaves all that the modules hold out of garbage collections, of which the tests of memory call for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
