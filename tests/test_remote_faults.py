@@ -401,7 +401,8 @@ def test_ctrl_c_ends_the_requests(fleet: Fleet) -> None:
 
 def test_many_at_once_with_failures_that_pass(fleet: Fleet) -> None:
     for server, where in ((fleet.pilot, streams), (fleet.base, checks), (fleet.base, streams)):
-        server.faults += [Fault(where=where, status=503, times=4), Fault(where=where, then="cut", times=3)]
+        # As many as one request is tried again, since one may meet them all.
+        server.faults += [Fault(where=where, status=503, times=2), Fault(where=where, then="cut", times=2)]
     answers = fleet.pair.generate([KELOFT] * 10)
     assert [answer.text for answer in answers] == [ANSWER] * 10
 
