@@ -390,7 +390,8 @@ def launched(processes: int, *arguments: str, launcher: str = "torchrun") -> tup
     return out, err
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.sweep)])
+@pytest.mark.sweep
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_a_launcher_starts_the_ranks(launcher: str, questions: Path, tmp_path: Path) -> None:
     if launcher == "accelerate":
         pytest.importorskip("accelerate", reason='no accelerate: pip install "wsd_hf[quantization]"')
