@@ -1,5 +1,5 @@
 PYTHON ?= python3
-PYTEST_OPTIONS ?= -n 2 --dist loadfile
+PYTEST_OPTIONS ?= -n 2
 
 .PHONY: demo test test-lowest sweep bench gpu lint types english docs dist check clean
 
