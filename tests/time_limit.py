@@ -1,9 +1,10 @@
-"""A time limit for a block of a test that talks to a server: a hang fails, with the place where it hung."""
+"""Limits for a block of a test that talks to a server: a hang fails, with the place where it hung; so does a thread that stays."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -25,3 +26,13 @@ def time_limit(seconds: int = 60) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def no_thread_left(seconds: int = 20) -> Iterator[None]:
+    """Fails if threads that began in the block are still there so long after it; those of earlier tests may end meanwhile."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(seconds)
+        assert not thread.is_alive(), thread
