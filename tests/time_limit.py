@@ -1,4 +1,4 @@
-"""Limits for a block of a test that talks to a server: a hang fails, with the place where it hung; so does a thread that stays."""
+"""Limits for a block of a test that talks to a server: what hangs fails, with its place, and so does a thread that stays."""
 
 from __future__ import annotations
 
