@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wsd_hf
@@ -31,8 +31,6 @@ anyio = pytest.importorskip("anyio")
 pytest.importorskip("httpx")
 
 from wsd_hf.remote import RemoteAnswer, RemotePair, Server  # noqa: E402
-
-REPEATABLE = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 
 QUESTIONS = [question["messages"][0]["content"] for question in demo_questions()]
 KELOFT = "What does the Keloft eat?"
@@ -146,7 +144,7 @@ def check_equal(case: Case, chat: Any, config: dict[str, Any], length: int, stop
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-@settings(max_examples=10, **REPEATABLE)
+@settings(max_examples=10)
 @given(CHATS, SETTINGS, st.integers(1, 48), STOPS)
 def test_an_answer_is_that_of_one_process(
     cases: dict[str, Case], name: str, chat: Any, config: dict[str, Any], length: int, stops: list[str]
@@ -156,7 +154,7 @@ def test_an_answer_is_that_of_one_process(
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", FOLDERS)
-@settings(max_examples=150, **REPEATABLE)
+@settings(max_examples=150)
 @given(CHATS, SETTINGS, st.integers(1, 48), STOPS)
 def test_an_answer_is_that_of_one_process_for_many(
     cases: dict[str, Case], name: str, chat: Any, config: dict[str, Any], length: int, stops: list[str]

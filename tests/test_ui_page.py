@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-import serving_for_tests
 import wsd_hf
 from browser import NARROW, OVERFLOWING, TEXTS, WIDE, Opened, chromium, opened, wait_for_count, wait_until
 from test_pages import channels, contrast, luminance
@@ -25,6 +24,7 @@ from wsd_hf.ui.settings import Settings, available
 
 pytest.importorskip("gradio", reason='no gradio: pip install "wsd_hf[ui]"')
 
+import serving_for_tests
 from wsd_hf.ui.app import build
 from wsd_hf.ui.launch import launch
 
