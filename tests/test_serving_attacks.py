@@ -332,10 +332,11 @@ class Command:
 
     def _read(self) -> None:
         assert self.process.stdout
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if "http://127" in line:
-                self._announced.set()
+        with self.process.stdout as output:
+            for line in output:
+                self.lines.append(line)
+                if "http://127" in line:
+                    self._announced.set()
         self._announced.set()
 
     @property
