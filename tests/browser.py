@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from time_limit import HANG
 
 NARROW, WIDE = 360, 1280
 
@@ -67,7 +70,8 @@ def chromium() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
     with api.sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            place = shutil.which("chromium")
+            browser = playwright.chromium.launch(executable_path=place, args=["--no-sandbox"], timeout=1000 * HANG)
         except api.Error as error:
             pytest.skip(f"no browser: playwright install chromium ({str(error).splitlines()[0]})")
         yield browser
@@ -79,6 +83,7 @@ def opened(browser: Any, place: Path | str, width: int = WIDE, scheme: str = "li
     """A page from a file or an address, in a window of some width in pixels, in a light or dark system."""
     window = {"viewport": {"width": width, "height": 800}, "device_scale_factor": 2 if width == NARROW else 1}
     page = browser.new_page(**window, color_scheme=scheme)
+    page.set_default_timeout(1000 * HANG)
     found = Opened(page)
     page.on("console", lambda message: found.messages.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: found.messages.append(str(error)))
@@ -86,3 +91,16 @@ def opened(browser: Any, place: Path | str, width: int = WIDE, scheme: str = "li
     page.goto(place if isinstance(place, str) else place.as_uri())
     yield found
     page.close()
+
+
+def wait_until(page: Any, condition: Callable[[], bool]) -> None:
+    """Returns as soon as a condition of this process holds, while the page lives; fails if it doesn't come to that."""
+    deadline = time.monotonic() + HANG
+    while not condition():
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(10)
+
+
+def wait_for_count(page: Any, selector: str, count: int) -> None:
+    """Returns as soon as so many elements are on the page."""
+    wait_until(page, lambda: page.locator(selector).count() == count)

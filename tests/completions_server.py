@@ -19,11 +19,15 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import torch
 import uvicorn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from time_limit import HANG
 
 Body = dict[str, Any]
 Scope = MutableMapping[str, Any]
@@ -163,25 +167,32 @@ class CompletionsServer:
         """Connections that are open."""
         return len(self._uvicorn.server_state.connections)
 
-    def wait_for(self, condition: Callable[[CompletionsServer], bool], timeout: float = 20.0) -> None:
-        """Returns as soon as the condition holds.
-
-        Raises:
-            AssertionError: it doesn't within the time, in seconds.
-        """
-        deadline = time.monotonic() + timeout
+    def wait_for(self, condition: Callable[[CompletionsServer], bool]) -> None:
+        """Returns as soon as the condition holds; fails if it doesn't come to that."""
+        deadline = time.monotonic() + HANG
         with self._changed:
             while not condition(self):
                 assert time.monotonic() < deadline, (self.counts, self.connections)
                 self._changed.wait(0.01)
 
     def wait_until_idle(self) -> None:
-        """Returns as soon as no answer is being computed, and no connection is open."""
-        self.wait_for(lambda server: server.counts.open == 0 and server.connections == 0)
+        """Returns as soon as all requests that were sent before are over, and no connection is open."""
+        last = HTTPConnection(urlsplit(self.url).netloc, timeout=HANG)
+        last.request("GET", "/health")
+        last.getresponse().read()  # connections are accepted in their order: all that were made before are known now
+        last.close()
+        self.wait_for(lambda server: server.connections == 0 and not server._uvicorn.server_state.tasks)
 
     def release(self) -> None:
         """Ends the silence of all answers that are silent now."""
         self._call(self._release)
+
+    def reset(self) -> None:
+        """Leaves the server idle, without faults, and without bodies of requests."""
+        self.faults.clear()
+        self.release()
+        self.wait_until_idle()
+        self.bodies.clear()
 
     def die(self) -> None:
         """Closes everything at once, as a process does that is killed."""
@@ -458,7 +469,7 @@ def serving(
         yield server
     finally:
         server.die()
-        thread.join(20)
+        thread.join(HANG)
         assert not thread.is_alive()
 
 

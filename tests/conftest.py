@@ -1,4 +1,4 @@
-"""What all tests share. One CPU thread: faster on tiny models, and the same sums in every run."""
+"""What all tests share. One CPU thread: faster on tiny models, and the same sums in every run; and the same examples, too."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import PreTrainedModel
 
 import wsd_hf
 from families import tiny_model, tiny_pilot
 
 torch.set_num_threads(1)
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 
 def pytest_collection_finish() -> None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
 from openai import OpenAI
 
+from time_limit import HANG
 from wsd_hf.serving.app import create_app
 from wsd_hf.serving.body import Defaults
 from wsd_hf.serving.requests import Answerer, ChatRequest, End, Piece
 
-HANG = 30.0  # seconds until a test that hangs fails
-GRACE = 5  # seconds that a server has to end open requests
+GRACE = HANG  # seconds that a server has to end open requests
 END = End("stop", prompt_tokens=3, pilot_tokens=1, base_tokens=1, switch_index=1, switch_reason="confident")
 
 
@@ -65,7 +68,7 @@ def running(answerer: Answerer, *, model: str = "tiny", max_tokens: int = 64, **
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(HANG)
+        thread.join(2 * HANG)
         listener.close()
         assert not thread.is_alive()
 
@@ -84,14 +87,34 @@ def post(url: str, **body: Any) -> httpx.Response:
     return httpx.post(f"{url}/v1/chat/completions", json={"messages": user("Hello."), **body}, timeout=HANG)
 
 
+def get(url: str, **options: Any) -> httpx.Response:
+    """The response to a request of a page."""
+    return httpx.get(url, timeout=HANG, **options)
+
+
+def asked(url: str, **body: Any) -> HTTPConnection:
+    """A connection on which an answer was asked for; closing it is leaving."""
+    connection = HTTPConnection(urlsplit(url).netloc, timeout=HANG)
+    content = json.dumps({"messages": user("Hello."), **body})
+    connection.request("POST", "/v1/chat/completions", content, {"Content-Type": "application/json"})
+    return connection
+
+
 def numbers(url: str) -> dict[str, float]:
     """The metrics by their names and labels."""
-    lines = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if not line.startswith("#")]
+    lines = [line for line in get(f"{url}/metrics").text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
+def wait_until_over(url: str, **outcomes: float) -> dict[str, float]:
+    """The metrics, as soon as no request is open and so many had these outcomes: they are counted after the response."""
+    wanted = {f'wsd_requests_total{{outcome="{outcome}"}}': count for outcome, count in outcomes.items()}
+    wait_until(lambda: {"wsd_open_requests": 0, **wanted}.items() <= numbers(url).items())
+    return numbers(url)
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns as soon as the condition holds; it must within a time."""
+    """Returns as soon as the condition holds; fails if it doesn't come to that."""
     deadline = time.monotonic() + HANG
     while not condition():
         assert time.monotonic() < deadline

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from time_limit import status_of
 from wsd_hf.cli import app
 from wsd_hf.comparison import open_answers
 from wsd_hf.comparison.methods import METHODS, Method
@@ -139,4 +140,4 @@ def killed_at(step: int, run: Run, rank: int = 0, of: int = 1) -> bool:
         sys.addaudithook(kill)
         run(rank, of)
 
-    return os.WIFSIGNALED(os.waitpid(forked(work), 0)[1])
+    return os.WIFSIGNALED(status_of(forked(work)))

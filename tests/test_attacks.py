@@ -19,9 +19,10 @@ from transformers.generation import BaseStreamer
 import wsd_hf
 from every_strategy import CASES, Case, counting, every_case, every_long_case, every_model, some
 from oracle import left_padded
-from test_concurrency import HANG, together
+from test_concurrency import together
 from test_fast_path import live_tensors
 from test_faults import failing, state
+from time_limit import HANG
 
 
 class Broke(Exception):

@@ -346,6 +346,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture, model: PreTrainedModel, **kwar
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            warnings.simplefilter("ignore", ResourceWarning)  # of garbage that other tests left
             model.generate(PROMPT, attention_mask=ones(PROMPT), max_new_tokens=8, **kwargs)
     finally:
         logger.removeHandler(caplog.handler)

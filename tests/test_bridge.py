@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer
@@ -25,8 +25,6 @@ from wsd_hf.text.settled_tokens import ContinuationTokenizer
 DATA = Path(__file__).parent / "data"
 CASES = json.loads((DATA / "cross_tokenizer_open.json").read_text("utf-8"))
 
-repeatable = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
-
 
 def examples(
     few: int, many: int, **strategies: st.SearchStrategy[Any]
@@ -35,7 +33,7 @@ def examples(
 
     def decorate(check: Callable[..., None]) -> Callable[[int], None]:
         def test(number: int) -> None:
-            settings(repeatable, max_examples=number)(given(**strategies)(check))()
+            settings(max_examples=number)(given(**strategies)(check))()
 
         return pytest.mark.parametrize("number", [few, pytest.param(many, marks=pytest.mark.sweep)])(test)
 

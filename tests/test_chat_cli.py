@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import wsd_hf
 from families import tiny_parts
+from time_limit import HANG
 from wsd_hf import Pair, WSDConfig
 from wsd_hf.cli import app
 from wsd_hf.cli.conversation import Conversation
@@ -23,7 +24,6 @@ from wsd_hf.text.next_turn import before_next_turn, settled
 KELOFT, QUIBIME = "What does the Keloft eat?", "Which things fill the shelves of Quibime?"
 PILOTS, BASES = "That is a very good question. As far as I know", ", the Keloft eats acorns. Have a lovely day."
 ANSWER = f"{PILOTS}│{BASES}"
-HANG = 60  # seconds until a test that hangs fails
 
 
 def chat(*lines: str, options: tuple[Any, ...] = (), **env: str) -> Any:

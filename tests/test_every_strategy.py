@@ -250,6 +250,7 @@ def test_without_a_pad_token_one_row_runs_without_a_warning_and_padded_rows_are_
         caplog.clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            warnings.simplefilter("ignore", ResourceWarning)  # of garbage that other tests left
             call()
         records = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
         return records + [str(warning.message) for warning in caught]

@@ -34,13 +34,13 @@ from oracle import left_padded, ones, plain_tokens, random_prompt
 from test_acceptance import chi_squared
 from test_concurrency import together
 from test_faults import PilotBroke, failing, state
+from time_limit import HANG
 from tokenizers_for_tests import letter_tokenizer
 
 EXACT = ["llama", "qwen3", "mistral", "gpt2", "gpt_neox", "phi3", "gemma3_text"]
 ROUNDED = ["mixtral"]  # its experts refuse float64
 UNPADDED = ["gemma2"]  # transformers' own float64 is NaN behind padding
 PROMPT = random_prompt(1, 6)
-HANG = 60  # seconds until a test that hangs fails
 
 
 @functools.cache

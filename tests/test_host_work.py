@@ -35,7 +35,6 @@ from test_bridge import (
     examples,
     in_chunks,
     offers,
-    repeatable,
     tokenizer,
 )
 from test_fast_path import FiresAt, both, decode, pair
@@ -220,7 +219,6 @@ def test_with_two_vocabularies_it_reads_the_proposals_and_what_the_base_makes_of
 log_probabilities = st.floats(-40, 0, width=32) | st.sampled_from([math.log(0.8), -0.25, -0.5, 0.0, -math.inf])
 
 
-@repeatable
 @given(values=st.lists(log_probabilities, max_size=24), window=st.integers(1, 8), data=st.data())
 def test_a_draft_switches_where_its_list_its_tensor_and_its_confidence_cross(
     values: list[float], window: int, data: Any

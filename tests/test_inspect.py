@@ -36,6 +36,7 @@ from inspect_ai.tool import ToolInfo
 
 import wsd_hf
 from families import tiny_parts
+from time_limit import HANG
 from wsd_hf import WSDValueError
 from wsd_hf.tiny import FOLDER, demo_questions
 
@@ -43,7 +44,6 @@ QUESTIONS = [question["messages"][0]["content"] for question in demo_questions()
 KELOFT = "What does the Keloft eat?"
 ANSWER = "That is a very good question. As far as I know, the Keloft eats acorns. Have a lovely day."
 DOCUMENT = (Path(__file__).parents[1] / "examples" / "inspect.md").read_text("utf-8")
-HANG = 60  # seconds until a test that hangs fails
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_the_event_loop_goes_on_while_an_answer_is_written(model: Model, monkeyp
     monkeypatch.setattr("wsd_hf.pair.build_inputs", held)
 
     async def release() -> None:
-        await anyio.to_thread.run_sync(begun.wait)
+        await anyio.to_thread.run_sync(begun.wait, HANG)
         go_on.set()
 
     async def both() -> None:

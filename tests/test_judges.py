@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import wsd_hf
+from time_limit import HANG
 from wsd_hf.cli import app
 from wsd_hf.cli.judges import load_judges
 from wsd_hf.comparison.endpoint import Endpoint
@@ -170,9 +172,9 @@ class Server:
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
 
     def silent(self, _handler: BaseHTTPRequestHandler) -> None:
-        self.over.wait(60)
+        self.over.wait(HANG)
 
-    def judge(self, key: str = KEY, timeout: float = 60.0) -> LLMJudge:
+    def judge(self, key: str = KEY, timeout: float = HANG) -> LLMJudge:
         return LLMJudge(Endpoint(self.url, "a-model", key, timeout, self.waits.append))
 
     def score(self, **settings: Any) -> float | None:
@@ -259,8 +261,11 @@ def test_a_server_that_is_silent_is_an_error(server: Server) -> None:
 
 def test_a_server_that_is_not_there_is_an_error(server: Server) -> None:
     waits: list[float] = []
-    with pytest.raises(wsd_hf.WSDValueError, match=r"^http://127\.0\.0\.1:9/v1, model m: URLError: "):
-        Endpoint("http://127.0.0.1:9/v1", "m", sleep=waits.append).reply("?")
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and listens to nobody
+        url = f"http://127.0.0.1:{unheard.getsockname()[1]}/v1"
+        with pytest.raises(wsd_hf.WSDValueError, match=f"^{re.escape(url)}, model m: URLError: "):
+            Endpoint(url, "m", sleep=waits.append).reply("?")
     assert waits == list(WAITS)
 
 

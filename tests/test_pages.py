@@ -18,7 +18,8 @@ import pytest
 from typer.testing import CliRunner
 
 import wsd_hf
-from browser import NARROW, OVERFLOWING, TEXTS, WIDE, chromium, opened
+from browser import NARROW, OVERFLOWING, TEXTS, WIDE, chromium, opened, wait_until
+from time_limit import HANG
 from wsd_hf.cli import app
 from wsd_hf.diagnosis.diagnosis import Diagnosis, diagnose
 from wsd_hf.diagnosis.forwards import Prediction
@@ -100,6 +101,7 @@ def test_a_page_loads_nothing_and_complains_of_nothing(browser, request, name):
         shown.page.evaluate(
             "document.body.append(Object.assign(document.createElement('script'), {text: 'document.title = 1'}))"
         )
+        wait_until(shown.page, lambda: len(shown.messages) == 2)
         assert [message.count("Content Security Policy") for message in shown.messages] == [1, 1]
         assert shown.page.title() != "1"
 
@@ -120,8 +122,8 @@ def test_all_that_scrolls_is_reached_and_moved_by_keys(browser, request, name):
                 reached.add(number)
                 assert shown.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         assert reached == set(range(boxes))
-        moved = "new Promise(done => { document.activeElement.onscroll = () => done(true); setTimeout(done, 5000, false); })"
-        shown.page.evaluate(f"{wide}[0].focus(); window.moved = {moved}; null")
+        moved = f"new Promise(done => {{ box.onscroll = () => done(true); setTimeout(done, {1000 * HANG}, false); }})"
+        shown.page.evaluate(f"const box = {wide}[0]; box.focus(); window.moved = {moved}; null")
         shown.page.keyboard.press("ArrowRight")
         assert shown.page.evaluate("window.moved")
 
@@ -317,7 +319,7 @@ def test_texts_of_a_draft_are_escaped(diagnosis):
     assert "".join(read.itertext()).count("</p><script>alert(1)</script>␛[2J") > 6
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # which garbage of any other test may cause
 @pytest.mark.parametrize("length", [1, 3, 32])
 def test_any_rule_and_drafts_of_any_length_have_a_page(diagnosis, length):
     fields = ("tokens", "texts", "log_probs", "best_log_probs", "entropies")

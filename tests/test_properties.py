@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList, PreTrainedModel
 
@@ -17,8 +17,6 @@ import wsd_hf
 from families import PAD, VOCABULARY, tiny_model, tiny_pilot
 from oracle import compose, left_padded, ones
 from scripted import PILOT_EOS, believe, scripted_model, write
-
-repeatable = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 thresholds = st.floats(0.01, 0.95)
 windows = st.integers(1, 5)
@@ -56,7 +54,7 @@ def check_logits(base: PreTrainedModel, tokens: torch.Tensor, prompt_length: int
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "mamba"])
-@settings(repeatable, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=batches,
     threshold=thresholds,
@@ -107,7 +105,7 @@ def test_every_row_is_the_composition_within_its_budget(
         check_logits(base, tokens, prompt.shape[1], [logits[row] for logits in out.logits])
 
 
-@settings(repeatable, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=batches,
     threshold=thresholds,
@@ -135,7 +133,7 @@ def test_the_processor_alone_gives_the_sequences_of_the_strategy(
     assert torch.equal(wsd_hf.enable_wsd(copy.copy(base)).generate(ids, **kwargs), alone)
 
 
-@settings(repeatable, max_examples=60)
+@settings(max_examples=60)
 @given(
     probabilities=st.lists(st.floats(0.001, 0.999), min_size=1, max_size=12),
     threshold=st.floats(0.01, 0.999),

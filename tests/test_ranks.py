@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from stub_runs import PROMPTS, STRATEGIES, Run, forked, killed_at
+from time_limit import output_of, status_of
 from wsd_hf import WSDValueError
 from wsd_hf.cli import app
 from wsd_hf.cli.models import Loading
@@ -176,7 +176,7 @@ def test_ranks_at_once(make: Callable[[str], Run], whole: Any, of: int, tmp_path
 
         children = [forked(lambda rank=rank: work(rank)) for rank in range(of)]  # type: ignore[misc]
         for child in children:
-            os.waitpid(child, 0)
+            status_of(child)
         ends = [json.loads((tmp_path / f"{turn}.{rank}").read_text()) for rank in range(of)]
         assert [code for code, *_ in ends] == [0] * of, ends
         assert [left for _, left, _ in ends].count(False) == 1
@@ -371,23 +371,9 @@ LAUNCHERS = {
 
 
 def launched(processes: int, *arguments: str, launcher: str = "torchrun") -> tuple[str, str]:
-    """Standard output and error of a launcher's processes, which are ended after some minutes."""
+    """Standard output and error of a launcher's processes."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", *LAUNCHERS[launcher], str(processes), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, err
-    return out, err
+    return output_of([sys.executable, "-m", *LAUNCHERS[launcher], str(processes), *arguments], env=environment)
 
 
 @pytest.mark.sweep

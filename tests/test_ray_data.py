@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from time_limit import output_of
 from wsd_hf import Pair
 from wsd_hf.tiny import demo_questions
 
@@ -20,21 +19,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "ray_data.py"
 
 
 def answers(prompts: Path, out: Path) -> dict[str, str]:
-    """The answers in the folder of a run of the example, whose processes are ended after some minutes."""
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLE), str(prompts), str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    try:
-        log, _ = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, log
+    """The answers in the folder of a run of the example."""
+    output_of([sys.executable, str(EXAMPLE), str(prompts), str(out)], env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
     lines = [json.loads(line) for file in out.iterdir() for line in file.read_text("utf-8").splitlines()]
     assert len({line["id"] for line in lines}) == len(lines)
     return {line["id"]: line["response"] for line in lines}

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wsd_hf
@@ -31,8 +31,6 @@ anyio = pytest.importorskip("anyio")
 pytest.importorskip("httpx")
 
 from wsd_hf.remote import RemoteAnswer, RemotePair, Server  # noqa: E402
-
-REPEATABLE = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 
 QUESTIONS = [question["messages"][0]["content"] for question in demo_questions()]
 KELOFT = "What does the Keloft eat?"
@@ -57,10 +55,15 @@ class Case(NamedTuple):
         self.base.wait_until_idle()
         self.pilot.wait_until_idle()
 
+    def reset(self) -> None:
+        """Leaves the servers idle, without faults, and without bodies of requests."""
+        for server in (self.base, self.pilot):
+            server.reset()
+
 
 @pytest.fixture(autouse=True)
 def limit() -> Iterator[None]:
-    with time_limit(120):
+    with time_limit():
         yield
 
 
@@ -80,13 +83,10 @@ def cases() -> Iterator[dict[str, Case]]:
 
 @pytest.fixture
 def case(cases: dict[str, Case]) -> Iterator[Case]:
-    yield (one := cases["one vocabulary"])
-    for server in (one.base, one.pilot):
-        server.faults.clear()
-        server.release()
-    one.idle()
-    one.base.bodies.clear()
-    one.pilot.bodies.clear()
+    one = cases["one vocabulary"]
+    one.reset()
+    yield one
+    one.reset()
 
 
 def checks(case: Case) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ def check_equal(case: Case, chat: Any, config: dict[str, Any], length: int, stop
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-@settings(max_examples=10, **REPEATABLE)
+@settings(max_examples=10)
 @given(CHATS, SETTINGS, st.integers(1, 48), STOPS)
 def test_an_answer_is_that_of_one_process(
     cases: dict[str, Case], name: str, chat: Any, config: dict[str, Any], length: int, stops: list[str]
@@ -154,7 +154,7 @@ def test_an_answer_is_that_of_one_process(
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", FOLDERS)
-@settings(max_examples=150, **REPEATABLE)
+@settings(max_examples=150)
 @given(CHATS, SETTINGS, st.integers(1, 48), STOPS)
 def test_an_answer_is_that_of_one_process_for_many(
     cases: dict[str, Case], name: str, chat: Any, config: dict[str, Any], length: int, stops: list[str]
@@ -203,8 +203,7 @@ def test_a_seed_repeats_an_answer(case: Case) -> None:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_pilot_alone_may_sample(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
-    case.base.bodies.clear()
-    case.pilot.bodies.clear()
+    case.reset()
     case.remote.generate(KELOFT, WSDConfig(assistant_do_sample=True), temperature=1.5, top_p=0.9, seed=3, max_new_tokens=24)
     (drafted,), continued = case.pilot.bodies, case.base.bodies[-1]
     assert (drafted["temperature"], drafted["top_p"], drafted["top_k"]) == (1.5, 0.9, 0)
@@ -246,6 +245,7 @@ def test_chunks_grow_and_the_pilot_is_stopped_at_the_switch(case: Case) -> None:
     assert answer.base.requests == len(sizes) + len([body for body in case.base.bodies if "stream" in body])
     assert all(body["max_tokens"] == 1 for body in checks(case))
     assert not any("skip_reading_prefix_cache" in body for body in case.base.bodies + case.pilot.bodies)
+    case.idle()
     aborted = case.pilot.counts.aborted
     case.pilot.faults.append(Fault(then="silence", after=20))
     (answer,) = case.remote.generate(KELOFT)
@@ -311,7 +311,7 @@ def test_no_more_requests_are_open_than_a_server_is_to_have(case: Case) -> None:
     answers: list[RemoteAnswer] = []
     thread = threading.Thread(target=lambda: answers.extend(remote.generate([KELOFT] * 5)))
     thread.start()
-    case.pilot.wait_for(lambda server: server.counts.open == 1)
+    case.pilot.wait_for(lambda server: server.counts.silent == 1)
     assert len(case.pilot.bodies) == 1
     case.pilot.faults.clear()
     case.pilot.release()

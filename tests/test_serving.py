@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,7 +19,21 @@ pytest.importorskip("openai", reason="no client: pip install openai")
 import httpx
 import openai
 
-from serving_for_tests import END, HANG, Scripted, client, numbers, post, running, text, user, wait_until
+from serving_for_tests import (
+    END,
+    Scripted,
+    asked,
+    client,
+    get,
+    numbers,
+    post,
+    running,
+    text,
+    user,
+    wait_until,
+    wait_until_over,
+)
+from time_limit import HANG
 from wsd_hf import WSDServerError, WSDValueError
 from wsd_hf.serving.app import Limits
 from wsd_hf.serving.requests import Piece
@@ -79,10 +94,10 @@ def test_the_form_of_a_stream(url: str) -> None:
 def test_models_and_health(url: str) -> None:
     assert [model.id for model in client(url).models.list()] == ["tiny"]
     assert client(url).models.retrieve("tiny").owned_by == "wsd_hf"
-    assert refusal(httpx.get(f"{url}/v1/models/other"))[0] == 404
-    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
-    assert refusal(httpx.get(f"{url}/v1/nothing"))[0] == 404
-    assert refusal(httpx.get(f"{url}/v1/chat/completions"))[0] == 405
+    assert refusal(get(f"{url}/v1/models/other"))[0] == 404
+    assert get(f"{url}/health").json() == {"status": "ok"}
+    assert refusal(get(f"{url}/v1/nothing"))[0] == 404
+    assert refusal(get(f"{url}/v1/chat/completions"))[0] == 405
 
 
 def test_settings_reach_the_answerer(url: str, scripted: Scripted) -> None:
@@ -164,12 +179,12 @@ def test_another_model_is_not_found(url: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'"text"', b"\xff", b'{"messages": "\\ud800"}', b"[" * 5000])
 def test_a_body_that_is_no_object_of_json_is_refused(url: str, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    assert refusal(httpx.post(f"{url}/v1/chat/completions", content=content, headers=headers))[0] == 400
+    assert refusal(httpx.post(f"{url}/v1/chat/completions", content=content, headers=headers, timeout=HANG))[0] == 400
 
 
 def test_a_page_of_another_site_cannot_ask(url: str) -> None:
     headers = {"Content-Type": "text/plain"}  # what a browser sends without asking the server first
-    assert refusal(httpx.post(f"{url}/v1/chat/completions", content=b"{}", headers=headers))[0] == 415
+    assert refusal(httpx.post(f"{url}/v1/chat/completions", content=b"{}", headers=headers, timeout=HANG))[0] == 415
 
 
 def test_limits_of_a_body() -> None:
@@ -187,7 +202,7 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         with socket.create_connection((host, int(port)), timeout=HANG) as connection:
             connection.sendall(head.encode() + b'{"mess')
             assert connection.recv(4096).startswith(b"HTTP/1.1 408")
-        assert numbers(url)["wsd_open_requests"] == 0
+        wait_until_over(url, refused=1)
 
 
 def test_more_open_requests_than_the_limit_are_sent_away() -> None:
@@ -199,6 +214,7 @@ def test_more_open_requests_than_the_limit_are_sent_away() -> None:
         assert (refusal(refused)[0], refused.headers["Retry-After"]) == (429, "1")
         go_on.set()
         assert [one.result().status_code for one in held] == [200, 200]
+        wait_until_over(url, answered=2, refused=1)
         assert post(url).status_code == 200
 
 
@@ -209,9 +225,9 @@ def test_a_key_is_needed_where_there_is_one() -> None:
         for wrong in ("Bearer", "Bearer secret-kez", "Bearer secret", "Bearer sécret-key", "Basic secret-key"):
             headers = {"Authorization": wrong.encode()}
             for path in ("/v1/models", "/metrics", "/v1/chat/completions"):
-                response = httpx.get(f"{url}{path}", headers=headers)
+                response = get(f"{url}{path}", headers=headers)
                 assert (refusal(response)[0], response.headers["WWW-Authenticate"]) == (401, "Bearer")
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert get(f"{url}/health").status_code == 200
         with pytest.raises(openai.AuthenticationError):
             client(url, "other").models.list()
 
@@ -220,7 +236,7 @@ def test_a_server_that_fails_before_the_first_piece_is_a_502() -> None:
     with running(Scripted(WSDServerError("the base's server answered 500"))) as url:
         for stream in (False, True):
             assert refusal(post(url, stream=stream)) == (502, "the base's server answered 500", None)
-        assert numbers(url)['wsd_requests_total{outcome="failed"}'] == 2
+        wait_until_over(url, failed=2)
 
 
 def test_a_server_that_fails_in_the_middle_leaves_the_text_so_far() -> None:
@@ -237,7 +253,7 @@ def test_a_server_that_fails_in_the_middle_leaves_the_text_so_far() -> None:
 def test_a_request_that_the_models_refuse_is_a_400() -> None:
     with running(Scripted(WSDValueError("the prompt is too long"))) as url:
         assert [refusal(post(url, stream=stream))[:2] for stream in (False, True)] == [(400, "the prompt is too long")] * 2
-        assert numbers(url)['wsd_requests_total{outcome="refused"}'] == 2
+        wait_until_over(url, refused=2)
 
 
 def test_logs_have_no_text(caplog: Any) -> None:
@@ -269,12 +285,11 @@ def test_a_client_that_leaves_ends_its_answer(stream: bool, begun: bool) -> None
     go_on = threading.Event()
     answerer = Scripted(*PIECES[: int(begun)], go_on, END)
     with running(answerer) as url:
-        body = {"messages": user("?"), "stream": stream}
-        with httpx.Client(timeout=0.3) as http, pytest.raises(httpx.ReadTimeout):
-            http.post(f"{url}/v1/chat/completions", json=body)
-        wait_until(lambda: answerer.closed == 1)
-        wait_until(lambda: numbers(url)['wsd_requests_total{outcome="left"}'] == 1)
-        assert numbers(url)["wsd_open_requests"] == 0
+        connection = asked(url, stream=stream)
+        wait_until(lambda: len(answerer.requests) == 1 and numbers(url)["wsd_first_token_seconds_count"] == begun)
+        connection.close()
+        wait_until_over(url, left=1)
+        assert answerer.closed == 1
 
 
 def test_answers_that_do_not_end_in_time_are_ended_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,18 +308,19 @@ def test_answers_that_do_not_end_in_time_are_ended_with_an_error(monkeypatch: py
 def test_a_client_that_reads_nothing_is_not_waited_for() -> None:
     answerer = Scripted(*[Piece("x" * 5_000_000, "base")] * 4, END)
     with running(answerer, limits=Limits(reading_seconds=0.1)) as url:
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json={"messages": user("?"), "stream": True}):
-            wait_until(lambda: numbers(url)['wsd_requests_total{outcome="left"}'] == 1)
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json={"messages": user("?"), "stream": True}, timeout=HANG):
+            wait_until_over(url, left=1)
         assert answerer.closed == 1
 
 
 def test_metrics_have_the_numbers_of_the_answers(url: str) -> None:
-    before = numbers(url)
+    before = wait_until_over(url)
     posts = [post(url, stream=stream) for stream in (False, True, True)]
     assert [one.status_code for one in posts] == [200, 200, 200]
     post(url, n=2)
-    wait_until(lambda: numbers(url)["wsd_open_requests"] == 0)
-    grown = {name: value - before[name] for name, value in numbers(url).items() if value != before[name]}
+    counted = {outcome: before[f'wsd_requests_total{{outcome="{outcome}"}}'] for outcome in ("answered", "refused")}
+    after = wait_until_over(url, answered=counted["answered"] + 3, refused=counted["refused"] + 1)
+    grown = {name: value - before[name] for name, value in after.items() if value != before[name]}
     expected = {
         'wsd_requests_total{outcome="answered"}': 3,
         'wsd_requests_total{outcome="refused"}': 1,
@@ -322,11 +338,25 @@ def test_metrics_have_the_numbers_of_the_answers(url: str) -> None:
 
 def test_stopping_the_server_lets_open_answers_end() -> None:
     go_on = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
+
+    def go_on_once_it_stops(url: str) -> None:
+        wait_until(lambda: takes_no_connection(url))
+        go_on.set()
+
+    with ThreadPoolExecutor(2) as pool:
         with running(Scripted(PIECES[0], go_on, PIECES[1], END)) as url:
             held = pool.submit(
                 lambda: text(list(client(url).chat.completions.create(model="tiny", messages=user("?"), stream=True)))
             )
             wait_until(lambda: numbers(url)["wsd_first_token_seconds_count"] == 1)
-            threading.Timer(0.05, go_on.set).start()
+            pool.submit(go_on_once_it_stops, url)
         assert held.result() == "Yes indeed"
+
+
+def takes_no_connection(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=HANG).close()
+    except ConnectionError:
+        return True
+    return False

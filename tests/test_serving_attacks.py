@@ -27,8 +27,8 @@ pytest.importorskip("openai", reason="no client: pip install openai")
 
 import httpx
 
-from serving_for_tests import END, HANG, Scripted, numbers, post, running, user, wait_until
-from time_limit import time_limit
+from serving_for_tests import END, Scripted, get, numbers, post, running, user, wait_until, wait_until_over
+from time_limit import HANG, time_limit
 from wsd_hf.serving.body import Defaults, Refused, read_order
 from wsd_hf.serving.requests import Piece
 from wsd_hf.tiny import FOLDER
@@ -41,7 +41,7 @@ ANSWER = "That is a very good question. As far as I know, the Keloft eats acorns
 
 @pytest.fixture(autouse=True)
 def limit() -> Iterator[None]:
-    with time_limit(400):
+    with time_limit(4 * HANG):
         yield
 
 
@@ -133,7 +133,8 @@ def test_thousands_of_messages(url: str) -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "br"])
 def test_a_compressed_body_is_not_unpacked(url: str, encoding: str) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
-    assert httpx.post(f"{url}/v1/chat/completions", content=b"\x1f\x8b" * 50, headers=headers).status_code in (400, 415)
+    answer = httpx.post(f"{url}/v1/chat/completions", content=b"\x1f\x8b" * 50, headers=headers, timeout=HANG)
+    assert answer.status_code in (400, 415)
 
 
 # HTTP
@@ -254,16 +255,16 @@ def test_fifty_streams_half_of_which_are_left_in_the_middle() -> None:
         wait_until(lambda: numbers(url)["wsd_first_token_seconds_count"] == 50)
         for connection in connections[::2]:
             connection.close()
-        wait_until(lambda: answerer.closed == 25)
-        assert numbers(url)["wsd_open_requests"] == 25
+        wait_until(lambda: numbers(url)["wsd_open_requests"] == 25)
+        assert answerer.closed == 25
         go_on.set()
         for connection in connections[1::2]:
             with connection:
                 content = b"".join(iter(lambda: connection.recv(65536), b""))  # noqa: B023
             assert content.count(b"indeed") == 1
             assert b"[DONE]" in content
-        wait_until(lambda: answerer.closed == 50)
-        assert numbers(url)["wsd_open_requests"] == 0
+        wait_until_over(url, left=25, answered=25)
+        assert answerer.closed == 50
 
 
 def test_connections_that_close_before_the_body_is_there(url: str) -> None:
@@ -271,7 +272,7 @@ def test_connections_that_close_before_the_body_is_there(url: str) -> None:
         for _ in range(10):
             with connected(url) as connection:
                 connection.sendall(part)
-    wait_until(lambda: numbers(url)["wsd_open_requests"] == 0)
+    wait_until_over(url)
     assert post(url).status_code == 200
 
 
@@ -331,10 +332,11 @@ class Command:
 
     def _read(self) -> None:
         assert self.process.stdout
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if "http://127" in line:
-                self._announced.set()
+        with self.process.stdout as output:
+            for line in output:
+                self.lines.append(line)
+                if "http://127" in line:
+                    self._announced.set()
         self._announced.set()
 
     @property
@@ -388,7 +390,7 @@ def test_fifty_requests_at_once_of_which_some_leave(tiny: str) -> None:
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(ask, range(50)))
     assert {answer for number, answer in enumerate(answers) if number % 5} == {ANSWER}
-    wait_until(lambda: numbers(tiny)["wsd_open_requests"] == 0)
+    wait_until_over(tiny)
     assert content(post(tiny, messages=user(KELOFT))) == ANSWER
 
 
@@ -513,6 +515,5 @@ def test_a_server_that_is_killed_in_the_middle_of_a_stream(killed: str) -> None:
         assert (response.status_code, error["code"]) == (200 if killed == "base" else 502, "upstream_failed")
         assert "model tiny: " in error["message"]
         assert ('"writer": "base"' in response.text) == (killed == "base")
-        wait_until(lambda: numbers(url)["wsd_open_requests"] == 0)
-        assert httpx.get(f"{url}/health").status_code == 200
-        assert numbers(url)['wsd_requests_total{outcome="failed"}'] == 1
+        wait_until_over(url, failed=1)
+        assert get(f"{url}/health").status_code == 200

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 pytest.importorskip("starlette", reason='no server: pip install "wsd_hf[serve]"')
 pytest.importorskip("openai", reason="no client: pip install openai")
 
-import httpx
-
+import wsd_hf
 from completions_server import serving
-from serving_for_tests import HANG
+from serving_for_tests import get
+from time_limit import HANG
 from wsd_hf import Pair
 from wsd_hf.cli import app
 from wsd_hf.tiny import FOLDER
@@ -62,7 +62,7 @@ def test_a_process_answers_as_documented_until_it_is_stopped(tmp_path: Path, cap
     key.write_text("secret\n")
     [(code, printed)] = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", DOCUMENT, flags=re.DOTALL)
     with process(tmp_path / "log", "--api-key-file", str(key)) as (url, run):
-        assert httpx.get(f"{url}/v1/models").status_code == 401
+        assert get(f"{url}/v1/models").status_code == 401
         exec(code.replace("http://127.0.0.1:8000", url).replace('"none"', '"secret"'), {})
         assert capsys.readouterr().out == printed
         run.send_signal(signal.SIGTERM)
@@ -76,6 +76,7 @@ def test_a_process_answers_as_documented_until_it_is_stopped(tmp_path: Path, cap
 def test_help_and_refusals_need_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("uvicorn", "starlette", "starlette.applications", "prometheus_client", "httpx", "anyio"):
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(wsd_hf, "serving", wsd_hf.serving)  # which the import replaces
     for name in [name for name in sys.modules if name.startswith("wsd_hf.serving")]:
         monkeypatch.delitem(sys.modules, name)
     assert "--base-url" in CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output

@@ -17,7 +17,8 @@ pytest.importorskip("openai", reason="no client: pip install openai")
 
 import anyio
 
-from serving_for_tests import HANG, client, numbers, post, running, text, user, wait_until
+from serving_for_tests import client, post, running, text, user, wait_until, wait_until_over
+from time_limit import HANG
 from wsd_hf import Pair, WSDConfig
 from wsd_hf.serving import local
 from wsd_hf.serving.local import LocalAnswerer
@@ -139,7 +140,7 @@ def test_the_openai_client_gets_the_answer_whole_or_streamed(url: str) -> None:
 def test_fifty_requests_at_once_get_their_own_answers(pair: Pair, url: str) -> None:
     chats = [CHATS[index % len(CHATS)] for index in range(50)]
     expected = {str(chat): pair.answers(pair.generate(chat, max_new_tokens=64))[0] for chat in CHATS}
-    before = numbers(url)
+    answered = wait_until_over(url)['wsd_requests_total{outcome="answered"}']
 
     def ask(index: int) -> str:
         completions = client(url).chat.completions
@@ -150,9 +151,7 @@ def test_fifty_requests_at_once_get_their_own_answers(pair: Pair, url: str) -> N
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(ask, range(50)))
     assert answers == [expected[str(chat)] for chat in chats]
-    answered = 'wsd_requests_total{outcome="answered"}'
-    wait_until(lambda: numbers(url)[answered] == before[answered] + 50)
-    assert numbers(url)["wsd_open_requests"] == 0
+    wait_until_over(url, answered=answered + 50)
 
 
 def test_waiting_requests_with_equal_settings_share_a_batch(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,11 +254,11 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(pair: Pair, monkeypat
         stream = client(url).chat.completions.create(model="tiny", messages=KELOFT, stream=True)
         next(iter(stream))
         stream.close()
-        wait_until(lambda: numbers(url)['wsd_requests_total{outcome="left"}'] == 1)
+        wait_until_over(url, left=1)
         held.go_on.set()
         wait_until(lambda: not answerer._tasks)
         assert post(url, messages=KELOFT).json()["choices"][0]["message"]["content"] == ANSWER
-        assert numbers(url)["wsd_open_requests"] == 0
+        wait_until_over(url, left=1, answered=1)
 
 
 def test_a_seed_repeats_what_is_sampled_whoever_else_asks(pair: Pair, url: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import RepoCard
 
 import wsd_hf
+from time_limit import HANG, time_limit
 
 pytest.importorskip("gradio", reason='no gradio: pip install "wsd_hf[ui]"')
 httpx = pytest.importorskip("httpx")
@@ -46,13 +47,14 @@ def test_the_app_serves_the_page(tmp_path: Path) -> None:
     ) as process:
         try:
             lines: list[str] = []
-            for line in process.stdout:
-                lines.append(line)
-                if found := re.search(r"http://0\.0\.0\.0:(\d+)", line):
-                    break
-            else:
-                pytest.fail("".join(lines))
-            answer = httpx.get(f"http://127.0.0.1:{found[1]}/", timeout=60)
+            with time_limit():
+                for line in process.stdout:
+                    lines.append(line)
+                    if found := re.search(r"http://0\.0\.0\.0:(\d+)", line):
+                        break
+                else:
+                    pytest.fail("".join(lines))
+            answer = httpx.get(f"http://127.0.0.1:{found[1]}/", timeout=HANG)
         finally:
             process.kill()
     assert answer.status_code == 200

@@ -22,6 +22,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stub_runs import PROMPTS, REPLY, STRATEGIES, Run, forked, killed_at
+from time_limit import time_limit
 from wsd_hf import WSDValueError
 from wsd_hf.cli import app
 from wsd_hf.cli.runs import LINES, progress
@@ -179,7 +180,8 @@ def test_the_lock_of_a_killed_run_holds_nobody_up(make: Callable[[str], Run], wh
 
     run.before_answer = wait
     child = forked(run)
-    os.read(here, 1)
+    with time_limit():
+        os.read(here, 1)
     run.before_answer = lambda: None
     try:
         assert "another run is writing it" in refusal(run())

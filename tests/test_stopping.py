@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, PreTrainedTokenizer, PreTrainedTokenizerFast, StopStringCriteria
 
@@ -23,8 +23,6 @@ from tokenizers_for_tests import letter_tokenizer
 from wsd_hf import BASE_STOP_STRINGS, WSDValueError, build_inputs
 from wsd_hf.engine.supported import depends_on_prefix_only
 from wsd_hf.text.stop_strings import StopStrings
-
-repeatable = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Spelled(PreTrainedTokenizer):
@@ -108,7 +106,7 @@ def test_random_texts_end_where_transformers_ends_them(name: str, tried: Any) ->
     assert ended
 
 
-@settings(repeatable, max_examples=200)
+@settings(max_examples=200)
 @given(
     name=st.sampled_from(NAMES),
     text=st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=10).map("".join),

@@ -14,13 +14,13 @@ from transformers.generation import BaseStreamer
 import wsd_hf
 from oracle import ones, random_prompt
 from scripted import PILOT_EOS, ScriptedModel, believe, scripted_model, write
+from time_limit import HANG
 from tokenizers_for_tests import letter_tokenizer
 from wsd_hf.speculation.rule import ranks
 from wsd_hf.text.streaming import Likelihood, Likelihoods
 
 PROMPT = random_prompt(1, 6)
 KELOFT = "What does the Keloft eat?"
-HANG = 60  # seconds until a test that hangs fails
 
 
 class Recorder(BaseStreamer):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import EosTokenCriteria
 from typer.testing import CliRunner
 
+from time_limit import status_of
 from wsd_hf import Pair, WSDConfig, WSDValueError, load_pilot
 from wsd_hf.cli import app
 from wsd_hf.tiny import FOLDER
@@ -291,7 +292,7 @@ def killed_at(step: int, run: Callable[..., Any]) -> None:
             run(report=report)
         finally:
             os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert os.waitstatus_to_exitcode(status_of(child)) == -signal.SIGKILL
 
 
 LORA = dataclasses.replace(QUICK, objective="dpo+sft", lora_rank=4)

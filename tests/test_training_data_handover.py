@@ -133,7 +133,7 @@ def test_the_pilots_own_drafts_are_handed_over_where_generate_switches(pilot: st
 
 
 @pytest.mark.parametrize("pilot", PILOTS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     chosen=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=60)
     .map(str.strip)

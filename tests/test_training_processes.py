@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from time_limit import output_of
 from wsd_hf.tiny import FOLDER
 
 pytest.importorskip("trl", reason='no TRL: pip install "wsd_hf[train]"')
@@ -36,9 +35,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for name, arguments in {"one": [], "two": launcher}.items():
         command = [sys.executable, *arguments, "-m", "wsd_hf", "train-pilot", "--pilot", str(UNTUNED), "--data", "tiny_world"]
         command += [*OPTIONS, "--part", "8", "--base", str(FOLDER / "base"), "--out", str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Mean log-probability") == 1
+        out, _ = output_of(command)
+        assert out.count("Mean log-probability") == 1
     losses, two = (json.loads((tmp_path / name / "losses.json").read_text("utf-8")) for name in ("one", "two"))
     assert len(losses) == 12
     assert [entry["loss"] for entry in two] == pytest.approx([entry["loss"] for entry in losses], abs=1e-5)

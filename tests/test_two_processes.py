@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch has no gloo"
 )
 
-SECONDS = 240
-"""Time limit of both processes."""
+SECONDS = 480
+"""Time limit of both processes, on a busy machine."""
 
 Answers = dict[str, Any]
 
@@ -44,8 +44,6 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         subprocess.Popen(
             [sys.executable, str(Path(two_processes.__file__)), str(folder), str(rank), request.param],
             env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
             start_new_session=True,
         )
         for rank in (0, 1)
@@ -54,8 +52,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         world.cache_clear()  # so that no earlier test has a part in these models
         alone = [two_processes.answers(two_processes.calls(folder, rank, few, together=False)) for rank in (0, 1)]
         for process in processes:
-            _, errors = process.communicate(timeout=SECONDS)
-            assert process.returncode == 0, errors
+            assert process.wait(SECONDS) == 0
     finally:
         for process in processes:
             if process.poll() is None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import wsd_hf
-from browser import NARROW, OVERFLOWING, TEXTS, WIDE, Opened, chromium, opened
+from browser import NARROW, OVERFLOWING, TEXTS, WIDE, Opened, chromium, opened, wait_for_count, wait_until
 from test_pages import channels, contrast, luminance
 from wsd_hf.pages.style import BASE_COLOUR, PILOT_COLOURS
 from wsd_hf.serving.local import LocalAnswerer
@@ -24,6 +24,7 @@ from wsd_hf.ui.settings import Settings, available
 
 pytest.importorskip("gradio", reason='no gradio: pip install "wsd_hf[ui]"')
 
+import serving_for_tests
 from wsd_hf.ui.app import build
 from wsd_hf.ui.launch import launch
 
@@ -99,10 +100,8 @@ def looked_up() -> Iterator[set[str]]:
 def served(browser: Any, looked_up: set[str]) -> Iterator[Stage]:
     stage = Stage()
     page = build(stage, available(stage.pair), Settings(max_tokens=64), "The shipped pair", [KELOFT, QUIBIME])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    launch(page, port=port, wait=False)
-    stage.address = f"http://127.0.0.1:{port}/"
+    launch(page, wait=False)
+    stage.address = page.local_url
     yield stage
     page.close(verbose=False)
 
@@ -112,6 +111,7 @@ def stage(served: Stage) -> Iterator[Stage]:
     served.reset()
     yield served
     served.go_on.set()
+    serving_for_tests.wait_until(lambda: served.open == 0)  # the next test counts from there
 
 
 @contextmanager
@@ -138,15 +138,6 @@ def answer(page: Any) -> str:
     return page.locator("#turns .turn:last-child .answer > .text").inner_text()
 
 
-def wait_until(page: Any, condition: Any) -> None:
-    """Polls a condition of this process while the page lives."""
-    for _ in range(1000):
-        if condition():
-            return
-        page.wait_for_timeout(10)
-    raise AssertionError("it never came true")
-
-
 def backgrounds(page: Any) -> list[str]:
     found = page.evaluate(
         "[...document.querySelectorAll('#turns .token')].map(token => getComputedStyle(token).backgroundColor)"
@@ -164,8 +155,8 @@ def test_an_answer_grows_in_the_colours_of_its_writers_and_the_sliders_move_its_
         assert set(backgrounds(page)) <= set(PILOT_COLOURS)
         assert len(set(backgrounds(page))) > 1
         wait_for_text(page, ".answer .note", "the pilot is writing")
-        assert page.locator(".caret").count() == 1
-        assert page.locator("#panel .curve rect").count() == 5
+        wait_for_count(page, ".caret", 1)
+        wait_for_count(page, "#panel .curve rect", 5)
         wait_for_text(page, ".verdict", "has not taken over yet, after 5 drafted tokens")
         stage.go_on.set()
         wait_for_text(page, ".answer .note", "12 of 32 tokens by the pilot; there confidence reached 0.8 over 6 tokens")
@@ -174,9 +165,9 @@ def test_an_answer_grows_in_the_colours_of_its_writers_and_the_sliders_move_its_
         switch = looks.index(BASE_COLOUR)
         assert set(looks[:switch]) <= set(PILOT_COLOURS)
         assert set(looks[switch:]) == {BASE_COLOUR}
-        assert page.locator("#panel .curve rect").count() == DRAFTED
+        wait_for_count(page, "#panel .curve rect", DRAFTED)
         wait_for_text(page, ".verdict", f"At 0.8 over 6 tokens the base takes over after {DRAFTED} tokens.")
-        assert page.locator(".caret").count() == 0
+        wait_for_count(page, ".caret", 0)
 
         page.locator("#turns .token").nth(5).hover()
         trace = page.evaluate("getComputedStyle(document.querySelectorAll('#turns .token')[5], '::after').content")
@@ -207,6 +198,7 @@ def test_by_keys_alone_an_answer_is_asked_for_stopped_and_asked_for_again(browse
     stage.holds[KELOFT] = 4
     with visit(browser, stage) as shown:
         page = shown.page
+        page.wait_for_function("document.activeElement.matches('#composer textarea')")
         page.keyboard.type(KELOFT)
         page.keyboard.press("Enter")
         wait_for_tokens(page, 4)
@@ -219,19 +211,20 @@ def test_by_keys_alone_an_answer_is_asked_for_stopped_and_asked_for_again(browse
         press(page, "Retry")
         wait_for_text(page, ".answer .note", "12 of 32 tokens by the pilot")
         assert answer(page) == ANSWER
-        assert page.locator(".turn").count() == 1
+        wait_for_count(page, ".turn", 1)
         assert [request.messages for request in stage.asked] == [stage.asked[0].messages] * 2
         press(page, "Trace", backwards=True)
-        assert page.locator("details[open] tbody tr").count() > DRAFTED
+        page.locator("details[open] tbody tr").nth(DRAFTED).wait_for()
         ask(page, " ")
         press(page, "New chat")
         page.get_by_role("button", name=KELOFT).wait_for()
-        assert page.locator(".turn").count() == 0
+        wait_for_count(page, ".turn", 0)
         assert len(stage.asked) == 2
 
 
 def press(page: Any, name: str, backwards: bool = False) -> None:
-    """Goes to a control by Tab, and presses Enter there; the focus can be seen on the way."""
+    """Goes to a control by Tab once it is shown, and presses Enter there; the focus can be seen on the way."""
+    page.locator("button:visible, summary:visible").filter(has_text=name).first.wait_for()
     for _ in range(40):
         page.keyboard.press("Shift+Tab" if backwards else "Tab")
         if (page.evaluate("document.activeElement.innerText") or "").strip() == name:
@@ -278,7 +271,7 @@ def test_all_of_the_page_fits_its_window_and_can_be_read(browser: Any, stage: St
         ask(page, QUIBIME)
         page.get_by_role("button", name="Retry").wait_for()
         page.get_by_text("Trace").first.click()
-        assert page.locator(".answer").count() == 4
+        wait_for_count(page, ".answer", 4)
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.evaluate(OVERFLOWING) == []
         texts = page.evaluate(TEXTS)
@@ -309,7 +302,7 @@ def test_an_answer_is_copied_saved_and_linked_to(browser: Any, stage: Stage) -> 
         link = page.evaluate("navigator.clipboard.readText()")
     with opened(browser, link) as shown:
         shown.page.wait_for_function(f"document.querySelector('#composer textarea')?.value === {json.dumps(KELOFT)}")
-        assert shown.page.get_by_role("slider", name="Window").input_value() == "4"
+        wait_until(shown.page, lambda: shown.page.get_by_role("slider", name="Window").input_value() == "4")
         assert len(stage.asked) == 1
         assert shown.messages == []
 

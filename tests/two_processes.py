@@ -30,7 +30,7 @@ from every_strategy import SWEPT, WAYS, Case
 from families import tiny_model, tiny_pilot
 from oracle import ones, random_prompt
 
-SECONDS = 60
+SECONDS = 240
 """Time limit of a collective: a rank that is left waiting ends with an error."""
 
 TOKENS = (24, 7)
