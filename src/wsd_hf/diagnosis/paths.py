@@ -10,11 +10,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..engine.checks import check_room, eos_token_ids, vocabulary_size
+from ..engine.likelihoods import log_probs
 from ..engine.small_model import left_padded
 from ..engine.strategy import StrategyConfig
 from ..errors import WSDValueError
 from ..pair import Pair
-from ..speculation.rule import Logits, log_probs, over_vocabulary
+from ..speculation.rule import Logits, over_vocabulary
 from ..speculation.target import TargetConfig
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule

@@ -134,9 +134,10 @@ class _Row(Waiting):
 class _BatchStreamer(BaseStreamer):
     """Splits the tokens of a batch into answers, and sends each piece and each end as soon as it is settled."""
 
-    takes_likelihoods = True
+    takes_writers = True
 
     def __init__(self, rows: list[_Row], pair: Pair, prompt_tokens: list[int]) -> None:
+        self.takes_likelihoods = any(row.request.likelihoods for row in rows)
         self._rows, self._prompt_tokens = rows, prompt_tokens
         self._headers = turn_headers(pair.tokenizer)
         self._texts = [WrittenAnswer(pair.tokenizer, bool(self._headers), row.request.stop) for row in rows]
