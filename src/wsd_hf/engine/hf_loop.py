@@ -10,6 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaL
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
 from .. import _compat
+from ..text.streaming import put_tokens, takes_likelihoods
 from .call import Call
 from .likelihoods import likelihoods_of
 
@@ -32,10 +33,14 @@ class WatchedCriteria(StoppingCriteriaList):
 
 
 class TokenStreamer(BaseStreamer):
-    """Hands the loop's tokens to the streamer of a call; the loop may put a token after it has chosen the next."""
+    """Hands the loop's tokens on with their writers and likelihoods; the loop may put a token after it has chosen the next.
 
-    def __init__(self, call: Call) -> None:
-        self._call = call
+    Args:
+        streamer: gets them, and the prompt if the loop's caller puts it; None: none does.
+    """
+
+    def __init__(self, streamer: BaseStreamer | None) -> None:
+        self._streamer = streamer
         self._expected = deque[tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]]()
 
     def expect(self, logits: torch.Tensor, chosen: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
@@ -46,21 +51,38 @@ class TokenStreamer(BaseStreamer):
             chosen: rows whose token is chosen by a model, BoolTensor[batch].
             by_pilot: as in `put_tokens`.
         """
-        if self._call.streamer is not None:
-            raw = logits.clone() if self._call.takes_likelihoods else None  # before processors, which may write into them
+        if self._streamer is not None:
+            raw = logits.clone() if takes_likelihoods(self._streamer) else None  # before processors, which may write into them
             self._expected.append((by_pilot, raw, chosen))
 
     def put(self, value: torch.Tensor) -> None:
-        """The next token of every row, LongTensor[batch]."""
+        """Takes the prompt, [batch, prompt], if it is put, and then the next token of every row, LongTensor[batch]."""
+        assert self._streamer is not None
+        if not self._expected:
+            self._streamer.put(value)
+            return
         by_pilot, logits, chosen = self._expected.popleft()
         likelihoods = None
         if logits is not None:
             found = zip(likelihoods_of(logits, value.to(logits.device)), chosen.tolist(), strict=True)
             likelihoods = [one if by_model else None for one, by_model in found]
-        self._call.stream(value, by_pilot, likelihoods)
+        put_tokens(self._streamer, value, by_pilot, likelihoods)
 
     def end(self) -> None:
         """Nothing: the streamer is ended with the call."""
+
+
+class RawLogits(LogitsProcessor):
+    """Changes no score: hands the raw logits of transformers' own call of the base to a streamer of its tokens."""
+
+    def __init__(self, streamer: TokenStreamer) -> None:
+        self._streamer = streamer
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores as they are, [batch, vocabulary]."""
+        if (decoding := _compat.decoding_loop()) is not None:
+            self._streamer.expect(decoding.logits, ~decoding.finished)
+        return scores
 
 
 def run(

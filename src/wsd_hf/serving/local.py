@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
 from ..engine.cancelled import Cancelled
 from ..engine.checks import eos_token_ids
+from ..engine.hf_loop import RawLogits, TokenStreamer
 from ..pair import Pair
 from ..speculation.rule import SwitchReason
 from ..strategies.wsd.draft import Draft
@@ -86,6 +87,9 @@ class LocalAnswerer:
         }
         if settings["strategy"] is None:
             prompts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            if streamer.takes_likelihoods:
+                settings["streamer"] = tokens = TokenStreamer(streamer)
+                settings["logits_processor"] = LogitsProcessorList([RawLogits(tokens)])
             pair.base.generate(**prompts, **settings, tokenizer=pair.tokenizer)
         else:
             pair.generate(inputs, **settings)

@@ -110,7 +110,7 @@ class TargetConfig(SpeculativeConfig):
         )
 
     def _stepwise(self, call: Call, prompts: Mapping[str, Prompt]) -> tuple[GenerateDecoderOnlyOutput, Stats]:
-        criteria, streamer = WatchedCriteria(call.criteria), TokenStreamer(call)
+        criteria, streamer = WatchedCriteria(call.criteria), TokenStreamer(call.streamer)
         streams = {NAMES[name]: LockstepStream(call.partners[name].model, *prompts[name], call.budget) for name in prompts}
         target = _TargetProcessor(streams, self.target, criteria, streamer)
         output = run(call, LogitsProcessorList([target, *call.processors]), criteria, streamer)

@@ -41,7 +41,7 @@ class Likelihood:
 Likelihoods = Sequence[Likelihood | None] | None
 """Of one token in every row. None in a row where it is not known: for the pilot's tokens under strategies that let the base
 read them later (nudging, reward-guided), for tokens that no model chose (padding, the EOS of `draft_end="stop"`), and for all
-tokens of weak-to-strong search and of the base alone."""
+tokens of weak-to-strong search and without a strategy."""
 
 
 def takes_likelihoods(streamer: BaseStreamer | None) -> bool:
@@ -93,7 +93,7 @@ class WriterStreamer(BaseStreamer):
             base's likeliest token is 1. A piece has those of its writer's tokens only, so those of all pieces of the pilot, in
             order, are those of the draft. Tokens that show no text (an EOS, a header, the beginning of a character that the
             other model completes) have a piece of their own, which is an empty text. The tuple is empty where the base reads
-            the pilot's tokens later (`"nudging"`, `"reward_guided"`), under `"weak_to_strong_search"`, and for the base alone.
+            the pilot's tokens later (`"nudging"`, `"reward_guided"`), under `"weak_to_strong_search"`, and without a strategy.
 
     Raises:
         WSDValueError: a batch of several responses.

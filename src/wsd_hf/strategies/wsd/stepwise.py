@@ -117,7 +117,7 @@ class DraftSteps:
 
 def decode(call: Call, setup: Setup[Draft]) -> tuple[GenerateDecoderOnlyOutput, Stats]:
     """Decodes with any causal base; returns the output of transformers' loop, and the work done."""
-    criteria, steps, streamer = WatchedCriteria(call.criteria), DraftSteps(setup), TokenStreamer(call)
+    criteria, steps, streamer = WatchedCriteria(call.criteria), DraftSteps(setup), TokenStreamer(call.streamer)
     output = run(call, [_DraftThenShape(call, steps, criteria, streamer)], criteria, streamer)
     return output, Stats(
         Work(steps.taken, base_tokens(call, steps.taken)),
