@@ -113,7 +113,7 @@ def test_what_cannot_be_predicted_is_refused_by_name(case: Case) -> None:
     for name in ("weak_to_strong_search", "reward_guided"):
         with pytest.raises(WSDValueError, match=f"strategy='{name}' cannot be predicted"):
             case.predict(**{name: STRATEGIES[name]()})
-    with pytest.raises(WSDValueError, match="switch rules alone"):
+    with pytest.raises(WSDValueError, match="must be a switch rule, or the name of one"):
         case.predict(wsd=WSDConfig(switch_criteria=OwnCriterion()))
     assert case.predict(wsd=WSDConfig(switch_criteria=RelativeConfidenceCriteria()))[0].base_forwards < 1
 

@@ -94,6 +94,23 @@ async def settled(answerer: LocalAnswerer) -> None:
             await asyncio.sleep(0.001)
 
 
+@pytest.mark.parametrize("strategy", [None, WSDConfig(), WSDConfig(engine="step")], ids=["base alone", "fast", "step"])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_likelihoods_come_where_they_are_asked_for_and_change_no_text(pair: Pair, strategy: Any, temperature: float) -> None:
+    async def pieces(**settings: Any) -> tuple[list[Piece], End]:
+        asked = request(KELOFT, strategy=strategy, temperature=temperature, seed=1, **settings)
+        *found, end = [item async for item in LocalAnswerer(pair).answer(asked)]
+        assert isinstance(end, End)
+        return [piece for piece in found if isinstance(piece, Piece)], end
+
+    (without, end), (having, same) = asyncio.run(pieces()), asyncio.run(pieces(likelihoods=True))
+    assert end == same
+    assert all(piece.text and not piece.likelihoods for piece in without)
+    assert [(piece.text, piece.writer) for piece in having if piece.text] == [(one.text, one.writer) for one in without]
+    assert sum(len(piece.likelihoods) for piece in having) == end.pilot_tokens + end.base_tokens
+    assert sum(len(piece.drafted) for piece in having) == end.pilot_tokens
+
+
 @pytest.mark.parametrize("pilot", ["pilot", "pilot_other_vocab"])
 @pytest.mark.parametrize("engine", ["fast", "step"])
 def test_pieces_and_ends_are_those_of_direct_calls(pair: Pair, pilot: str, engine: Any) -> None:

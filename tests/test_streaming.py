@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,11 +15,8 @@ from oracle import ones, random_prompt
 from scripted import PILOT_EOS, ScriptedModel, believe, scripted_model, write
 from time_limit import HANG
 from tokenizers_for_tests import letter_tokenizer
-from wsd_hf.speculation.rule import ranks
-from wsd_hf.text.streaming import Likelihood, Likelihoods
 
 PROMPT = random_prompt(1, 6)
-KELOFT = "What does the Keloft eat?"
 
 
 class Recorder(BaseStreamer):
@@ -168,112 +164,3 @@ def test_stop_strings_end_the_stream_at_the_same_token(base: Any, pilot: Any) ->
     out = decode(base, pilot, streamer=streamer, tokenizer=tokenizer, stop_strings=[tokenizer.decode(whole[3:5])])
     assert streamer.tokens == out[0].tolist()
     assert out[0, 6:].tolist() == whole[:5]
-
-
-class Drafts(BaseStreamer):
-    """Keeps the likelihoods of all tokens, by position and row."""
-
-    takes_likelihoods = True
-
-    def __init__(self) -> None:
-        self.columns: list[Sequence[Likelihood | None]] = []
-
-    def put(self, value: torch.Tensor, by_pilot: torch.Tensor | None = None, likelihoods: Likelihoods = None) -> None:
-        if by_pilot is not None:
-            assert likelihoods is not None
-            assert [likelihood is not None for likelihood in likelihoods] == by_pilot.tolist()
-            self.columns.append(likelihoods)
-
-    def end(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize("engine", ["fast", "step"])
-@pytest.mark.parametrize("pilot_name", ["pilot", "pilot_other_vocab"])
-@pytest.mark.parametrize("strategy", ["wsd", "two_way"])
-def test_drafted_tokens_are_streamed_with_their_likelihoods(engine: str, pilot_name: str, strategy: str) -> None:
-    pair = wsd_hf.Pair.tiny(pilot_name)
-    inputs = pair.inputs([KELOFT, "Where does the Rundoro live, and what does it look like?"])
-    threshold = {"two_way_handback_threshold": 0} if strategy == "two_way" and engine == "step" else {}
-    streamer = Drafts()
-    settings = {f"{strategy}_threshold": 0.7, f"{strategy}_window_size": 4, f"{strategy}_engine": engine, **threshold}
-    output = pair.generate(inputs, strategy, max_new_tokens=24, streamer=streamer, **settings)
-    width = inputs["input_ids"].shape[1]
-    mask = torch.cat([inputs["attention_mask"], torch.ones_like(output.sequences[:, width:])], dim=1)
-    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    with torch.no_grad():
-        logits = pair.base(output.sequences, attention_mask=mask, position_ids=places).logits[:, width - 1 : -1]
-    drafted = output.written_by_pilot.nonzero().tolist()
-    assert 0 < len(drafted) < output.written_by_pilot.numel()
-    assert sum(likelihood is not None for column in streamer.columns for likelihood in column) == len(drafted)
-    found = set()
-    for row, place in drafted:
-        token, likelihood = int(output.sequences[row, width + place]), streamer.columns[place][row]
-        assert likelihood is not None
-        assert likelihood.log_prob == pytest.approx(float(logits[row, place].log_softmax(dim=-1)[token]), abs=1e-4)
-        above = logits[row, place] - logits[row, place, token]
-        assert 1 + int((above > 1e-4).sum()) <= likelihood.rank <= int((above > -1e-4).sum())
-        found.add(likelihood.rank)
-    assert len(found) > 1
-
-
-@pytest.mark.parametrize("engine", ["fast", "step"])
-def test_the_rank_counts_the_tokens_that_the_base_prefers(engine: str) -> None:
-    """Exactly, in the very logits that the call returns."""
-    pair, streamer = wsd_hf.Pair.tiny(), Drafts()
-    output = pair.generate(KELOFT, max_new_tokens=24, streamer=streamer, output_logits=True, wsd_threshold=1, wsd_engine=engine)
-    tokens = output.sequences[0, -len(output.logits) :].tolist()
-    preferred = [int((logits[0] > logits[0, token]).sum()) for token, logits in zip(tokens, output.logits, strict=True)]
-    assert len(set(preferred)) > 2
-    drafted = int(output.draft_length[0])
-    assert drafted > 6
-    assert [column[0] and column[0].rank for column in streamer.columns[:drafted]] == [1 + n for n in preferred[:drafted]]
-
-
-def test_equal_logits_have_equal_ranks() -> None:
-    logits = torch.tensor([[2.0, 3.0, 3.0, -torch.inf, 1.0]])
-    assert [ranks(logits, torch.tensor([token])).item() for token in range(5)] == [3, 1, 1, 5, 4]
-
-
-@pytest.mark.parametrize("engine", ["fast", "step"])
-def test_ranks_are_computed_only_for_a_streamer_that_takes_them(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-
-    def counted(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        calls.append(len(tokens))
-        return ranks(logits, tokens)
-
-    monkeypatch.setattr("wsd_hf.speculation.loop.ranks", counted)
-    monkeypatch.setattr("wsd_hf.strategies.wsd.stepwise.ranks", counted)
-    pair, pieces = wsd_hf.Pair.tiny(), list[Any]()
-    without = wsd_hf.WriterStreamer(pair.tokenizer, lambda *piece: pieces.append(piece))
-    outputs = []
-    for streamer in (None, TextStreamer(pair.tokenizer), without, Drafts()):
-        assert not calls
-        outputs.append(pair.generate(KELOFT, max_new_tokens=8, streamer=streamer, wsd_engine=engine).sequences)
-    assert calls
-    assert all(torch.equal(output, outputs[0]) for output in outputs)
-
-
-@pytest.mark.parametrize("engine", ["fast", "step"])
-@pytest.mark.parametrize("pilot_name", ["pilot", "pilot_other_vocab"])
-def test_pieces_carry_the_whole_draft(engine: str, pilot_name: str) -> None:
-    """So that the switch can be found again in what was streamed, at any threshold and window."""
-    pair = wsd_hf.Pair.tiny(pilot_name)
-    pieces: list[tuple[str, Any, tuple[Likelihood, ...]]] = []
-    streamer = wsd_hf.WriterStreamer(pair.tokenizer, lambda *piece: pieces.append(piece), likelihoods=True)
-    output = pair.generate(KELOFT, max_new_tokens=32, streamer=streamer, wsd_engine=engine)
-    draft = [likelihood.log_prob for _, _, likelihoods in pieces for likelihood in likelihoods]
-    assert draft == output.draft_log_probs[0].tolist()
-    assert wsd_hf.switch_index(draft) == int(output.switch_index[0]) > 0
-    assert "".join(text for text, _, _ in pieces).strip() == pair.answers(output)[0]
-    assert all(not likelihoods for _, writer, likelihoods in pieces if writer == "base")
-
-
-@pytest.mark.parametrize("strategy", ["nudging", "product"])
-def test_a_strategy_without_drafts_streams_no_likelihoods(strategy: str) -> None:
-    pair = wsd_hf.Pair.tiny()
-    pieces: list[tuple[str, Any, tuple[Likelihood, ...]]] = []
-    streamer = wsd_hf.WriterStreamer(pair.tokenizer, lambda *piece: pieces.append(piece), likelihoods=True)
-    pair.generate(KELOFT, strategy, max_new_tokens=8, streamer=streamer)
-    assert {likelihoods for _, _, likelihoods in pieces} == {()}

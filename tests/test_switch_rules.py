@@ -368,6 +368,17 @@ def test_each_rule_has_a_threshold_and_a_window_of_its_own(rule: str) -> None:
     assert (given.threshold, given.window_size) == (0.3, 4)
 
 
+@every_rule
+def test_settings_hold_the_rule_that_ends_a_draft(rule: Any) -> None:
+    found = wsd_hf.WSDConfig(threshold=0.4, window_size=3, switch_criteria=rule, ignore_repeats=True).switch_rule()
+    assert type(found) is RULES[rule][0]
+    assert (found.threshold, found.window_size, found.ignore_repeats) == (0.4, 3, True)
+    assert wsd_hf.WSDConfig(switch_criteria=found).switch_rule() is found
+    assert type(wsd_hf.WSDConfig(switch_criteria=StoppingCriteriaList()).switch_rule()) is wsd_hf.SwitchCriteria
+    with pytest.raises(wsd_hf.WSDValueError, match="must be a switch rule, or the name of one"):
+        wsd_hf.WSDConfig(switch_criteria=FiresAt(1)).switch_rule()
+
+
 def test_another_rule_leaves_threshold_and_window_of_the_one_before() -> None:
     resolve, model = wsd_hf.WSDConfig.resolve, GenerationConfig(wsd_threshold=0.9, wsd_window_size=6)
     own = wsd_hf.WSDConfig(switch_criteria="relative_confidence")

@@ -38,7 +38,7 @@ WRITTEN = [
     Piece("Yes", "pilot", (Likelihood(math.log(0.1), 17),)),
     Piece(", it", "pilot", (Likelihood(math.log(0.5), 2),)),
     Piece(" is", "pilot", (Likelihood(math.log(0.98), 1),)),
-    Piece(" so.", "base"),
+    Piece(" so.", "base", (Likelihood(math.log(0.75), 1), Likelihood(math.log(0.5), 3))),
 ]
 
 
@@ -90,13 +90,20 @@ def test_each_method_answers_as_it_does_by_itself(pilot: str) -> None:
         assert answers[method].text == tokenizer.decode(response, skip_special_tokens=True).split("\n\n[User]")[0].strip()
     output = pair.generate(KELOFT, max_new_tokens=48)
     assert answers["wsd"].draft == output.draft_log_probs[0].tolist()
-    found = [likelihood.rank for piece in answers["wsd"].pieces for likelihood in piece.likelihoods]
-    assert len(set(found)) > 1
+    plain = pair.base.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=48)
     prompt = inputs["input_ids"].shape[1]
-    logits = pair.base(output.sequences).logits[0, prompt - 1 :]
-    assert found == [
-        1 + int((logits[place] > logits[place, output.sequences[0, prompt + place]]).sum()) for place in range(len(found))
-    ]
+    for method, sequence in (("wsd", output.sequences), ("base", plain)):
+        found = [likelihood for piece in answers[method].pieces for likelihood in piece.likelihoods]
+        end = prompt + len(found)
+        with torch.no_grad():
+            logits = pair.base(sequence[:, :end]).logits[0, prompt - 1 : -1]
+        of_tokens = logits.gather(1, sequence[0, prompt:end, None])
+        assert [one.rank for one in found] == (1 + (logits > of_tokens).sum(dim=1)).tolist()
+        log_probs = logits.log_softmax(dim=-1).gather(1, sequence[0, prompt:end, None])
+        assert [one.log_prob for one in found] == pytest.approx(log_probs.flatten().tolist(), abs=1e-4)
+        tokens = answers[method].end.pilot_tokens + answers[method].end.base_tokens  # type: ignore[union-attr]
+        assert len(found) == tokens > 20
+        assert ({one.rank for one in found} == {1}) == (method == "base")
     assert answers["wsd"].end is not None
     assert answers["wsd"].end.switch_index == int(output.switch_index[0])
 
@@ -278,10 +285,11 @@ def test_tokens_have_the_colours_of_their_writers_and_of_the_bases_opinion() -> 
     assert traces[1:] == [
         "pilot\nprobability 0.50\nrank 2\nconfidence 0.50",
         "pilot\nprobability 0.98\nrank 1\nconfidence 0.98",
-        "base",
+        "base\nprobability 0.38\nrank 1, 3",
     ]
     lines = [[cell.text or "".join(cell.itertext()) for cell in line] for line in page.findall(".//tbody/tr")]
     assert lines[1] == ["2", ", it", "pilot", "0.500", "2", "0.500"]
+    assert lines[3] == ["4", " so.", "base", "0.375", "1, 3", ""]
     assert "3 of 4 tokens by the pilot; there confidence reached 0.8 over 1 tokens" not in texts(conversation([]))
 
 
@@ -295,6 +303,22 @@ def test_a_character_of_several_drafted_tokens_has_the_ranks_of_all() -> None:
     page = conversation([turn(Piece("é", "pilot", (Likelihood(math.log(0.8), 2), Likelihood(math.log(0.3), 31))), DONE)])
     assert "probability 0.24&#10;rank 2, 31&#10;confidence 0.30" in page
     assert "<td>2, 31</td>" in page
+
+
+def test_an_end_that_shows_no_text_is_no_part_of_the_page() -> None:
+    end = Piece("", "base", (Likelihood(math.log(0.2), 3),))
+    assert conversation([turn(*WRITTEN, end, CONFIDENT)]) == conversation([turn(*WRITTEN, CONFIDENT)])
+    cut = Piece("", "pilot", (Likelihood(math.log(0.9), 1),))
+    found = turn(*WRITTEN[:2], cut, Piece("\N{SNOWMAN}", "base"), CONFIDENT)
+    page = ElementTree.fromstring(f"<x>{conversation([found])}</x>")
+    lines = [["".join(cell.itertext()) for cell in line] for line in page.findall(".//tbody/tr")]
+    assert lines[2:] == [["3", "", "pilot", "0.900", "1", "0.900"], ["4", "\N{SNOWMAN}", "base", "", "", ""]]
+
+
+def test_a_window_covers_tokens_of_one_draft_only() -> None:
+    page = conversation([turn(*WRITTEN, *WRITTEN, CONFIDENT, settings=Settings(window_size=2))])
+    found = re.findall(r"confidence ([\d.]+)", page)
+    assert found == [f"{(0.1 * 0.5) ** 0.5:.2f}", f"{(0.5 * 0.98) ** 0.5:.2f}"] * 2
 
 
 def test_confidence_covers_the_window_of_the_settings() -> None:
@@ -371,9 +395,9 @@ def test_a_saved_file_has_what_the_switch_is_found_with() -> None:
     (data,) = json.loads(as_json([found]))
     (answer,) = data["answers"]
     assert (data["question"], answer["text"], answer["end"]["switch_index"]) == ("Is it só?", "Yes, it is so.", 3)
-    draft = [drafted["log_prob"] for piece in answer["pieces"] for drafted in piece["likelihoods"]]
+    draft = [one["log_prob"] for piece in answer["pieces"] for one in piece["likelihoods"] if piece["writer"] == "pilot"]
     assert wsd_hf.switch_index(draft, data["settings"]["threshold"], data["settings"]["window_size"]) == 3
-    assert [drafted["rank"] for piece in answer["pieces"] for drafted in piece["likelihoods"]] == [17, 2, 1]
+    assert [one["rank"] for piece in answer["pieces"] for one in piece["likelihoods"]] == [17, 2, 1, 1, 3]
 
 
 def test_a_saved_page_loads_nothing() -> None:

@@ -158,6 +158,28 @@ def test_a_character_has_the_likelihoods_of_all_its_tokens() -> None:
     assert pieces == [("a", "pilot", (first,)), ("\N{SNOWMAN}", "pilot", tuple(middle)), ("b", "pilot", (last,))]
 
 
+def test_a_piece_has_the_likelihoods_of_its_writers_tokens_only() -> None:
+    """Also where the base completes a character that the pilot has begun, and at an end that shows no text."""
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "base")
+    tokens = [*tokenizer.encode("a\N{SNOWMAN}b", add_special_tokens=False), tokenizer.eos_token_id]
+    pieces = Pieces()
+    streamer = WriterStreamer(tokenizer, lambda *piece: pieces.append(piece), likelihoods=True)
+    streamer.put(PROMPT)
+    writers = [True] * (len(tokens) - 3) + [False] * 3
+    for place, (token, by_pilot) in enumerate(zip(tokens, writers, strict=True), start=1):
+        put_tokens(streamer, torch.tensor([token]), torch.tensor([by_pilot]), [likelihood(place)])
+    streamer.end()
+    first, *middle, completing, b, end = [likelihood(place) for place in range(1, len(tokens) + 1)]
+    assert middle
+    assert pieces == [
+        ("a", "pilot", (first,)),
+        ("", "pilot", tuple(middle)),
+        ("\N{SNOWMAN}", "base", (completing,)),
+        ("b", "base", (b,)),
+        ("", "base", (end,)),
+    ]
+
+
 def test_a_batch_is_refused_by_name(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(WSDValueError, match="a WriterStreamer takes one response, not 2"):
         WriterStreamer(tokenizer, Pieces()).put(PROMPT.repeat(2, 1))

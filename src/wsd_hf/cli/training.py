@@ -19,7 +19,6 @@ from ..engine.numbers import MOST_SAMPLES
 from ..errors import WSDValueError
 from ..files import write_whole
 from ..ranks import Rank
-from ..strategies.wsd.switch_rules import SWITCH_RULES
 from ..text.urial import URIAL_PROMPT
 from ..tiny import polite_examples
 from ..training.examples import DEMO, TINY_WORLD, read_examples
@@ -70,11 +69,9 @@ def report_data(
 ) -> None:
     """Reports where the base would take over the answers of training data, and so which parts of them teach a pilot."""
     with one_line_errors():
-        config = wsd_config(
+        rule = wsd_config(
             threshold=threshold, window_size=window_size, switch_criteria=switch_criteria, ignore_repeats=ignore_repeats
-        )
-        kind: Any = SWITCH_RULES[str(config.switch_criteria)]
-        rule = kind(config.threshold, config.window_size, ignore_repeats=config.ignore_repeats)
+        ).switch_rule()
         examples = read_examples(
             data, split=split, limit=limit, skipped=(lambda problem: _warn(f"skipped: {problem}")) if skip_bad else None
         )

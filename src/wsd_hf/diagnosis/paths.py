@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..engine.checks import check_room, eos_token_ids, vocabulary_size
+from ..engine.likelihoods import log_probs
 from ..engine.small_model import left_padded
 from ..engine.strategy import StrategyConfig
 from ..errors import WSDValueError
 from ..pair import Pair
-from ..speculation.rule import Logits, log_probs, over_vocabulary
+from ..speculation.rule import Logits, over_vocabulary
 from ..speculation.target import TargetConfig
 from ..strategies.wsd.config import WSDConfig
-from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
 from ..text.bridge import TwoVocabularies
 from ..text.chat import Messages
 from ..text.vocabulary import same_vocabulary
@@ -113,13 +113,7 @@ def draft_length(draft: Reading, settings: WSDConfig) -> int:
 
 def switch_of(draft: Reading, settings: WSDConfig) -> int | None:
     """The switch index of a draft; None if the rule never fires."""
-    rule: Any = settings.switch_criteria
-    if isinstance(rule, str):
-        kind: Any = SWITCH_RULES[rule]
-        rule = kind(settings.threshold, settings.window_size, ignore_repeats=settings.ignore_repeats)
-    if not isinstance(rule, SwitchRule):
-        raise WSDValueError(f"switch_criteria={rule!r}: costs are predicted for switch rules alone")
-    return switch_index(draft, rule)
+    return switch_index(draft, settings.switch_rule())
 
 
 def cuts(draft: Reading, lengths: Sequence[int]) -> list[int]:

@@ -81,7 +81,7 @@ class Call:
 
     @property
     def takes_likelihoods(self) -> bool:
-        """True if the streamer takes the likelihoods of drafted tokens."""
+        """True if the streamer takes the likelihoods of tokens."""
         return takes_likelihoods(self.streamer)
 
     def stream(self, tokens: torch.Tensor, by_pilot: torch.Tensor | None = None, likelihoods: Likelihoods = None) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
 from .. import _compat
-from ..text.streaming import Likelihoods
+from ..text.streaming import put_tokens, takes_likelihoods
 from .call import Call
+from .likelihoods import likelihoods_of
 
 
 class WatchedCriteria(StoppingCriteriaList):
@@ -31,41 +32,73 @@ class WatchedCriteria(StoppingCriteriaList):
         return self._ended
 
 
-class Written(NamedTuple):
-    """The writers of one token in every row, and the likelihoods of the drafted ones; as in `put_tokens`."""
+class TokenStreamer(BaseStreamer):
+    """Hands the loop's tokens on with their writers and likelihoods; the loop may put a token after it has chosen the next.
 
-    by_pilot: torch.Tensor
-    likelihoods: Likelihoods
+    Args:
+        streamer: gets them, and the prompt if the loop's caller puts it; None: none does.
+    """
+
+    def __init__(self, streamer: BaseStreamer | None) -> None:
+        self._streamer = streamer
+        self._expected = deque[tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]]()
+
+    def expect(self, logits: torch.Tensor, chosen: torch.Tensor, by_pilot: torch.Tensor | None = None) -> None:
+        """Notes the origin of every row's next token.
+
+        Args:
+            logits: the base's raw ones, [batch, vocabulary].
+            chosen: rows whose token is chosen by a model, BoolTensor[batch].
+            by_pilot: as in `put_tokens`.
+        """
+        if self._streamer is not None:
+            raw = logits.clone() if takes_likelihoods(self._streamer) else None  # before processors, which may write into them
+            self._expected.append((by_pilot, raw, chosen))
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt, [batch, prompt], if it is put, and then the next token of every row, LongTensor[batch]."""
+        assert self._streamer is not None
+        if not self._expected:
+            self._streamer.put(value)
+            return
+        by_pilot, logits, chosen = self._expected.popleft()
+        likelihoods = None
+        if logits is not None:
+            found = zip(likelihoods_of(logits, value.to(logits.device)), chosen.tolist(), strict=True)
+            likelihoods = [one if by_model else None for one, by_model in found]
+        put_tokens(self._streamer, value, by_pilot, likelihoods)
+
+    def end(self) -> None:
+        """Nothing: the streamer is ended with the call."""
+
+
+class RawLogits(LogitsProcessor):
+    """Changes no score: hands the raw logits of transformers' own call of the base to a streamer of its tokens."""
+
+    def __init__(self, streamer: TokenStreamer) -> None:
+        self._streamer = streamer
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores as they are, [batch, vocabulary]."""
+        if (decoding := _compat.decoding_loop()) is not None:
+            self._streamer.expect(decoding.logits, ~decoding.finished)
+        return scores
 
 
 def run(
-    call: Call, processors: list[LogitsProcessor], criteria: WatchedCriteria, written: deque[Written] | None = None
+    call: Call, processors: list[LogitsProcessor], criteria: WatchedCriteria, streamer: TokenStreamer
 ) -> GenerateDecoderOnlyOutput:
-    """Decodes with some processors and criteria in the place of the call's own; the processors fill `written`."""
+    """Decodes with other processors and criteria than the call's; they call `streamer.expect` before each token."""
     output = _compat.sample(
         call.base,
         call.input_ids,
         logits_processor=LogitsProcessorList(processors),
         stopping_criteria=criteria,
         generation_config=call.generation_config,
-        streamer=None if call.streamer is None else _Streamer(call, written),
+        streamer=None if call.streamer is None else streamer,
         **call.model_kwargs,
     )
     return output if isinstance(output, GenerateDecoderOnlyOutput) else GenerateDecoderOnlyOutput(sequences=output)
-
-
-class _Streamer(BaseStreamer):
-    """Hands the loop's tokens to the streamer of a call; the loop may put a token after it has chosen the next."""
-
-    def __init__(self, call: Call, written: deque[Written] | None) -> None:
-        self._call, self._written = call, written
-
-    def put(self, value: torch.Tensor) -> None:
-        """The next token of every row, LongTensor[batch]."""
-        self._call.stream(value, *(self._written.popleft() if self._written else ()))
-
-    def end(self) -> None:
-        """Nothing: the streamer is ended with the call."""
 
 
 def base_tokens(call: Call, steps: int) -> int:

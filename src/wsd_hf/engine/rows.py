@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from transformers import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StoppingCriteria, StoppingCriteriaList
@@ -63,7 +62,7 @@ class Rows:
     Attributes:
         responses: token ids of each row's response.
         by_pilot: for each of them, whether the pilot wrote it.
-        likelihoods: of the drafted ones under the base, if the call's streamer takes them; None for the others.
+        likelihoods: of them under the base, if the call's streamer takes them; None where they are not known.
         finished: for each row, whether its response has ended.
     """
 
@@ -129,22 +128,30 @@ class Rows:
         start = torch.empty(len(self.responses), 0, dtype=torch.bool, device="cpu")
         return GrowingTensor(start, self.by_pilot, False).first(max(self.lengths)).clone().to(self.device)
 
-    def extend(self, tokens: Mapping[int, list[int]], by_pilot: Collection[int]) -> None:
-        """As `append`, of several tokens, until a row's criteria are met."""
+    def extend(
+        self,
+        tokens: Mapping[int, list[int]],
+        by_pilot: Collection[int],
+        likelihoods: Mapping[int, Likelihood | None] = MappingProxyType({}),
+    ) -> None:
+        """As `append`, of several tokens, until a row's criteria are met; `likelihoods` are of rows that get one token."""
         for position in range(max(map(len, tokens.values()), default=0)):
             growing = [row for row, new in tokens.items() if position < len(new) and not self.finished[row]]
             if growing:
-                self.append({row: tokens[row][position] for row in growing}, by_pilot)
+                self.append({row: tokens[row][position] for row in growing}, by_pilot, likelihoods)
 
     def append(
-        self, tokens: Mapping[int, int], by_pilot: Collection[int], likelihoods: Mapping[int, Likelihood] = MappingProxyType({})
+        self,
+        tokens: Mapping[int, int],
+        by_pilot: Collection[int],
+        likelihoods: Mapping[int, Likelihood | None] = MappingProxyType({}),
     ) -> None:
         """Appends a token to some rows, and ends those whose criteria are met.
 
         Args:
             tokens: of each row.
             by_pilot: rows whose token the pilot wrote.
-            likelihoods: of drafted tokens, if the call's streamer takes them.
+            likelihoods: of the tokens as far as they are known, if the call's streamer takes them.
         """
         for row, token in tokens.items():
             check_drawn(token, len(self.responses[row]), row)
@@ -171,12 +178,11 @@ class Rows:
         settled = min(growing, default=max(self.lengths))
         for column in range(self._streamed, settled):
             tokens = [row[column] if column < len(row) else self._call.pad_token_id for row in self.responses]
-            written: list[Any] = []
+            by_pilot = None
             if self._one_writer:
-                by_pilot = [column < len(row) and row[column] for row in self.by_pilot]
-                likelihoods = [row[column] if column < len(row) else None for row in self.likelihoods]
-                written = [torch.tensor(by_pilot, device="cpu"), likelihoods]
-            self._call.stream(torch.tensor(tokens, device="cpu"), *written)
+                by_pilot = torch.tensor([column < len(row) and row[column] for row in self.by_pilot], device="cpu")
+            likelihoods = [row[column] if column < len(row) else None for row in self.likelihoods]
+            self._call.stream(torch.tensor(tokens, device="cpu"), by_pilot, likelihoods)
         self._streamed = max(self._streamed, settled)
 
 

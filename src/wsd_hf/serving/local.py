@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
 from ..engine.cancelled import Cancelled
 from ..engine.checks import eos_token_ids
+from ..engine.hf_loop import RawLogits, TokenStreamer
 from ..pair import Pair
 from ..speculation.rule import SwitchReason
 from ..strategies.wsd.draft import Draft
@@ -86,6 +87,9 @@ class LocalAnswerer:
         }
         if settings["strategy"] is None:
             prompts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            if streamer.takes_likelihoods:
+                settings["streamer"] = tokens = TokenStreamer(streamer)
+                settings["logits_processor"] = LogitsProcessorList([RawLogits(tokens)])
             pair.base.generate(**prompts, **settings, tokenizer=pair.tokenizer)
         else:
             pair.generate(inputs, **settings)
@@ -134,9 +138,10 @@ class _Row(Waiting):
 class _BatchStreamer(BaseStreamer):
     """Splits the tokens of a batch into answers, and sends each piece and each end as soon as it is settled."""
 
-    takes_likelihoods = True
+    takes_writers = True
 
     def __init__(self, rows: list[_Row], pair: Pair, prompt_tokens: list[int]) -> None:
+        self.takes_likelihoods = any(row.request.likelihoods for row in rows)
         self._rows, self._prompt_tokens = rows, prompt_tokens
         self._headers = turn_headers(pair.tokenizer)
         self._texts = [WrittenAnswer(pair.tokenizer, bool(self._headers), row.request.stop) for row in rows]

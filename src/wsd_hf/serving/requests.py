@@ -26,6 +26,7 @@ class ChatRequest:
         top_p, top_k: of sampling; None: as the base's generation config has them.
         seed: of sampling, in [-2**63, 2**63); None: a new sample each time.
         stop: strings at which the answer ends; they are no part of it.
+        likelihoods: whether the pieces of the answer need their likelihoods, which take some time.
     """
 
     messages: Messages
@@ -36,19 +37,25 @@ class ChatRequest:
     top_k: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    likelihoods: bool = False
 
 
 @dataclass(frozen=True)
 class Piece:
     """A piece of an answer's text, in whole characters, with its writer; never taken back.
 
-    The last may be an empty text, for drafted tokens that show none.
+    It may be an empty text, for tokens that show none.
     """
 
     text: str
     writer: Writer | None
     likelihoods: tuple[Likelihood, ...] = ()
-    """Of the drafted tokens that the piece begins or completes, under the base, where they are known."""
+    """Of the writer's tokens that the piece begins or completes, under the base, where they are asked for and known."""
+
+    @property
+    def drafted(self) -> tuple[Likelihood, ...]:
+        """The likelihoods, if the tokens are the pilot's."""
+        return self.likelihoods if self.writer == "pilot" else ()
 
 
 class Stripping:
@@ -71,9 +78,8 @@ class Stripping:
         return pieces
 
     def rest(self) -> list[Piece]:
-        """An empty piece for the drafted tokens of space that was taken off at the end, if there are any."""
-        likelihoods = tuple(likelihood for piece in self._space for likelihood in piece.likelihoods)
-        return [Piece("", "pilot", likelihoods)] if likelihoods else []
+        """Empty pieces for the tokens of space that was taken off at the end, if their likelihoods are known."""
+        return [Piece("", piece.writer, piece.likelihoods) for piece in self._space if piece.likelihoods]
 
 
 @dataclass(frozen=True)

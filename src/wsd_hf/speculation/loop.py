@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from ..engine.acceptance import keep_or_redraw
 from ..engine.call import Call
 from ..engine.checks import logits_error, not_finite, vocabulary_size
+from ..engine.likelihoods import likelihoods_of, of_tokens, ranks
 from ..engine.ragged_stream import real_tokens
 from ..engine.rows import Rows
 from ..engine.sampling import FREE, SAMPLING_WARPERS, draw, force
@@ -21,12 +22,11 @@ from ..engine.stats import Stats, peak_memory, work
 from ..engine.stream import Stream
 from ..engine.streams import open_stream
 from ..text.bridge import Offer, OneVocabulary
-from ..text.streaming import Likelihood
 from .config import SpeculativeConfig
 from .ngrams import NGrams
 from .pace import CHUNKS, NOTHING, Pace, Price
 from .proposer import Proposals, Proposer
-from .rule import Drafted, Logits, Rule, log_probs, over_vocabulary, ranks
+from .rule import Logits, Rule, over_vocabulary
 from .setup import Setup
 from .sureness import Sureness
 from .verdict import FAULTS, Own, Scored, Verdict, entropies, on_host
@@ -204,7 +204,7 @@ class Decoding:
         for position in range(proposals.chunk + 1):
             self._check_finite(verdict, position, following)
             drafting = [row for row in following if rule.drafting[row]]
-            offered = {row: _drafted(verdict, row, position) for row in drafting if position < len(offers[row].tokens)}
+            offered = {row: verdict.drafted(row, position) for row in drafting if position < len(offers[row].tokens)}
             ended = [row for row in drafting if row not in offered]
             self._stop_drafts(offers, ended)
             following = [row for row in following if row in offered or not rule.drafting[row]]
@@ -213,7 +213,8 @@ class Decoding:
                 self._stop_drafts(offers, [row for row in offered if position + 1 == len(offers[row].tokens)], at_limit=True)
             own = self._own(position, verdict, proposals, scored, forced, following, ended)
             written = {row: forced[row] if row in forced else own[row].token for row in following}
-            rows.append(written, by_pilot=offered, likelihoods=_likelihoods(verdict, offered, position))
+            likelihoods = verdict.likelihoods(offered, position) | {row: one.likelihood for row, one in own.items()}
+            rows.append(written, by_pilot=offered, likelihoods=likelihoods)
             following = [row for row in following if written[row] == verdict.proposed[row][position]]
             for row in following:
                 kept[row] += 1
@@ -221,7 +222,7 @@ class Decoding:
                 if rows.finished[row]:
                     rule.drop(row, rows.full(row))
                 elif row in own:
-                    rule.written(row, *own[row])
+                    rule.written(row, own[row].token, own[row].weight)
             stopped = [row for row in own if rule.drafting[row] or rule.waiting[row] or rule.one_by_one]
             self._unread.update(row for row in stopped if rule.drafting[row] or row not in following)
             following = [row for row in following if not rows.finished[row] and row not in stopped]
@@ -247,36 +248,34 @@ class Decoding:
 
     def _judge(self, proposals: Proposals, scored: Scored) -> Verdict:
         """Everything from the device that the decision needs, in one transfer."""
-        drafting = any(self.rule.drafting)
-        own = afresh = proposals.tokens
-        if self._at_once:
-            own, afresh = self._choices(proposals, scored.target, drafting)
-        parts = {"proposed": proposals.tokens, "faults": scored.faults, "own": own}
-        pilot = scored.logits.pilot if self._at_once and self.rule.weighs_written else None
-        if pilot is not None:
-            parts["own_by_pilot"] = self.rule.weigh(pilot, own)
+        drafting, base, pilot = any(self.rule.drafting), scored.logits.base, scored.logits.pilot
+        choices = self._choices(proposals, scored.target, drafting)
+        parts = {"proposed": proposals.tokens, "faults": scored.faults, **choices}
+        if self.rule.weighs_written and pilot is not None:
+            parts |= {f"{name}_weights": self.rule.weigh(pilot, tokens) for name, tokens in choices.items()}
+        judged = choices if self._takes_likelihoods else {}
         if drafting:
-            base = scored.logits.base
-            parts |= {"afresh": afresh, "log_probs": log_probs(base, proposals.tokens)}
-            if self._takes_likelihoods:
-                parts["ranks"] = ranks(base, proposals.tokens)
-            if pilot is not None:
-                parts["afresh_by_pilot"] = self.rule.weigh(pilot, afresh)
-            if self.rule.reads_distributions:
-                distributions = base.log_softmax(dim=-1)
+            judged = judged | {"proposed": proposals.tokens}
+        if judged:
+            distributions = base.log_softmax(dim=-1)
+            parts |= {f"{name}_log_probs": of_tokens(distributions, tokens) for name, tokens in judged.items()}
+            if drafting and self.rule.reads_distributions:
                 parts |= {"best_log_probs": distributions.amax(dim=-1), "entropies": entropies(distributions)}
+        if self._takes_likelihoods:
+            parts |= {f"{name}_ranks": ranks(base, tokens) for name, tokens in judged.items()}
         lists = on_host(parts)
         return Verdict(**{name: dict(zip(self.base.live, rows, strict=True)) for name, rows in lists.items()})
 
-    def _choices(self, proposals: Proposals, target: torch.Tensor, drafting: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's own tokens at all positions, and those drawn without regard to the proposals, each [rows, c + 1]."""
+    def _choices(self, proposals: Proposals, target: torch.Tensor, drafting: bool) -> dict[str, torch.Tensor]:
+        """The target's tokens at all positions, by their names in `Verdict`, [rows, c + 1], if they can be chosen at once."""
+        if not self._at_once:
+            return {}
         scores = self._processors(None, target.flatten(0, 1).clone()).view_as(target) if self._processors else target
         if not self._settings.do_sample:
-            own = scores.argmax(dim=-1)
-            return own, own
+            return {"own": scores.argmax(dim=-1)}
         at = [proposals.drawn_with(position, self._vocabulary) for position in range(proposals.chunk + 1)]
-        own = keep_or_redraw(scores, proposals.tokens.clamp(min=0), torch.stack(at, dim=1))
-        return own, draw(scores.softmax(dim=-1)) if drafting else own
+        own = {"own": keep_or_redraw(scores, proposals.tokens.clamp(min=0), torch.stack(at, dim=1))}
+        return own | {"afresh": draw(scores.softmax(dim=-1))} if drafting else own
 
     def _own(
         self,
@@ -295,12 +294,7 @@ class Decoding:
         """
         free = [row for row in following if row not in forced]
         if self._at_once:
-            own, afresh = (verdict.own, verdict.own_by_pilot), (verdict.afresh, verdict.afresh_by_pilot)
-            chosen = {}
-            for row in free:
-                tokens, weights = afresh if row in ended else own
-                chosen[row] = Own(tokens[row][position], weights[row][position] if weights else math.nan)
-            return chosen
+            return {row: verdict.choice(row, position, afresh=row in ended) for row in free}
         asked = following if self.record else free
         chosen = self._one_by_one(position, proposals, scored, forced, asked, ended) if asked else {}
         return {row: chosen[row] for row in free}
@@ -332,8 +326,9 @@ class Decoding:
                 self.record.add(exact, raw, force(scores, only))
             choice = scores.argmax(dim=-1) if drawn_with is None else keep_or_redraw(scores, tokens.clamp(min=0), drawn_with)
             weights = [math.nan] * len(every) if pilot is None else self.rule.weigh(pilot, choice).tolist()
+            found = likelihoods_of(raw, choice) if self._takes_likelihoods else [None] * len(every)
             choices = choice.tolist()
-            chosen |= {row: Own(choices[row], weights[row]) for row in exact}
+            chosen |= {row: Own(choices[row], weights[row], found[row]) for row in exact}
         return chosen
 
     def _rewind(self) -> None:
@@ -344,20 +339,6 @@ class Decoding:
             if self.reference is not None:
                 self.reference.rewind(row, length - 1)
         self._unread.clear()
-
-
-def _drafted(verdict: Verdict, row: int, position: int) -> Drafted:
-    drafted = Drafted(verdict.proposed[row][position], verdict.log_probs[row][position])
-    if not verdict.entropies:
-        return drafted
-    return drafted._replace(best_log_prob=verdict.best_log_probs[row][position], entropy=verdict.entropies[row][position])
-
-
-def _likelihoods(verdict: Verdict, drafted: Collection[int], position: int) -> dict[int, Likelihood]:
-    """Of the tokens that some rows have drafted; none without a streamer that takes them."""
-    if not verdict.ranks:
-        return {}
-    return {row: Likelihood(verdict.log_probs[row][position], verdict.ranks[row][position]) for row in drafted}
 
 
 def decode(

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from ..engine.likelihoods import log_probs
+
 SwitchReason = Literal["confident", "draft_ended", "draft_limit", "budget", "stopped"]
 
 
@@ -30,18 +32,6 @@ def over_vocabulary(logits: torch.Tensor, size: int) -> torch.Tensor:
     if logits.shape[-1] >= size:
         return logits[..., :size]
     return torch.nn.functional.pad(logits, (0, size - logits.shape[-1]), value=-torch.inf)
-
-
-def log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of some tokens, [...], by raw logits, [..., V]; those of tokens outside of V mean nothing."""
-    index = tokens.clamp(0, logits.shape[-1] - 1)[..., None]
-    return logits.log_softmax(dim=-1).gather(-1, index).squeeze(-1)
-
-
-def ranks(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Ranks of some tokens, LongTensor[...], by raw logits, [..., V], from 1; those of tokens outside of V mean nothing."""
-    index = tokens.clamp(0, logits.shape[-1] - 1)[..., None]
-    return 1 + (logits > logits.gather(-1, index)).count_nonzero(dim=-1)
 
 
 class Text(NamedTuple):

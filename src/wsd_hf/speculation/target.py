@@ -13,7 +13,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..engine.call import Call
 from ..engine.checks import check_finite, check_readable, context_size, not_finite, vocabulary_size
-from ..engine.hf_loop import WatchedCriteria, base_tokens, run
+from ..engine.hf_loop import TokenStreamer, WatchedCriteria, base_tokens, run
 from ..engine.lockstep_stream import LockstepStream
 from ..engine.pilot_side import PilotSide, pilot_warpers
 from ..engine.small_model import Prompt, SmallModel
@@ -110,10 +110,10 @@ class TargetConfig(SpeculativeConfig):
         )
 
     def _stepwise(self, call: Call, prompts: Mapping[str, Prompt]) -> tuple[GenerateDecoderOnlyOutput, Stats]:
-        criteria = WatchedCriteria(call.criteria)
+        criteria, streamer = WatchedCriteria(call.criteria), TokenStreamer(call.streamer)
         streams = {NAMES[name]: LockstepStream(call.partners[name].model, *prompts[name], call.budget) for name in prompts}
-        target = _TargetProcessor(streams, self.target, criteria)
-        output = run(call, LogitsProcessorList([target, *call.processors]), criteria)
+        target = _TargetProcessor(streams, self.target, criteria, streamer)
+        output = run(call, LogitsProcessorList([target, *call.processors]), criteria, streamer)
         stats = Stats(
             Work(target.taken, base_tokens(call, target.taken)),
             work(streams["pilot"]),
@@ -151,9 +151,10 @@ class _TargetProcessor(LogitsProcessor):
         streams: Mapping[str, LockstepStream],
         target: Callable[[Logits], torch.Tensor],
         criteria: WatchedCriteria,
+        streamer: TokenStreamer,
     ) -> None:
         self.taken = 0
-        self._streams, self._target, self._criteria = streams, target, criteria
+        self._streams, self._target, self._criteria, self._streamer = streams, target, criteria, streamer
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         size = scores.shape[-1]
@@ -161,9 +162,10 @@ class _TargetProcessor(LogitsProcessor):
             self._append(input_ids, size)
         small = {name: stream.next_logits().to(scores.device) for name, stream in self._streams.items()}
         logits = Logits(scores[:, None], **{name: over_vocabulary(one[:, None], size) for name, one in small.items()})
-        target = self._target(logits)[:, 0]
+        target, ended = self._target(logits)[:, 0], self._criteria.ended(input_ids)
         for name, one in {"base": scores, **small, "target": target}.items():
-            check_finite(name, not_finite(one) & ~self._criteria.ended(input_ids), [self.taken] * len(scores))
+            check_finite(name, not_finite(one) & ~ended, [self.taken] * len(scores))
+        self._streamer.expect(scores, chosen=~ended)
         self.taken += 1
         return target
 

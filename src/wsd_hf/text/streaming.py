@@ -7,6 +7,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ Writer = Literal["pilot", "base"]
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A drafted token in the base's distribution at its position.
+    """A token in the base's raw distribution at its position, before temperature and processors.
 
     Attributes:
         log_prob: its natural-log probability, of float32 precision.
@@ -37,11 +39,13 @@ class Likelihood:
 
 
 Likelihoods = Sequence[Likelihood | None] | None
-"""Of one token in every row; None for tokens that were not drafted."""
+"""Of one token in every row. None in a row where it is not known: for the pilot's tokens under strategies that let the base
+read them later (nudging, reward-guided), for tokens that no model chose (padding, the EOS of `draft_end="stop"`), and for all
+tokens of weak-to-strong search and without a strategy."""
 
 
 def takes_likelihoods(streamer: BaseStreamer | None) -> bool:
-    """True if a streamer takes the likelihoods of drafted tokens; they are computed for such a streamer only."""
+    """True if a streamer takes the likelihoods of tokens; they are computed for such a streamer only."""
     return getattr(streamer, "takes_likelihoods", False)
 
 
@@ -57,7 +61,7 @@ def put_tokens(
         streamer: gets `by_pilot` if its attribute `takes_writers` is true, and both if `takes_likelihoods` is.
         tokens: LongTensor[batch] on the CPU.
         by_pilot: marks tokens of the pilot, BoolTensor[batch] on the CPU; None if they have no single writer.
-        likelihoods: of drafted tokens under the base, None for other tokens; None under strategies that draft none.
+        likelihoods: of the tokens under the base; None: none is known.
     """
     if takes_likelihoods(streamer):
         streamer.put(tokens, by_pilot, likelihoods)
@@ -85,9 +89,11 @@ class WriterStreamer(BaseStreamer):
         tokenizer: the base's.
         write: takes a piece of text and its writer: "pilot", "base", or None where every token is the work of several models.
         likelihoods: if True, `write` takes a third argument: a tuple with the `log_prob` and the `rank` in the base's
-            distribution of each drafted token that the piece begins or completes. The log-probability is natural, and the
-            rank of the base's likeliest token is 1. Those of all pieces, in order, are those of the draft; the last piece may
-            be an empty text, for drafted tokens that show none.
+            distribution of each token that the piece begins or completes. The log-probability is natural, and the rank of the
+            base's likeliest token is 1. A piece has those of its writer's tokens only, so those of all pieces of the pilot, in
+            order, are those of the draft. Tokens that show no text (an EOS, a header, the beginning of a character that the
+            other model completes) have a piece of their own, which is an empty text. The tuple is empty where the base reads
+            the pilot's tokens later (`"nudging"`, `"reward_guided"`), under `"weak_to_strong_search"`, and without a strategy.
 
     Raises:
         WSDValueError: a batch of several responses.
@@ -231,11 +237,11 @@ class WrittenPiece(NamedTuple):
     text: str
     writer: Writer | None
     likelihoods: tuple[Likelihood, ...]
-    """Of the drafted tokens that the piece begins or completes, under the base."""
+    """Of the writer's tokens that the piece begins or completes, under the base, as far as they are known."""
 
 
 class WrittenAnswer(GrowingAnswer):
-    """A growing answer of which each token has a writer, and each drafted token a likelihood.
+    """A growing answer whose tokens have writers and likelihoods.
 
     Args:
         tokenizer, transcript, stop_strings: as for `GrowingAnswer`.
@@ -243,29 +249,33 @@ class WrittenAnswer(GrowingAnswer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, transcript: bool, stop_strings: Sequence[str] = ()) -> None:
         super().__init__(tokenizer, transcript, stop_strings)
-        self._draft: list[Likelihood] = []
+        self._likelihoods: list[tuple[Writer | None, Likelihood]] = []
         self._handed_over = 0  # of these, those that were part of a piece
 
     def write(self, token: int, writer: Writer | None, likelihood: Likelihood | None = None) -> None:
-        """Adds a token; `likelihood` is None if it was not drafted."""
+        """Adds a token; `likelihood` is None if it is not known."""
         if likelihood is not None:
-            self._draft.append(likelihood)
-        self.add([token], (writer, len(self._draft)))
+            self._likelihoods.append((writer, likelihood))
+        self.add([token], (writer, len(self._likelihoods)))
 
     def pieces(self) -> Iterator[WrittenPiece]:
         """The new pieces that no later token can change."""
         return self._new(self.settled)
 
     def last_pieces(self) -> Iterator[WrittenPiece]:
-        """The pieces that were withheld, if no token follows; and drafted tokens that show no text, as an empty piece."""
+        """The pieces that were withheld, if no token follows; and tokens that show no text, as empty pieces."""
         yield from self._new(self.answer)
-        if self._handed_over < len(self._draft):
-            yield WrittenPiece("", "pilot", self._drafted(len(self._draft)))
+        yield from self._without_text(len(self._likelihoods))
 
     def _new(self, text: str) -> Iterator[WrittenPiece]:
         for piece, (writer, end) in self.more(text):
-            yield WrittenPiece(piece, writer, self._drafted(end))
+            before = self._without_text(end)
+            own = before.pop().likelihoods if before and before[-1].writer == writer else ()
+            yield from before
+            yield WrittenPiece(piece, writer, own)
 
-    def _drafted(self, end: int) -> tuple[Likelihood, ...]:
+    def _without_text(self, end: int) -> list[WrittenPiece]:
+        """Empty pieces with the likelihoods up to one that were part of none: a piece for each run of one writer's."""
         begin, self._handed_over = self._handed_over, end
-        return tuple(self._draft[begin:end])
+        runs = groupby(self._likelihoods[begin:end], key=itemgetter(0))
+        return [WrittenPiece("", writer, tuple(likelihood for _, likelihood in run)) for writer, run in runs]

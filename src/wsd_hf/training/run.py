@@ -22,7 +22,7 @@ from ..generation import enable_wsd
 from ..hub.loading import Fetched, fetch_model, read_model
 from ..pair import Pair
 from ..strategies.wsd.config import WSDConfig
-from ..strategies.wsd.switch_rules import SWITCH_RULES, SwitchRule
+from ..strategies.wsd.switch_rules import SWITCH_RULES
 from .card import tuned_card
 from .examples import Example
 from .folder import ADAPTER, CHECKPOINTS, HANDOVERS, LOSSES, PILOT
@@ -150,7 +150,7 @@ def _trained_parts(inputs: Inputs, recipe: Recipe, wsd_config: WSDConfig, folder
                 inputs.base.tokenizer,
                 inputs.pilot.tokenizer,
             )
-            found = handovers(pair, [examples[number] for number in unknown], _switch_rule(wsd_config))
+            found = handovers(pair, [examples[number] for number in unknown], wsd_config.switch_rule())
             write_whole(file, json.dumps([asdict(handover) for handover in found], indent=1) + "\n")
         for number, handover in zip(unknown, json.loads(file.read_text("utf-8")), strict=True):
             never = handover["tokens"] is None
@@ -171,11 +171,6 @@ def _rule(config: WSDConfig) -> dict[str, Any]:
         )
     names = ("switch_criteria", "threshold", "window_size", "ignore_repeats")
     return {name: getattr(config, name) for name in names}
-
-
-def _switch_rule(config: WSDConfig) -> SwitchRule:
-    settings = _rule(config)
-    return SWITCH_RULES[settings.pop("switch_criteria")](**settings)
 
 
 def _measured(

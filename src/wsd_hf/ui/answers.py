@@ -46,7 +46,7 @@ class Answer:
     @property
     def draft(self) -> list[float]:
         """The base's log-probabilities of the drafted tokens so far."""
-        return [likelihood.log_prob for piece in self.pieces for likelihood in piece.likelihoods]
+        return [likelihood.log_prob for piece in self.pieces for likelihood in piece.drafted]
 
     @property
     def over(self) -> bool:

@@ -116,6 +116,7 @@ class Settings:
             max_tokens=self.max_tokens,
             temperature=self.temperature,
             seed=self.seed,
+            likelihoods=True,
         )
 
 

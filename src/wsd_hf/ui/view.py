@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 from ..pages.style import PILOT_COLOURS
 from ..serving.requests import Piece
+from ..strategies.wsd.switch import confidence
 from ..text.visible import html_text
 from .answers import Answer, Turn
 from .curve import curve
@@ -35,25 +38,27 @@ class Shown(NamedTuple):
     """Its class in the stylesheet."""
     writer: str
     probability: float | None
-    """The base's of its drafted tokens together; None where it was not recorded."""
+    """The base's of its tokens together; None where it is not known."""
     ranks: tuple[int, ...]
-    """Ranks of its drafted tokens in the base's distributions; none where they were not recorded."""
+    """Of its tokens in the base's distributions; none where they are not known."""
     confidence: float | None
-    """After its last drafted token; None before the first full window."""
+    """After its last drafted token; None before the first full window of its draft."""
 
 
 def shown(answer: Answer, window_size: int) -> Iterator[Shown]:
-    """The pieces of an answer."""
-    confidences = Recording(answer, answer.draft, whole=False).confidences(window_size) if answer.draft else []
-    drafted = 0
-    for piece in answer.pieces:
-        likelihoods = piece.likelihoods
-        drafted += len(likelihoods)
-        probability = math.exp(sum(likelihood.log_prob for likelihood in likelihoods)) if likelihoods else None
-        ranks = tuple(likelihood.rank for likelihood in likelihoods)
-        reached = confidences[drafted - 1] if likelihoods else math.nan
-        look, writer = _look(piece, answer.method, probability)
-        yield Shown(piece.text, look, writer, probability, ranks, None if math.isnan(reached) else reached)
+    """The pieces of an answer; each stretch of the pilot's is a draft."""
+    for _, stretch in groupby(answer.pieces, key=attrgetter("writer")):
+        pieces = list(stretch)
+        draft = [likelihood.log_prob for piece in pieces for likelihood in piece.drafted]
+        confidences, drafted = confidence(draft, window_size).tolist(), 0
+        for piece in pieces:
+            likelihoods = piece.likelihoods
+            drafted += len(piece.drafted)
+            probability = math.exp(sum(likelihood.log_prob for likelihood in likelihoods)) if likelihoods else None
+            ranks = tuple(likelihood.rank for likelihood in likelihoods)
+            reached = confidences[drafted - 1] if piece.drafted else math.nan
+            look, writer = _look(piece, answer.method, probability)
+            yield Shown(piece.text, look, writer, probability, ranks, None if math.isnan(reached) else reached)
 
 
 def _look(piece: Piece, method: str, probability: float | None) -> tuple[str, str]:
@@ -77,7 +82,9 @@ def _turn(turn: Turn) -> str:
 
 
 def _card(answer: Answer, settings: Settings) -> str:
-    pieces, heading = list(shown(answer, settings.window_size)), HEADINGS[answer.method]
+    heading = HEADINGS[answer.method]
+    # An end of the base, which shows no text, is no part of the page.
+    pieces = [piece for piece in shown(answer, settings.window_size) if piece.text or piece.confidence is not None]
     text = "".join(_span(piece) for piece in pieces)
     caret = "" if answer.over else '<span class="caret" aria-hidden="true"></span>'
     fault = f'<p class="fault" role="alert">{html_text(answer.error)}</p>' if answer.error else ""
@@ -168,7 +175,7 @@ def _draft(found: Recording, window_size: int, switch: int | None) -> str:
     for piece, look in zip(found.answer.pieces, shown(found.answer, window_size), strict=True):
         if drafted < len(found.log_probs):
             pieces.append((drafted, look))
-        drafted += len(piece.likelihoods)
+        drafted += len(piece.drafted)
     end = len(found.log_probs) if switch is None else switch
     kept = [look for before, look in pieces if max(end - BEFORE, 0) <= before < end]
     rest = [look for before, look in pieces if end <= before < end + AFTER]

@@ -9,6 +9,7 @@ import torch
 
 from ...engine.call import Call
 from ...engine.checks import closing_token_id, eos_token_ids, logits_error, not_finite, vocabulary_size
+from ...engine.likelihoods import log_probs, ranks
 from ...engine.pilot_side import PilotSide
 from ...engine.pilot_writer import Piece, PilotWriter
 from ...engine.ragged_stream import real_tokens
@@ -18,8 +19,10 @@ from ...engine.stats import Stats, peak_memory, work
 from ...engine.strategy import StrategyOutput
 from ...engine.stream import Stream
 from ...engine.streams import open_stream
+from ...speculation.verdict import on_host
 from ...text.bridge import Bridge
 from ...text.settled_tokens import ContinuationTokenizer
+from ...text.streaming import Likelihood
 from .word import LONGEST, completes_word
 
 
@@ -32,6 +35,8 @@ class Opinion(NamedTuple):
     """Whether its likeliest token reaches the threshold."""
     may_end: bool
     """Whether the processors allow the response to end here."""
+    likelihood: Likelihood | None
+    """Of its token, if the call's streamer takes it."""
 
 
 class Nudging:
@@ -41,6 +46,7 @@ class Nudging:
         self.base, self.pilot, self.rows = base, pilot, Rows(call)
         self.proposed = 0
         self._processors, self._warpers = split(call.processors)
+        self._takes_likelihoods = call.takes_likelihoods
         self._do_sample = call.generation_config.do_sample
         self._threshold = threshold
         self._closing_token_id = closing_token_id(eos_token_ids(call.generation_config), vocabulary_size(call.base))
@@ -69,14 +75,18 @@ class Nudging:
         may_end = torch.zeros_like(sure) if closing is None else scores[:, closing] > torch.finfo(scores.dtype).min
         scores = self._warpers(None, scores)
         own = draw(scores.softmax(dim=-1)) if self._do_sample else scores.argmax(dim=-1)
-        packed = torch.stack([own, sure.long(), may_end.long(), not_finite(logits).long()], dim=1).tolist()
+        parts = {"own": own, "sure": sure, "may_end": may_end, "faults": not_finite(logits)}
+        if self._takes_likelihoods:
+            parts |= {"log_probs": log_probs(logits, own), "ranks": ranks(logits, own)}
+        host = on_host(parts)
         opinions = {}
-        for row, (token, is_sure, ends, bad) in zip(live, packed, strict=True):
+        for place, row in enumerate(live):
             if rows.finished[row]:
                 continue
-            if bad:
+            if host["faults"][place]:
                 raise logits_error("base", len(rows.responses[row]), row)
-            opinions[row] = Opinion(token, bool(is_sure), bool(ends))
+            likelihood = Likelihood(host["log_probs"][place], host["ranks"][place]) if self._takes_likelihoods else None
+            opinions[row] = Opinion(host["own"][place], bool(host["sure"][place]), bool(host["may_end"][place]), likelihood)
         return opinions
 
     def _process(self, logits: torch.Tensor) -> torch.Tensor:
@@ -105,7 +115,7 @@ class Nudging:
             if word:
                 nudged.add(row)
             self.proposed += len(word)
-        self.rows.extend(turns, by_pilot=nudged)
+        self.rows.extend(turns, nudged, {row: one.likelihood for row, one in opinions.items() if row not in nudged})
 
 
 def decode(call: Call, side: PilotSide, bridge: Bridge, encoder: ContinuationTokenizer, threshold: float) -> StrategyOutput:

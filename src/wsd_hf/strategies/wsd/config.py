@@ -79,7 +79,7 @@ class WSDConfig(SpeculativeConfig):
         super().__post_init__()
         if self.switch_criteria is None:
             object.__setattr__(self, "switch_criteria", "confidence")
-        rule = self._rule()
+        rule = self._named_rule()
         object.__setattr__(self, "threshold", rule.threshold)
         object.__setattr__(self, "window_size", rule.window_size)
         object.__setattr__(self, "max_draft_tokens", check_positive_integer("max_draft_tokens", self.max_draft_tokens))
@@ -100,7 +100,23 @@ class WSDConfig(SpeculativeConfig):
             values = {field: value for field, value in values.items() if field not in ("threshold", "window_size")}
         return super().override(values, given)
 
-    def _rule(self) -> SwitchRule:
+    def switch_rule(self) -> SwitchRule:
+        """The rule that ends a draft.
+
+        Raises:
+            WSDValueError: `switch_criteria` is a criterion that is no switch rule.
+        """
+        if not isinstance(criteria := self._criteria, SwitchRule):
+            raise WSDValueError(f"switch_criteria={criteria!r}: must be a switch rule, or the name of one")
+        return criteria
+
+    @property
+    def _criteria(self) -> StoppingCriteria | StoppingCriteriaList:
+        """The rule, or other criteria in its place; an empty list takes no place."""
+        named = isinstance(self.switch_criteria, str) or not self.switch_criteria
+        return self._named_rule() if named else self.switch_criteria
+
+    def _named_rule(self) -> SwitchRule:
         """The rule that has the settings' name, threshold and window, checked; the paper's beside an object."""
         if isinstance(self.switch_criteria, str):
             check_choice("switch_criteria", self.switch_criteria, get_args(SwitchRuleName))
@@ -130,8 +146,7 @@ class WSDConfig(SpeculativeConfig):
         closing = closing_token_id(eos, vocabulary) if self.draft_end == "stop" else None
         if self.draft_end == "stop" and closing is None:
             raise WSDValueError("draft_end='stop' ends a response with the base's EOS: set eos_token_id to a token that it has")
-        named = isinstance(self.switch_criteria, str) or not self.switch_criteria
-        return self._rule() if named else self.switch_criteria, prompts, vocabulary, closing
+        return self._criteria, prompts, vocabulary, closing
 
     def _draft(self, side: PilotSide, bridge: Bridge, *arguments: Any) -> Draft:
         """The rule of a call, from the arguments of `Draft`."""

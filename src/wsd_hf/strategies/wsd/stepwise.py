@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import torch
 from transformers import LogitsProcessor
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.call import Call
 from ...engine.checks import check_finite, not_finite
-from ...engine.hf_loop import WatchedCriteria, Written, base_tokens, run
+from ...engine.hf_loop import TokenStreamer, WatchedCriteria, base_tokens, run
 from ...engine.lockstep_stream import LockstepStream
 from ...engine.sampling import FREE, choose, force
 from ...engine.stats import Stats, Work, peak_memory, work
-from ...speculation.rule import Drafted, ranks
+from ...speculation.rule import Drafted
 from ...speculation.setup import Setup
 from ...speculation.verdict import entropies
 from ...text.bridge import DraftOver, Offer
-from ...text.streaming import Likelihood
 from .draft import Draft
 
 
@@ -27,22 +24,18 @@ class DraftSteps:
 
     Args:
         setup: the pilot's side of the call, and its draft.
-        takes_likelihoods: whether the call's streamer takes the likelihoods of drafted tokens.
 
     Attributes:
         taken: steps so far, one response token each.
         by_pilot: rows that took the pilot's token at the last step, BoolTensor[batch].
-        likelihoods: of these tokens under the base, if they are taken; None in the other rows.
         proposed, kept: tokens that the pilot has proposed and drafted, in the base's vocabulary.
     """
 
-    def __init__(self, setup: Setup[Draft], takes_likelihoods: bool = False) -> None:
+    def __init__(self, setup: Setup[Draft]) -> None:
         self.draft = setup.rule
         self.stream = LockstepStream(setup.side.model, *setup.side.prompt, setup.longest)
         self.taken = self.proposed = self.kept = 0
         self.by_pilot = torch.tensor(setup.rule.drafting, device="cpu")
-        self.likelihoods: list[Likelihood | None] = []
-        self._takes_likelihoods = takes_likelihoods
         self._bridge = setup.bridge
         self._warpers = setup.side.warpers
         self._offers = [Offer([], None) for _ in setup.side.prompt.input_ids]
@@ -64,7 +57,6 @@ class DraftSteps:
             self._read(input_ids[:, -1], finished)
         tokens = self._next_tokens(finished)
         self.by_pilot = torch.tensor(self.draft.drafting, device="cpu")
-        self.likelihoods = [None] * len(logits)
         forced = self._take(tokens, logits) if tokens else self.draft.closing()
         return torch.tensor([forced.get(row, FREE) for row in range(len(input_ids))], device=input_ids.device)
 
@@ -83,10 +75,6 @@ class DraftSteps:
         columns = [log_probs.gather(1, index.clamp(max=logits.shape[-1] - 1)).squeeze(1).tolist()]
         if self.draft.reads_distributions:
             columns += [log_probs.amax(dim=-1).tolist(), entropies(log_probs).tolist()]
-        if self._takes_likelihoods:
-            placed = ranks(logits, index.squeeze(1)).tolist()
-            for row in tokens:
-                self.likelihoods[row] = Likelihood(columns[0][row], placed[row])
         self.kept += len(tokens)
         forced = self.draft.take({row: Drafted(token, *(column[row] for column in columns)) for row, token in tokens.items()})
         if self._bridge.token_by_token:
@@ -129,8 +117,8 @@ class DraftSteps:
 
 def decode(call: Call, setup: Setup[Draft]) -> tuple[GenerateDecoderOnlyOutput, Stats]:
     """Decodes with any causal base; returns the output of transformers' loop, and the work done."""
-    criteria, steps, written = WatchedCriteria(call.criteria), DraftSteps(setup, call.takes_likelihoods), deque[Written]()
-    output = run(call, [_DraftThenShape(call, steps, criteria, written)], criteria, written)
+    criteria, steps, streamer = WatchedCriteria(call.criteria), DraftSteps(setup), TokenStreamer(call.streamer)
+    output = run(call, [_DraftThenShape(call, steps, criteria, streamer)], criteria, streamer)
     return output, Stats(
         Work(steps.taken, base_tokens(call, steps.taken)),
         work(steps.stream),
@@ -143,10 +131,12 @@ def decode(call: Call, setup: Setup[Draft]) -> tuple[GenerateDecoderOnlyOutput, 
 class _DraftThenShape(LogitsProcessor):
     """The only processor of the loop, so that the draft gets raw logits and overrides the caller's processors."""
 
-    def __init__(self, call: Call, steps: DraftSteps, criteria: WatchedCriteria, written: deque[Written]) -> None:
-        self._call, self._steps, self._criteria, self._written = call, steps, criteria, written
+    def __init__(self, call: Call, steps: DraftSteps, criteria: WatchedCriteria, streamer: TokenStreamer) -> None:
+        self._call, self._steps, self._criteria, self._streamer = call, steps, criteria, streamer
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        tokens = self._steps.advance(input_ids, scores, self._criteria.ended(input_ids))
-        self._written.append(Written(self._steps.by_pilot, self._steps.likelihoods))
+        ended = self._criteria.ended(input_ids)
+        tokens = self._steps.advance(input_ids, scores, ended)
+        by_pilot = self._steps.by_pilot
+        self._streamer.expect(scores, ~ended & (by_pilot.to(ended.device) | (tokens == FREE)), by_pilot)
         return force(self._call.processors(input_ids, scores), tokens)

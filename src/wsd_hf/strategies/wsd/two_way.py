@@ -25,6 +25,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from ...engine.call import Call
 from ...engine.checks import vocabulary_size
+from ...engine.likelihoods import log_probs
 from ...engine.numbers import as_number
 from ...engine.pilot_side import PilotSide
 from ...engine.recurrent_support import reads_single_tokens
@@ -32,7 +33,7 @@ from ...engine.stats import Stats
 from ...engine.strategy import StrategyOutput
 from ...engine.supported import unsupported_reason
 from ...errors import WSDValueError
-from ...speculation.rule import Drafted, SwitchReason, Text, log_probs
+from ...speculation.rule import Drafted, SwitchReason, Text
 from ...speculation.setup import Setup
 from ...text.bridge import Bridge, TwoVocabularies
 from .config import WSDConfig
