@@ -18,6 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from stub_runs import PROMPTS, STRATEGIES, Run, forked, killed_at
+from test_stopped_runs import files_end_after
 from time_limit import output_of, status_of
 from wsd_hf import WSDValueError
 from wsd_hf.cli import app
@@ -198,6 +199,36 @@ def test_other_runs_are_refused_while_a_rank_works(make: Callable[[str], Run]) -
     for result in results[1:]:
         assert result.exit_code == 2
         assert f"{run.file}: another run is writing it" in result.stderr
+
+
+@pytest.mark.parametrize("stride", [499, pytest.param(53, marks=pytest.mark.sweep)])
+def test_a_full_disk_loses_and_repeats_no_answer(make: Callable[[str], Run], whole: Any, stride: int, tried: Any) -> None:
+    for size in range(0, 10_000, stride):
+        run = make(f"full {size}")
+        with files_end_after(size):
+            failed = {rank: result for rank, result in zip((1, 0), all_ranks(run, [1, 0]), strict=True) if result.exit_code}
+        for rank, result in failed.items():
+            assert result.stderr.splitlines()[-1].startswith(f"rank {rank}: wsd-hf: ")
+            assert str(run.out.parent) in result.stderr.splitlines()[-1]
+        check_ends(all_ranks(run, [1, 0]))
+        check(run, whole)
+        if not failed:
+            break
+        tried("launches on a full disk")
+    assert not failed
+
+
+def test_parts_of_machines_without_a_shared_folder_are_merged_once_they_are_together(
+    make: Callable[[str], Run], whole: Any
+) -> None:
+    here, there = make("here"), make("there")
+    for machine, rank in ((here, 0), (there, 1)):
+        assert f"rank {rank}: {DONE}" in machine(rank, 2).stderr
+    [part] = there.file.parent.glob("*.rank-1.*")
+    part.rename(here.file.with_name(part.name))
+    assert here().exit_code == 0
+    assert not here.asked
+    check(here, whole)
 
 
 # Settings and judges
@@ -410,6 +441,20 @@ wsd_hf.cli.app()
 """
 
 
+def evaluation(questions: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command that runs the task on some questions in a folder, which becomes the working directory."""
+    pytest.importorskip("lm_eval", reason='no harness: pip install "wsd_hf[lm-eval]"')
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "facts.yaml").write_text(TASK)
+    (folder / "evaluate.py").write_text(EVALUATE)
+    (folder / "questions.jsonl").write_text(questions)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_HOME", str(folder / "home"))
+    models = ["--base", str(FOLDER / "base"), "--pilot", str(FOLDER / "pilot")]
+    tasks = ["--harness", "lm-eval", "--tasks", "facts", "--include-path", "tasks", "--apply-chat-template"]
+    return ["evaluate.py", "eval", *tasks, *models]
+
+
 @pytest.mark.sweep
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
 @pytest.mark.parametrize(
@@ -418,20 +463,42 @@ wsd_hf.cli.app()
 def test_eval_in_several_processes_is_that_of_one(
     processes: int, drawn: list[str], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("lm_eval", reason='no harness: pip install "wsd_hf[lm-eval]"')
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "facts.yaml").write_text(TASK)
-    (tmp_path / "evaluate.py").write_text(EVALUATE)
-    (tmp_path / "questions.jsonl").write_text(questions.read_text())
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    models = ["--base", str(FOLDER / "base"), "--pilot", str(FOLDER / "pilot")]
-    options = ["--harness", "lm-eval", "--tasks", "facts", "--include-path", "tasks", "--apply-chat-template", *models, *drawn]
+    options = [*evaluation(questions.read_text(), tmp_path, monkeypatch), *drawn]
     results = {}
     for number in (1, processes):  # of 4 processes, one has no batch
-        out, _ = launched(number, "evaluate.py", "eval", *options, "--batch-size", "2", "--out", f"{number}.json")
+        out, _ = launched(number, *options, "--batch-size", "2", "--out", f"{number}.json")
         assert out.count("exact_match") == 1
         results[number] = json.loads((tmp_path / f"{number}.json").read_text("utf-8"))
     assert len(results[1]["samples"]["facts"]) == 5
     assert results[processes]["samples"] == results[1]["samples"]
     assert results[processes]["results"] == results[1]["results"]
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo")
+def test_an_eval_of_which_one_process_fails_ends(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = json.dumps({"messages": [{"role": "user", "content": "Why? " * 2000}]}) + "\n"
+    options = evaluation(long + questions.read_text(), tmp_path, monkeypatch)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(10_000 + os.getpid() % 20_000)}
+    environment |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [  # no launcher, which would end the second
+        subprocess.Popen(
+            [sys.executable, *options, "--out", "results.json"],
+            env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        ends = [process.communicate(timeout=240)[1].splitlines()[-1] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [process.returncode for process in processes] == [2, 2]
+    assert "rank 0: wsd-hf: the prompt of the base has" in ends[0]
+    assert "rank 1: wsd-hf: another process of this launch has ended" in ends[1]
+    assert not (tmp_path / "results.json").exists()

@@ -95,14 +95,29 @@ def test_a_model_with_a_state_in_its_layers_is_refused(runs: Runs) -> None:
         assert text.startswith("RecurrentGemmaForCausalLM keeps a state in its layers")
 
 
-def test_an_error_in_one_rank_lets_the_other_finish(runs: Runs) -> None:
-    failing = {"a processor fails": ["ArithmeticError", "a processor of the caller's failed"], "a bad prompt": None}
-    for cause, error in failing.items():
-        for name, rank in chosen(runs, "sharded: ", cause):
-            assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
-            failed = isinstance(runs.together[rank][name], list)
-            assert failed == (rank == 1)
-            assert error is None or not failed or runs.together[rank][name] == error
+def test_an_error_of_one_rank_lets_the_other_finish(runs: Runs) -> None:
+    """Both make their next calls together, or these would not be those of one process."""
+    for name, rank in chosen(runs, "fault: "):
+        assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
+        assert isinstance(runs.together[rank][name], list) == (rank == 1), (name, rank)
+    causes = {
+        "a processor fails": ["ArithmeticError", "a processor of the caller's failed"],
+        "an interrupt": ["KeyboardInterrupt", "stopped"],
+    }
+    for cause, error in causes.items():
+        for engine in ("fast", "step"):
+            assert runs.together[1][f"fault: wsd {engine}, {cause}"] == error
+    assert "NaN" in runs.together[1]["fault: wsd fast, logits are NaN"][1]
+
+
+def test_an_error_in_a_forward_puts_the_ranks_out_of_step(runs: Runs) -> None:
+    first, second = runs.together
+    assert second["in a forward: it fails"] == ["OutOfMemoryError", "no memory is left"]
+    assert isinstance(first["in a forward: it fails"], list)  # by torch, once the second process has ended
+    for answers in runs.together:
+        kind, text = answers["in a forward: the next call"]
+        assert kind == "WSDValueError"
+        assert text.startswith("an earlier call failed in the middle of a forward")
 
 
 def test_a_logits_processor_with_a_whole_pilot(runs: Runs) -> None:
@@ -142,6 +157,20 @@ def test_tensor_parallel_ranks_that_would_part_are_refused(runs: Runs, words: st
         kind, text = runs.together[rank][name]
         assert kind == "WSDValueError"
         assert message in text
+
+
+def test_a_streamer_of_one_tensor_parallel_rank_may_fail(runs: Runs) -> None:
+    """The other rank has the whole answer, and both go on with their next call."""
+    for name, rank in chosen(runs, "tensor parallel: ", "the streamer of one rank fails"):
+        assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
+        assert (runs.together[rank][name] == ["ConnectionError", "the reader has gone"]) == (rank == 0)
+
+
+def test_a_setting_of_one_tensor_parallel_rank_is_refused_on_all(runs: Runs) -> None:
+    for name, rank in chosen(runs, "tensor parallel: ", "a setting of one rank is refused"):
+        kind, text = runs.together[rank][name]
+        assert kind == "WSDValueError"
+        assert ("max_draft_tokens=0" if rank else "prompts or settings that differ") in text
 
 
 def test_zero_3_goes_step_by_step_in_several_processes(base: Any, pilot: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,10 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
+from transformers.generation import BaseStreamer
 
 import wsd_hf
 from every_strategy import SWEPT, WAYS, Case
@@ -44,16 +48,53 @@ ENGINES = ("fast", "step")
 Calls = Iterator[tuple[str, Callable[[], Any]]]
 
 
-class Breaks(LogitsProcessor):
-    """A processor that fails once a text has some length."""
-
-    def __init__(self, length: int) -> None:
-        self._length = length
+class FailingProcessor(LogitsProcessor):
+    """Fails once a text has 12 tokens."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if input_ids.shape[1] >= self._length:
+        if input_ids.shape[1] >= 12:
             raise ArithmeticError("a processor of the caller's failed")
         return scores
+
+
+class FailingCriterion(StoppingCriteria):
+    """Fails once a text has 12 tokens."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if input_ids.shape[1] >= 12:
+            raise ArithmeticError("a criterion of the caller's failed")
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+class FailingStreamer(BaseStreamer):
+    """Fails at the third token after the prompt."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error, self._taken = error, 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self._taken += 1
+        if self._taken == 4:
+            raise self._error
+
+    def end(self) -> None:
+        pass
+
+
+FAULTS: dict[str, Callable[[torch.Tensor], dict[str, Any]]] = {
+    "a processor fails": lambda _: {"logits_processor": LogitsProcessorList([FailingProcessor()])},
+    "an interrupt": lambda _: {"streamer": FailingStreamer(KeyboardInterrupt("stopped"))},
+    "a streamer fails": lambda _: {"streamer": FailingStreamer(ConnectionError("the reader has gone"))},
+    "a criterion fails": lambda _: {"stopping_criteria": StoppingCriteriaList([FailingCriterion()])},
+    "an empty prompt": lambda prompt: {"attention_mask": 1 - ones(prompt)},
+    "a mask without data": lambda prompt: {"attention_mask": ones(prompt).to("meta")},
+    "an unknown keyword": lambda _: {"no_such_keyword": 1},
+}
+"""Arguments of calls that fail between forwards, or before the first, from the prompt."""
+
+IN_FEW = {("wsd fast", cause) for cause in ("a processor fails", "an interrupt", "an empty prompt", "an unknown keyword")}
+IN_FEW |= {("wsd step", cause) for cause in ("a processor fails", "an interrupt")}
+"""Strategies and their faults that not only the sweep tries."""
 
 
 def calls(folder: Path, rank: int, few: bool, together: bool) -> Calls:
@@ -65,8 +106,10 @@ def calls(folder: Path, rank: int, few: bool, together: bool) -> Calls:
         few: whether to leave out those that only the sweep makes.
         together: whether the ranks share weights and forwards.
     """
-    yield from _calls_on_sharded_weights(rank, few, together)
     yield from _tensor_parallel_calls(folder, rank, few, together)
+    yield from _calls_on_sharded_weights(rank, few, together)
+    if together:  # at last, since it leaves the ranks out of step
+        yield from _calls_that_fail_in_a_forward(rank)
 
 
 def _calls_on_sharded_weights(rank: int, few: bool, together: bool) -> Calls:
@@ -85,6 +128,18 @@ def _calls_on_sharded_weights(rank: int, few: bool, together: bool) -> Calls:
                 name = f"sharded: {way}, {'sampled' if sampled else 'greedy'}, pilot {pilot}, unequal work"
                 yield name, partial(decode, way, do_sample=sampled or None)
 
+    def without_numbers(way: str) -> Any:
+        hook = world.base.register_forward_hook(_poison, with_kwargs=True) if rank else nullcontext()
+        with hook:
+            return decode(way)
+
+    def faults() -> Calls:
+        for way, (cause, arguments) in itertools.product(WAYS, FAULTS.items()):
+            if not few or (way, cause) in IN_FEW:
+                yield f"fault: {way}, {cause}", partial(decode, way, **(arguments(prompt) if rank else {}))
+            if cause == "a processor fails" and (not few or way == "wsd fast"):
+                yield f"fault: {way}, logits are NaN", partial(without_numbers, way)
+
     def through_processor() -> torch.Tensor:
         processor = wsd_hf.WSDLogitsProcessor(world.pilot, wsd_hf.WSDConfig(threshold=0.15, window_size=2))
         settings = {"attention_mask": ones(prompt), "max_new_tokens": TOKENS[rank], "logits_processor": [processor]}
@@ -99,15 +154,12 @@ def _calls_on_sharded_weights(rank: int, few: bool, together: bool) -> Calls:
         hooks = [len(world.base._forward_hooks), len(world.base._forward_pre_hooks)]
     yield from unequal("whole")
     yield "sharded: WSDLogitsProcessor, pilot whole", through_processor
+    yield from faults()
     for engine in ENGINES:
-        breaks = LogitsProcessorList([Breaks(12)] if rank else [])
-        yield f"sharded: wsd {engine}, a processor fails", partial(decode, f"wsd {engine}", logits_processor=breaks)
         same = partial(Case("one", f"wsd {engine}").generate, random_prompt(0, 6), synced_gpus=False)
         yield f"sharded: wsd {engine}, synced_gpus=False", same
     scorer = _scorer()
     judged = {"reward": scorer, "reward_tokenizer": world.tokenizer, "reward_guided_threshold": 0.0}
-    bad = {"attention_mask": 1 - ones(prompt)} if rank else {}
-    yield "sharded: wsd fast, a bad prompt", partial(decode, "wsd fast", **bad)
     if together:
         _shard(world.pilot)
         _shard(world.reference)
@@ -117,6 +169,28 @@ def _calls_on_sharded_weights(rank: int, few: bool, together: bool) -> Calls:
     yield "sharded: WSDLogitsProcessor, pilot sharded", through_processor
     left = [world.base._forward_hooks, world.base._forward_pre_hooks]
     yield "sharded: hooks", lambda: [len(now) - then for now, then in zip(left, hooks, strict=True)]
+
+
+def _poison(_module: Any, _arguments: Any, keywords: dict[str, Any], output: Any) -> None:
+    """A hook that makes NaN of the logits after a prompt."""
+    if keywords["input_ids"].numel() > 1:
+        output.logits.fill_(torch.nan)
+
+
+def _calls_that_fail_in_a_forward(rank: int) -> Calls:
+    """A call in which the second rank fails between two layers, and the next one."""
+    case = Case("one", "wsd fast")
+    decode = partial(case.generate, random_prompt(rank, 6))
+
+    def no_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    def failing() -> Any:
+        with case.world.base.model.layers[0].register_forward_hook(no_memory) if rank else nullcontext():
+            return decode()
+
+    yield "in a forward: it fails", failing
+    yield "in a forward: the next call", decode
 
 
 def _tensor_parallel_calls(folder: Path, rank: int, few: bool, together: bool) -> Calls:
@@ -136,14 +210,20 @@ def _tensor_parallel_calls(folder: Path, rank: int, few: bool, together: bool) -
             if pilot == "whole" or not few:
                 yield f"{kind}, a prompt per rank", partial(decode, prompt=rank)
                 yield f"{kind}, {choice}, a seed per rank", partial(decode, seed=rank)
+            if not few or (family == "llama" and pilot == "whole" and not sampled):
+                streamer = None if rank else FailingStreamer(ConnectionError("the reader has gone"))
+                yield f"{kind}, the streamer of one rank fails", partial(decode, streamer=streamer)
+                yield f"{kind}, a setting of one rank is refused", partial(decode, wsd_max_draft_tokens=8 * (1 - rank))
 
 
-def _decode(base: Any, pilot: PreTrainedModel, engine: str, sampled: bool, prompt: int = 0, seed: int = 0) -> Any:
+def _decode(
+    base: Any, pilot: PreTrainedModel, engine: str, sampled: bool, prompt: int = 0, seed: int = 0, **kwargs: Any
+) -> Any:
     torch.manual_seed(seed)
     ids = random_prompt(prompt, 6)
     settings = {"wsd_engine": engine, "wsd_threshold": 0.15, "wsd_window_size": 2, "return_dict_in_generate": True}
     settings |= {"attention_mask": ones(ids), "max_new_tokens": 24, "do_sample": sampled}
-    return base.generate(ids, strategy="wsd", assistant_model=pilot, **settings)
+    return base.generate(ids, strategy="wsd", assistant_model=pilot, **settings, **kwargs)
 
 
 def _scorer() -> PreTrainedModel:
@@ -165,7 +245,7 @@ def answers(calls: Calls) -> dict[str, Any]:
     for name, call in calls:
         try:
             output = call()
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             found[name] = [type(error).__name__, str(error)]
         else:
             found[name] = _fields(output) if isinstance(output, dict) else output

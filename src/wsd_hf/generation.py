@@ -14,7 +14,7 @@ from transformers.generation import BaseStreamer
 
 from . import _compat
 from .engine.checks import check_data, check_models
-from .engine.joint_calls import check_same_call, joint_forwards
+from .engine.joint_calls import check_same_call, joint_forwards, models_among, refused_together, with_late_errors
 from .engine.keywords import (
     SMALL_MODELS,
     check_batch_keywords,
@@ -117,18 +117,20 @@ def generate_with(
     `generate` is transformers' own of the model.
     """
     with streamer_ended_on_error(kwargs.get("streamer")):
-        kind = chosen(strategy, STRATEGIES)
         small = {name: kwargs[name] for name in SMALL_MODELS if kwargs.get(name) is not None}
         models = check_models({"the model": model, **small})
-        check_data(kwargs)
-        check_keywords(kind, STRATEGIES, generate, model, kwargs)
-        own = {name: kwargs.pop(name) for name in own_keywords(kind) if name in kwargs and name != "tokenizer"}
         given = strategy if isinstance(strategy, StrategyConfig) else None
-        config = kind.resolve(own, given, kwargs.get("generation_config"), model.generation_config)
-        check_partners(config, own)
-        run = [*models.values(), *config.models]
-        check_same_call(run, {**kwargs, **own, **config.to_dict()}, may_sample(config, model, kwargs))
+        run = list(dict.fromkeys([*models.values(), *models_among(kwargs, vars(given) if given else {})]))
         with joint_forwards(run, kwargs.get("synced_gpus")):
+            with refused_together(run):
+                kind = chosen(strategy, STRATEGIES)
+                check_data(kwargs)
+                check_keywords(kind, STRATEGIES, generate, model, kwargs)
+                own = {name: kwargs.pop(name) for name in own_keywords(kind) if name in kwargs and name != "tokenizer"}
+                config = kind.resolve(own, given, kwargs.get("generation_config"), model.generation_config)
+                check_partners(config, own)
+            check_same_call(run, {**kwargs, **own, **config.to_dict()}, may_sample(config, model, kwargs))
+            kwargs["streamer"] = with_late_errors(kwargs.get("streamer"), run)
             return decode_within(config, generate, model, small_models(kind.partners, own), **kwargs)
 
 

@@ -61,7 +61,8 @@ def status(doing: str) -> Status:
 def ends(last: bool) -> bool:
     """Whether this process ends the run, as `finish` says; another one prints that its share is done."""
     if not last:
-        say(by_rank("its share is done; the process that ends last writes the results"), err=True)
+        done = "its share is done; the process that ends last writes the results"
+        say(by_rank(f"{done}, if all have one folder; after the failure of one, the same command goes on"), err=True)
     return last
 
 

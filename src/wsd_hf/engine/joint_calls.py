@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.generation import BaseStreamer
 
 from .. import _compat
 from ..errors import WSDValueError
+from .text_scores import ModelScore
+
+REFUSED = (-1, -1)
+"""In place of the digests of a call that failed its checks; those are at least 0."""
+
+_out_of_step: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+"""Sharded models of a call that failed in the middle of a forward, in which the other ranks may still wait."""
 
 
 def process_count() -> int:
@@ -27,21 +36,30 @@ def process_count() -> int:
     return torch.distributed.get_world_size() if distributed else 1
 
 
+def models_among(*arguments: Mapping[str, object]) -> list[PreTrainedModel]:
+    """The models that arguments hold, and those of their rewards and scores, in the same order on all ranks."""
+    values = [value for named in arguments for _, value in sorted(named.items())]
+    alone = [_compat.unwrapped(value) for value in values if isinstance(value, torch.nn.Module)]
+    scoring = [model for value in values if isinstance(value, ModelScore) for model in value.models]
+    return [model for model in (*alone, *scoring) if isinstance(model, PreTrainedModel)]
+
+
 @contextmanager
 def joint_forwards(models: Iterable[PreTrainedModel], synced_gpus: bool | None) -> Iterator[None]:
     """Lets calls of unequal length run on all ranks, which do the forwards of sharded models together meanwhile.
 
     Before each such forward, the ranks agree on the model that is next: of those that any rank is about to run, the last in
-    `models`. Ranks that are about to run another one run a single token through it. A rank whose call has ended, or
-    failed, goes on so until the calls of all ranks have ended. An error in the middle of a forward is raised at once, since the
-    ranks are then out of step.
+    `models`. Ranks that are about to run another one run a single token through it. A rank whose call has ended, failed, or
+    was interrupted goes on so until the calls of all ranks have ended. An error in the middle of a forward is raised at once,
+    since the ranks are then out of step.
 
     Args:
         models: of the call, in the same order on all ranks; expensive ones first, so that ranks wait for each other there.
         synced_gpus: whether all ranks run the forwards of all `models` together; None: of those that are sharded.
 
     Raises:
-        WSDValueError: a sharded model that keeps a state outside of its cache, which the forwards of other ranks would change.
+        WSDValueError: a sharded model that keeps a state outside of its cache, which the forwards of other ranks would change,
+            or one that is out of step since an earlier call.
     """
     models = [*dict.fromkeys(models)] if process_count() > 1 and synced_gpus is not False else []
     shared = [model for model in models if synced_gpus or _compat.sharded(model)]
@@ -53,13 +71,20 @@ def joint_forwards(models: Iterable[PreTrainedModel], synced_gpus: bool | None) 
             raise WSDValueError(
                 f"{type(model).__name__} keeps a state in its layers, so its weights can't be sharded over ranks"
             )
+        if model in _out_of_step:
+            raise WSDValueError(
+                "an earlier call failed in the middle of a forward of a model whose weights are sharded, so the ranks are out "
+                "of step: end the processes, and start them again"
+            )
     turns = _Turns(shared[::-1])
     with turns.hooked():
         try:
             yield
-        except Exception:
+        except BaseException:
             if turns.in_step:
                 turns.finish()
+            else:
+                _out_of_step.update(shared)
             raise
         turns.finish()
 
@@ -126,24 +151,19 @@ class _Turns:
         self._joining = False
 
 
-def check_same_call(models: Iterable[PreTrainedModel], arguments: Mapping[str, object], samples: bool) -> None:
+def check_same_call(models: Sequence[PreTrainedModel], arguments: Mapping[str, object], samples: bool) -> None:
     """Raises on every rank of a tensor-parallel model unless all were given the same call, and draw the same tokens.
 
     Args:
         models: of the call.
-        arguments: of the call; objects other than tensors, numbers and texts are passed over.
+        arguments: of the call; None, and objects other than tensors, numbers and texts, are passed over.
         samples: whether tokens are drawn.
     """
-    models = list(models)
-    groups = [group for group in map(_compat.tensor_parallel_group, models) if group is not None]
-    if not groups:
+    if not _tensor_parallel_groups(models):
         return
     seeds = [_random_state(_compat.input_device(model)) for model in models] if samples else []
-    numbers = [_digest(arguments), _digest({str(place): state for place, state in enumerate(seeds)})]
-    extremes = torch.tensor([*numbers, *(-number for number in numbers)], device=_compat.input_device(models[0]))
-    for group in groups:
-        torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MIN, group=group)
-    same_arguments, same_seeds = (extremes[:2] == -extremes[2:]).tolist()
+    digests = [_digest(arguments), _digest({str(place): state for place, state in enumerate(seeds)})]
+    same_arguments, same_seeds = _same_on_all_ranks(models, digests)
     if not same_arguments:
         raise WSDValueError(
             "the ranks of a tensor-parallel model were given prompts or settings that differ, and run each forward together: "
@@ -156,10 +176,67 @@ def check_same_call(models: Iterable[PreTrainedModel], arguments: Mapping[str, o
         )
 
 
+@contextmanager
+def refused_together(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Lets an error of one rank of a tensor-parallel model fail `check_same_call` on the others, which would wait for it."""
+    try:
+        yield
+    except BaseException:
+        if _tensor_parallel_groups(models):
+            _same_on_all_ranks(models, REFUSED)
+        raise
+
+
+def _tensor_parallel_groups(models: Iterable[PreTrainedModel]) -> list[Any]:
+    return [group for group in map(_compat.tensor_parallel_group, models) if group is not None]
+
+
+def _same_on_all_ranks(models: Sequence[PreTrainedModel], numbers: Sequence[int]) -> list[bool]:
+    """Whether each number is the same on all ranks of the tensor-parallel ones among some models."""
+    extremes = torch.tensor([*numbers, *(-number for number in numbers)], device=_compat.input_device(models[0]))
+    for group in _tensor_parallel_groups(models):
+        torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MIN, group=group)
+    lowest, highest = extremes[: len(numbers)], -extremes[len(numbers) :]
+    same: list[bool] = (lowest == highest).tolist()
+    return same
+
+
+def with_late_errors(streamer: BaseStreamer | None, models: Iterable[PreTrainedModel]) -> BaseStreamer | None:
+    """The streamer of a call; with tensor parallelism, one that raises once all ranks have run the call's forwards."""
+    return streamer if streamer is None or not _tensor_parallel_groups(models) else _LateErrors(streamer)
+
+
+class _LateErrors(BaseStreamer):
+    """A streamer whose first error is raised when it is ended; it gets nothing more meanwhile."""
+
+    def __init__(self, streamer: BaseStreamer) -> None:
+        self._streamer = streamer
+        self._error: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._streamer, name)
+
+    def put(self, *values: Any) -> None:
+        """Hands tokens on, and what the streamer takes with them."""
+        if self._error is None:
+            try:
+                self._streamer.put(*values)
+            except Exception as error:
+                self._error = error
+
+    def end(self) -> None:
+        """Ends the streamer, or raises its error."""
+        if self._error is not None:
+            raise self._error
+        self._streamer.end()
+
+
 def _digest(arguments: Mapping[str, object]) -> int:
     """A number of 56 bits for arguments, the same for equal ones."""
     digest = hashlib.blake2b(digest_size=7)
     for name, value in sorted(arguments.items()):
+        if value is None:
+            continue
         if isinstance(value, torch.Tensor):
             digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())

@@ -8,14 +8,13 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .. import _compat
 from ..errors import WSDValueError
 from .call import Call
 from .stats import Stats
-from .text_scores import ModelScore
 
 Config = TypeVar("Config", bound="StrategyConfig")
 
@@ -83,13 +82,6 @@ class StrategyConfig:
     def needed(self) -> tuple[str, ...]:
         """Those of `partners` that a call must have."""
         return self.partners
-
-    @property
-    def models(self) -> list[PreTrainedModel]:
-        """Models that the settings hold: a reward that is a model, or those that compute a score."""
-        values = [getattr(self, setting.name) for setting in fields(self)]
-        alone = [_compat.unwrapped(value) for value in values if isinstance(value, torch.nn.Module)]
-        return alone + [model for value in values if isinstance(value, ModelScore) for model in value.models]
 
     @classmethod
     def keywords(cls) -> dict[str, Field[Any]]:

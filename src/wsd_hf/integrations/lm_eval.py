@@ -133,7 +133,12 @@ class WSDHFLM(HFLM):
         """A value of each process."""
         values = [value] * self._process.of
         if self._group is not None:
-            torch.distributed.all_gather_object(values, value, group=self._group)
+            try:
+                torch.distributed.all_gather_object(values, value, group=self._group)
+            except RuntimeError as error:
+                raise WSDValueError(
+                    "another process of this launch has ended, so the answers of its share are missing: see its own last line"
+                ) from error
         return values
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> NoReturn:
