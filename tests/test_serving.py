@@ -360,3 +360,14 @@ def takes_no_connection(url: str) -> bool:
     except ConnectionError:
         return True
     return False
+
+
+def test_requests_for_another_host_are_refused() -> None:
+    with running(Scripted(*PIECES, END), hosts=["localhost", "[::1]"]) as url:
+        port = urlsplit(url).port
+        for path in ("health", "v1/models", "metrics"):
+            for host in (f"localhost:{port}", "LocalHost", f"[::1]:{port}"):
+                assert get(f"{url}/{path}", headers={"Host": host}).status_code == 200
+            for host in (f"evil.example:{port}", "localhost.evil.example", "127.0.0.1", ""):
+                assert get(f"{url}/{path}", headers={"Host": host}).status_code == 400
+        assert post(url).status_code == 400

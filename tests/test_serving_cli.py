@@ -131,3 +131,17 @@ def test_settings_that_servers_cannot_honour_are_refused_at_the_start() -> None:
         folders = ["--base", str(FOLDER / "base"), "--pilot", str(FOLDER / "pilot")]
         assert "switch_criteria='entropy'" in refused(*urls, *folders, "--switch-criteria", "entropy")
         assert "has no such model" in refused(*urls, *folders, "--base-model", "other")
+
+
+@pytest.mark.parametrize(("options", "key", "status"), [([], "", 400), (["--host", "0.0.0.0"], "", 200), ([], "secret", 200)])
+def test_other_names_of_a_server_without_a_key_are_refused_on_loopback(
+    options: list[str], key: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starlette.testclient import TestClient
+
+    apps: list[Any] = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: apps.append(server.config.app))
+    result = CliRunner().invoke(app, ["serve", "--port", "0", *options], env={"WSD_HF_API_KEY": key})
+    assert result.exit_code == 0, result.output
+    for host, expected in (("127.0.0.1:8000", 200), ("localhost", 200), ("rebound.example:8000", status)):
+        assert TestClient(apps[0], base_url=f"http://{host}").get("/health").status_code == expected

@@ -98,7 +98,8 @@ def serve(
             else:
                 answerer, model = _local(base, pilot, batch_size, loading)
             defaults = Defaults(name or model, config, temperature, top_p, max_new_tokens)
-            app = create_app(answerer, defaults, Limits(body_bytes=max_body, open_requests=max_open), key)
+            limits = Limits(body_bytes=max_body, open_requests=max_open)
+            app = create_app(answerer, defaults, limits, key, ["*"] if key else _hosts(host, listener))
             settings = uvicorn.Config(
                 app, log_config=None, access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=grace
             )
@@ -128,6 +129,20 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise WSDValueError(f"--host {host} --port {port}: {error.strerror}") from None
     return listener
+
+
+def _hosts(host: str, listener: socket.socket) -> list[str]:
+    """Names of a server in requests: of this machine's own where no other machine reaches it, else any.
+
+    A page of another site can point a name of its own at a loopback address (DNS rebinding), and then counts as the same site.
+    """
+    if not _is_local(listener):
+        return ["*"]
+    return ["localhost", "127.0.0.1", "[::1]", host]
+
+
+def _is_local(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def _local(base: str | None, pilot: str | None, batch_size: int, loading: Loading) -> tuple[Answerer, str]:
@@ -182,5 +197,5 @@ def _announce(listener: socket.socket, model: str, key: str) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     say(f"{model} is served at http://{shown}:{port}/v1", err=True)
-    if not key and not ipaddress.ip_address(host).is_loopback:
+    if not key and not _is_local(listener):
         say(f"anyone who reaches this address may use the models: set {KEY}, or give --api-key-file", err=True)

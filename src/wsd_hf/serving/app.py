@@ -10,7 +10,7 @@ import hmac
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -60,7 +61,9 @@ class Limits:
     open_requests: int = 256
 
 
-def create_app(answerer: Answerer, defaults: Defaults, limits: Limits | None = None, key: str = "") -> Starlette:
+def create_app(
+    answerer: Answerer, defaults: Defaults, limits: Limits | None = None, key: str = "", hosts: Sequence[str] = ("*",)
+) -> Starlette:
     """The application.
 
     Args:
@@ -68,6 +71,7 @@ def create_app(answerer: Answerer, defaults: Defaults, limits: Limits | None = N
         defaults: settings of the answers.
         limits: of requests.
         key: token that clients must send, but for `/health`; "" for none.
+        hosts: names of this server; requests whose header Host has another one are refused. "*" is any.
     """
     metrics = Metrics()
     card = {"id": defaults.model, "object": "model", "created": int(time.time()), "owned_by": "wsd_hf"}
@@ -97,7 +101,10 @@ def create_app(answerer: Answerer, defaults: Defaults, limits: Limits | None = N
             Route("/health", health),
             Route("/metrics", numbers),
         ],
-        middleware=[Middleware(_KeyRequired, key=key)] if key else [],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+            *([Middleware(_KeyRequired, key=key)] if key else []),
+        ],
         exception_handlers={HTTPException: no_route},
     )
 
