@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import socket
 import threading
 from contextlib import aclosing
 from typing import Any
@@ -111,7 +112,7 @@ def test_each_method_answers_as_it_does_by_itself(pilot: str) -> None:
 def test_every_method_has_its_own_history() -> None:
     answerer = Scripted(*WRITTEN, CONFIDENT)
     talk = grown(answerer, Settings(methods=("base",), system="Be brief."), "One?", "Two?")
-    by_base, by_both = (request.messages for request in answerer.requests[2:])
+    by_both, by_base = (request.messages for request in answerer.requests[2:])
     assert [message["role"] for message in by_both] == ["system", "user", "assistant", "user"]
     assert [message["content"] for message in by_base] == ["Be brief.", "One?", "Yes, it is so.", "Two?"]
     talk.turns[0].answers = [answer for answer in talk.turns[0].answers if answer.method == "wsd"]
@@ -166,15 +167,23 @@ def test_a_reader_that_leaves_frees_the_row() -> None:
     assert answerer.closed == 2
 
 
-@pytest.mark.parametrize("error", [WSDValueError("the prompt is too long"), RuntimeError("out of memory")])
-def test_a_failure_is_a_message_beside_the_other_answers(error: Exception, caplog: Any) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (WSDValueError("the prompt is too long"), "the prompt is too long"),
+        (RuntimeError("/models/secret.bin"), "The models failed (RuntimeError); the log of the server has more."),
+    ],
+)
+def test_a_failure_is_a_message_beside_the_other_answers(error: Exception, message: str, caplog: Any) -> None:
     found = turn(*WRITTEN[:2], error)
     (answer,) = found.answers
-    assert str(error) in str(answer.error)
+    assert answer.error == message
     page = conversation([found])
-    assert str(error) in texts(page)
+    assert message in texts(page)
     assert "Traceback" not in page
-    assert str(error) in status(found)
+    assert "secret" not in page
+    assert ("secret" in caplog.text) == isinstance(error, RuntimeError)
+    assert message in status(found)
     assert "Yes, it" in texts(page)
 
 
@@ -261,6 +270,14 @@ def test_a_bad_address_is_reported_and_the_rest_of_it_used(name: str, value: str
     assert settings == Settings(temperature=0.25)
     assert len(faults) == 1
     assert f"{name}=" in faults[0]
+
+
+def test_an_address_names_only_what_the_pair_can_do(pair: Pair) -> None:
+    settings, (fault,) = Settings().with_query({"methods": "base,emulated_fine_tuning"}, available(pair))
+    assert settings == Settings()
+    assert "methods=emulated_fine_tuning: unknown; known are base, pilot, two_way, nudging, product, ensemble, blend" in fault
+    _, (fault,) = Settings().with_query({"seed": "4294967296"})
+    assert "seed=4294967296: must be from 0 to 4294967295" in fault
 
 
 def test_a_pair_is_asked_for_what_it_can_do(pair: Pair) -> None:
@@ -375,6 +392,7 @@ def test_the_draft_has_a_bar_where_the_base_takes_over() -> None:
         shown = ["|" if part.get("role") == "img" else "".join(part.itertext()) for part in draft]
         assert "".join(shown) == kept + rest
     assert "Ask something" in panel(None, 0.8, 6)
+    assert "There is no draft yet." in panel(Turn("", Settings(), [Answer("wsd")]), 0.8, 6)
 
 
 def test_of_a_long_draft_the_places_around_the_switch_are_shown() -> None:
@@ -408,6 +426,20 @@ def test_a_saved_page_loads_nothing() -> None:
 
 
 # The command
+
+
+def test_what_cannot_be_served_is_refused_before_models_are_loaded() -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words, problem in (
+            (["--port", port], f"--host 127.0.0.1 --port {port}: Address already in use"),
+            (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: Cannot assign requested address"),
+            (["--max-new-tokens", "5000"], "max_tokens=5000: must be from 1 to 4096"),
+        ):
+            result = CliRunner().invoke(app, ["ui", "--base", "no/such", "--pilot", "no/such", *words])
+            assert result.exit_code == 2
+            assert problem in result.output
 
 
 def test_without_gradio_the_command_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
