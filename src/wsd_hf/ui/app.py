@@ -142,8 +142,10 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
         gr.on([part.change for part in settings], None, settings, None, js=ADDRESS.replace("START", json.dumps(start.texts())))
         page.load(handlers.from_address(start, methods), None, [*settings, question, state], **quiet)
 
-        def leave(request: gr.Request) -> None:
-            page.state_holder.session_data.pop(request.session_hash, None)
+        async def leave(request: gr.Request) -> None:
+            session = page.state_holder.session_data.pop(request.session_hash, None)
+            if session is not None:
+                session[talk._id].stop()
 
         page.unload(leave)
     return page.queue(api_open=False)

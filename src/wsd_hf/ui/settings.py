@@ -131,11 +131,7 @@ class Settings:
 
 def available(pair: Pair) -> list[str]:
     """The methods that a pair can answer by beside Weak-to-Strong Decoding."""
-    return [
-        method
-        for method in BESIDE
-        if method in ALONE or "reference" not in STRATEGIES[method].partners or pair.reference
-    ]
+    return [method for method in BESIDE if method in ALONE or "reference" not in STRATEGIES[method].partners or pair.reference]
 
 
 def _check_methods(methods: Sequence[str], known: Sequence[str]) -> None:
