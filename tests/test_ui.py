@@ -6,13 +6,18 @@ import asyncio
 import json
 import math
 import re
+import runpy
+import socket
 import threading
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import torch
+import yaml
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 import wsd_hf
@@ -30,6 +35,7 @@ from wsd_hf.ui.replay import recording, verdict
 from wsd_hf.ui.settings import HEADINGS, Settings, available
 from wsd_hf.ui.view import conversation, note, panel, status
 
+SPACE = Path(__file__).parent.parent / "examples" / "space"
 KELOFT = "What does the Keloft eat?"
 NASTY = "</p><script>alert(1)</script>\x1b[2J\u202e"
 CONFIDENT = End("stop", prompt_tokens=3, pilot_tokens=3, base_tokens=1, switch_index=3, switch_reason="confident")
@@ -111,7 +117,7 @@ def test_each_method_answers_as_it_does_by_itself(pilot: str) -> None:
 def test_every_method_has_its_own_history() -> None:
     answerer = Scripted(*WRITTEN, CONFIDENT)
     talk = grown(answerer, Settings(methods=("base",), system="Be brief."), "One?", "Two?")
-    by_base, by_both = (request.messages for request in answerer.requests[2:])
+    by_both, by_base = (request.messages for request in answerer.requests[2:])
     assert [message["role"] for message in by_both] == ["system", "user", "assistant", "user"]
     assert [message["content"] for message in by_base] == ["Be brief.", "One?", "Yes, it is so.", "Two?"]
     talk.turns[0].answers = [answer for answer in talk.turns[0].answers if answer.method == "wsd"]
@@ -166,15 +172,23 @@ def test_a_reader_that_leaves_frees_the_row() -> None:
     assert answerer.closed == 2
 
 
-@pytest.mark.parametrize("error", [WSDValueError("the prompt is too long"), RuntimeError("out of memory")])
-def test_a_failure_is_a_message_beside_the_other_answers(error: Exception, caplog: Any) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (WSDValueError("the prompt is too long"), "the prompt is too long"),
+        (RuntimeError("/models/secret.bin"), "The models failed (RuntimeError); the log of the server has more."),
+    ],
+)
+def test_a_failure_is_a_message_beside_the_other_answers(error: Exception, message: str, caplog: Any) -> None:
     found = turn(*WRITTEN[:2], error)
     (answer,) = found.answers
-    assert str(error) in str(answer.error)
+    assert answer.error == message
     page = conversation([found])
-    assert str(error) in texts(page)
+    assert message in texts(page)
     assert "Traceback" not in page
-    assert str(error) in status(found)
+    assert "secret" not in page
+    assert ("secret" in caplog.text) == isinstance(error, RuntimeError)
+    assert message in status(found)
     assert "Yes, it" in texts(page)
 
 
@@ -261,6 +275,14 @@ def test_a_bad_address_is_reported_and_the_rest_of_it_used(name: str, value: str
     assert settings == Settings(temperature=0.25)
     assert len(faults) == 1
     assert f"{name}=" in faults[0]
+
+
+def test_an_address_names_only_what_the_pair_can_do(pair: Pair) -> None:
+    settings, (fault,) = Settings().with_query({"methods": "base,emulated_fine_tuning"}, available(pair))
+    assert settings == Settings()
+    assert "methods=emulated_fine_tuning: unknown; known are base, pilot, two_way, nudging, product, ensemble, blend" in fault
+    _, (fault,) = Settings().with_query({"seed": "4294967296"})
+    assert "seed=4294967296: must be from 0 to 4294967295" in fault
 
 
 def test_a_pair_is_asked_for_what_it_can_do(pair: Pair) -> None:
@@ -375,6 +397,7 @@ def test_the_draft_has_a_bar_where_the_base_takes_over() -> None:
         shown = ["|" if part.get("role") == "img" else "".join(part.itertext()) for part in draft]
         assert "".join(shown) == kept + rest
     assert "Ask something" in panel(None, 0.8, 6)
+    assert "There is no draft yet." in panel(Turn("", Settings(), [Answer("wsd")]), 0.8, 6)
 
 
 def test_of_a_long_draft_the_places_around_the_switch_are_shown() -> None:
@@ -410,6 +433,20 @@ def test_a_saved_page_loads_nothing() -> None:
 # The command
 
 
+def test_what_cannot_be_served_is_refused_before_models_are_loaded() -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words, problem in (
+            (["--port", port], f"--host 127.0.0.1 --port {port}: Address already in use"),
+            (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: "),
+            (["--max-new-tokens", "5000"], "max_tokens=5000: must be from 1 to 4096"),
+        ):
+            result = CliRunner().invoke(app, ["ui", "--base", "no/such", "--pilot", "no/such", *words])
+            assert result.exit_code == 2
+            assert problem in result.output
+
+
 def test_without_gradio_the_command_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = CliRunner().invoke(app, ["ui"])
@@ -427,3 +464,27 @@ def test_the_command_serves_this_machine_only_by_default(monkeypatch: pytest.Mon
     assert first == ["127.0.0.1", None, False]
     assert second == ["0.0.0.0", 8000, True]
     assert CliRunner().invoke(app, ["ui", "--base", "there/is/none"]).exit_code == 2
+
+
+def test_the_space_installs_this_version() -> None:
+    _, head, _ = (SPACE / "README.md").read_text("utf-8").split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert (card["sdk"], card["app_file"], card["license"]) == ("gradio", "app.py", "apache-2.0")
+    assert {card["colorFrom"], card["colorTo"]} <= {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    assert len(card["short_description"]) <= 60
+    requirement = Requirement((SPACE / "requirements.txt").read_text("utf-8").strip())
+    assert requirement.extras == {"ui"}
+    assert str(requirement.url).startswith("https://huggingface.co/spaces/NAME/wsd/resolve/main/"), "a build sees no other file"
+    assert str(requirement.url).endswith(f"/wsd_hf-{wsd_hf.__version__}-py3-none-any.whl")
+
+
+def test_the_space_starts_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradio = pytest.importorskip("gradio")
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **given: calls.append(given))
+    monkeypatch.setenv("BASE", "")
+    monkeypatch.setenv("PILOT", "")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert calls[0]["server_name"] == "0.0.0.0"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import re
 import socket
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
@@ -24,8 +26,11 @@ from wsd_hf.ui.settings import Settings, available
 
 pytest.importorskip("gradio", reason='no gradio: pip install "wsd_hf[ui]"')
 
+import httpx
+
 import serving_for_tests
-from wsd_hf.ui.app import build
+from wsd_hf.ui.answers import Conversation
+from wsd_hf.ui.app import REQUESTS, build
 from wsd_hf.ui.launch import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio", "ignore::FutureWarning:gradio")
@@ -40,6 +45,7 @@ class Stage:
 
     Attributes:
         address: of the page.
+        blocks: gradio's object of the page.
         pair: that answers.
         holds: for each question that waits, the number of pieces before it does.
         go_on: ends all waiting.
@@ -49,7 +55,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.pair = wsd_hf.Pair.tiny()
-        self.address = ""
+        self.address, self.blocks = "", None
         self._local = LocalAnswerer(self.pair)
         self.reset()
 
@@ -101,7 +107,7 @@ def served(browser: Any, looked_up: set[str]) -> Iterator[Stage]:
     stage = Stage()
     page = build(stage, available(stage.pair), Settings(max_tokens=64), "The shipped pair", [KELOFT, QUIBIME])
     launch(page, wait=False)
-    stage.address = page.local_url
+    stage.blocks, stage.address = page, page.local_url
     yield stage
     page.close(verbose=False)
 
@@ -254,6 +260,61 @@ def test_two_tabs_see_nothing_of_each_other_and_a_closed_one_frees_its_row(brows
         assert again.page.locator(".turn").count() == 0
 
 
+def test_a_conversation_is_gone_with_its_tab(browser: Any, stage: Stage) -> None:
+    with visit(browser, stage) as shown:
+        ask(shown.page, QUIBIME)
+        shown.page.get_by_role("button", name="Retry").wait_for()
+        found = [thing for thing in gc.get_objects() if isinstance(thing, Conversation) and thing.turns]
+        conversation = weakref.ref(next(thing for thing in found if thing.turns[-1].question == QUIBIME))
+        del found
+    with visit(browser, stage) as other:
+        wait_until(other.page, lambda: gc.collect() is not None and conversation() is None)
+
+
+def test_what_a_lost_conversation_cannot_do_any_more_is_a_message(browser: Any, stage: Stage) -> None:
+    with visit(browser, stage) as shown:
+        ask(shown.page, KELOFT)
+        shown.page.get_by_role("button", name="Retry").wait_for()
+        stage.blocks.state_holder.session_data.clear()
+        for name in ("Retry", "Save as JSON", "Save as HTML"):
+            shown.page.get_by_role("button", name=name).click()
+            wait_for_text(shown.page, ".toast-body", "This conversation is gone: its connection was cut. Ask again.")
+            shown.page.locator(".toast-close").click()
+            shown.page.locator(".toast-body").wait_for(state="detached")
+        assert answer(shown.page) == ANSWER
+        ask(shown.page, QUIBIME)
+        wait_for_text(shown.page, ".answer .text", "Quibime")
+        shown.page.get_by_role("button", name="Retry").wait_for()
+        assert shown.page.locator(".turn").count() == 1
+
+
+@pytest.mark.sweep
+def test_the_page_opens_while_more_questions_are_open_than_are_answered_at_a_time(browser: Any, stage: Stage) -> None:
+    stage.holds[KELOFT] = 0
+    with httpx.Client(base_url=stage.address) as strangers, visit(browser, stage, "?window_size=4") as shown:
+        events = strangers.get("config").json()["dependencies"]
+        asking = next(event["id"] for event in events if event["api_name"] == "ask")
+        data = [None, KELOFT, 0.8, 6, [], 8, 0, "", "", False]
+        for number in range(REQUESTS + 1):
+            call = {"fn_index": asking, "data": data, "session_hash": f"stranger{number}"}
+            assert strangers.post("gradio_api/queue/join", json=call).is_success
+        wait_until(shown.page, lambda: stage.open == REQUESTS)
+        with visit(browser, stage, "?window_size=5") as other:
+            assert other.page.get_by_role("slider", name="Window").input_value() == "5"
+        assert stage.open == REQUESTS
+        stage.go_on.set()
+        wait_until(shown.page, lambda: len(stage.asked) == REQUESTS + 1 and not stage.open)
+
+
+def test_the_page_takes_no_files_and_no_calls_past_the_queue(stage: Stage) -> None:
+    with httpx.Client(base_url=stage.address) as stranger:
+        assert stranger.post("gradio_api/upload", files={"files": b"anything"}).status_code == 413
+        call = {"fn_index": 0, "data": [None, KELOFT, 0.8, 6, [], 8, 0, "", "", False], "session_hash": "stranger"}
+        assert stranger.post("gradio_api/run/predict", json=call).status_code == 404
+        assert stranger.get("gradio_api/file=/etc/passwd").status_code == 403
+        assert stage.asked == []
+
+
 @pytest.mark.parametrize(
     ("width", "scheme"),
     [
@@ -308,7 +369,8 @@ def test_an_answer_is_copied_saved_and_linked_to(browser: Any, stage: Stage) -> 
 
 
 def test_a_failure_is_a_message_on_the_page(browser: Any, stage: Stage, looked_up: set[str]) -> None:
-    with visit(browser, stage) as shown:
+    with visit(browser, stage, "?methods=emulated_fine_tuning") as shown:
+        wait_for_text(shown.page, "body", "methods=emulated_fine_tuning: unknown; known are base, pilot, two_way")
         ask(shown.page, "What? " * 600)
         wait_for_text(shown.page, ".fault", "the prompt of the base has")
         shown.page.get_by_role("button", name="Settings").click()

@@ -92,7 +92,7 @@ def serve(
         except ImportError as error:
             raise WSDValueError(f'wsd-hf serve: not installed ({error}); pip install "wsd_hf[serve]"') from None
 
-        with _bound(host, port) as listener:
+        with bound(host, port) as listener:
             if servers:
                 answerer, model = _remote(servers, base, pilot, config)
             else:
@@ -119,7 +119,7 @@ def _key(file: Path | None) -> str:
     return key
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
     """A socket on an address; bound before models are loaded, which takes long."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]

@@ -13,11 +13,15 @@ from ..tiny import demo_questions
 from ..ui.settings import Settings, available
 from .models import Loading, load_models, takes_loading
 from .options import Base, MaxNewTokens, Pilot, Reference, one_line_errors
+from .serving import bound
 
 TINY = (
     "The shipped pair: two tiny models, trained on one made-up world to show the effect. "
     "A question from outside of it gets nonsense."
 )
+
+EXAMPLES = ["How does a vaccine work?", "Why is the sky blue?", "How do I turn down an invitation politely?"]
+"""Questions for models that know this world."""
 
 
 @takes_loading
@@ -42,12 +46,13 @@ def ui(
         from ..ui.app import build
         from ..ui.launch import launch
 
+        start = Settings(max_tokens=max_new_tokens, slow=base is None)
+        bound(host, port or 0).close()  # refused before models are loaded, which takes long
         pair = load_models(base, pilot, reference, loading=loading)
         if base is None or pilot is None:
-            start, about = Settings(max_tokens=max_new_tokens, slow=True), TINY
-            examples = [question["messages"][-1]["content"] for question in demo_questions()[:3]]
+            about, examples = TINY, [question["messages"][-1]["content"] for question in demo_questions()[:3]]
         else:
-            start, about, examples = Settings(max_tokens=max_new_tokens), f"{_name(base)} with the pilot {_name(pilot)}", []
+            about, examples = f"{_name(base)} with the pilot {_name(pilot)}", EXAMPLES
         page = build(LocalAnswerer(pair), available(pair), start, about, examples)
         launch(page, host=host, port=port, share=share)
 

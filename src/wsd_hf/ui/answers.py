@@ -110,7 +110,7 @@ class Conversation:
         pause = SLOW if settings.slow else 0.0
         running = {
             asyncio.create_task(_follow(answerer, settings, answer, self.messages(answer.method), pause))
-            for answer in turn.answers
+            for answer in sorted(turn.answers, key=lambda answer: answer.method != "wsd")  # whose curve is watched
         }
         self._tasks = list(running)
         try:
@@ -146,6 +146,6 @@ async def _follow(answerer: Answerer, settings: Settings, answer: Answer, messag
         answer.error = str(error)
     except Exception as error:
         logging.getLogger(__name__).exception("an answer failed")
-        answer.error = f"The models failed ({type(error).__name__}): {error}"
+        answer.error = f"The models failed ({type(error).__name__}); the log of the server has more."
     finally:
         answer.stopped = not answer.end and not answer.error

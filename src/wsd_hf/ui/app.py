@@ -21,6 +21,8 @@ from .view import conversation, panel, status
 REQUESTS = 64
 """Most questions that are answered or wait at a time; further ones queue."""
 
+LOST = "This conversation is gone: its connection was cut. Ask again."
+
 LEGEND = """<ul class="legend"><li><i class="l-bar"></i>probability of a drafted token</li>
 <li><i class="l-line"></i>confidence</li><li><i class="l-dash"></i>threshold</li></ul>"""
 
@@ -79,7 +81,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
 
     Args:
         answerer: answers all visitors.
-        methods: that may answer beside Weak-to-Strong Decoding, of `HEADINGS`.
+        methods: that may answer beside Weak-to-Strong Decoding, of `HEADINGS`; an address may name no others.
         start: settings at the beginning.
         about: one line on the models, under the heading.
         examples: questions to begin with.
@@ -124,7 +126,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
         settings = [threshold, window, *controls]
         parts = Parts(past, now, state, suggestions, question, ask, stop, tools, curve, settings)
         handlers = Handlers(answerer, parts)
-        growing = quiet | {"outputs": handlers.growing, "concurrency_limit": REQUESTS}
+        growing = quiet | {"outputs": handlers.growing, "concurrency_id": "answers", "concurrency_limit": REQUESTS}
         asked = {"fn": handlers.ask, "inputs": [talk, question, *settings], **growing}
         gr.on([question.submit, ask.click], **asked)
         for button in suggested:
@@ -138,14 +140,21 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
             button.click(save, talk, file, **quiet).then(None, file, None, js=SAVE)
         gr.on([threshold.change, window.change], handlers.look, [talk, threshold, window], curve, queue=False, **quiet)
         gr.on([part.change for part in settings], None, settings, None, js=ADDRESS.replace("START", json.dumps(start.texts())))
-        page.load(handlers.from_address(start), None, [*settings, question, state], **quiet)
-    return page
+        page.load(handlers.from_address(start, methods), None, [*settings, question, state], **quiet)
+
+        async def leave(request: gr.Request) -> None:
+            session = page.state_holder.session_data.pop(request.session_hash, None)
+            if session is not None:
+                session[talk._id].stop()
+
+        page.unload(leave)
+    return page.queue(api_open=False)
 
 
 def _head(about: str) -> str:
     keys = (
-        '<span class="key pilot-1">Orange</span> was written by the pilot, the darker the less the base expected it; '
-        '<span class="key base-0">blue</span> by the base.'
+        'A small model, the pilot, begins each answer in <span class="key pilot-1">orange</span>, the darker the less the '
+        'large base expected it. Once the base is confident in the draft, it goes on in <span class="key base-0">blue</span>.'
     )
     return f"<h1>Weak-to-Strong Decoding</h1><p>{html_text(about)}</p><p>{keys}</p>"
 
@@ -207,6 +216,7 @@ class Handlers:
 
     async def ask_again(self, talk: Conversation, *given: Any) -> AsyncGenerator[dict[Any, Any], None]:
         """Answers the last question anew."""
+        _check(talk)
         _settings(given)  # refused ones leave the turn where it is
         question = "" if talk.busy else talk.retract()
         async with aclosing(self.ask(talk, question, *given)) as changes:
@@ -232,17 +242,19 @@ class Handlers:
 
     def json_file(self, talk: Conversation) -> dict[str, str]:
         """The conversation as data."""
+        _check(talk)
         return {"name": "wsd.json", "type": "application/json", "text": as_json(talk.turns)}
 
     def html_file(self, talk: Conversation) -> dict[str, str]:
         """The conversation as a page."""
+        _check(talk)
         return {"name": "wsd.html", "type": "text/html", "text": as_html(talk.turns, talk.threshold, talk.window_size)}
 
-    def from_address(self, start: Settings) -> Callable[[gr.Request], dict[Any, Any]]:
+    def from_address(self, start: Settings, methods: Sequence[str]) -> Callable[[gr.Request], dict[Any, Any]]:
         """Handler that takes the settings and a question from the page's address, and leaves the rest as it is by then."""
 
         def load(request: gr.Request) -> dict[Any, Any]:
-            settings, faults = start.with_query(request.query_params)
+            settings, faults = start.with_query(request.query_params, methods)
             for fault in faults:
                 gr.Warning(html_text(fault))
             changed: dict[Any, Any] = {self._parts.status: "Ready."}
@@ -255,6 +267,12 @@ class Handlers:
             return changed
 
         return load
+
+
+def _check(talk: Conversation) -> None:
+    """Refuses to go on with a conversation that this server has no more."""
+    if not talk.turns:
+        raise gr.Error(LOST, print_exception=False)
 
 
 def _settings(given: Sequence[Any]) -> Settings:

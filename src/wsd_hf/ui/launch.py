@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import gradio as gr
 
+from .app import REQUESTS
 from .style import PAGE
+
+SESSIONS = 1000
+"""Most tabs whose conversations are kept in memory; the one that was used last the longest ago is forgotten first."""
+
+REST = 16
+"""Threads for all that is no answer, such as opening the page, while `REQUESTS` questions are open."""
 
 COLOURS = {
     "body_background_fill": "page",
@@ -82,6 +89,9 @@ def launch(
         pwa=False,
         mcp_server=False,
         enable_monitoring=False,
+        max_file_size=0,  # the page takes no files
+        max_threads=REQUESTS + REST,
+        state_session_capacity=SESSIONS,
         quiet=not wait,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -29,11 +29,14 @@ HEADINGS = {
 }
 """Methods that the page can show, with their headings; strategies have the names of `generate`."""
 
+BESIDE = tuple(method for method in HEADINGS if method != "wsd")
+"""Methods that can answer beside Weak-to-Strong Decoding."""
+
 LIMITS: Mapping[str, tuple[float, float]] = {
-    "threshold": (0.01, 1.0),
+    "threshold": (0.01, 1),
     "window_size": (1, 32),
     "max_tokens": (1, 4096),
-    "temperature": (0.0, 2.0),
+    "temperature": (0, 2),
     "seed": (0, 2**32 - 1),
 }
 """Least and greatest value of each number."""
@@ -66,10 +69,8 @@ class Settings:
         for name, (least, most) in LIMITS.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                raise WSDValueError(f"{name}={value}: must be from {least:g} to {most:g}")
-        for method in self.methods:
-            if method not in HEADINGS or method == "wsd":
-                raise WSDValueError(f"methods={method}: unknown; known are {', '.join(set(HEADINGS) - {'wsd'})}")
+                raise WSDValueError(f"{name}={value}: must be from {least} to {most}")
+        _check_methods(self.methods, BESIDE)
 
     @property
     def shown(self) -> list[str]:
@@ -80,13 +81,21 @@ class Settings:
         """All settings, as parameters of an address."""
         return {field.name: _text(getattr(self, field.name)) for field in fields(self)}
 
-    def with_query(self, query: Mapping[str, str]) -> tuple[Settings, list[str]]:
-        """These settings with those of an address, and a message for each that is none; other parameters are left alone."""
+    def with_query(self, query: Mapping[str, str], methods: Sequence[str] = BESIDE) -> tuple[Settings, list[str]]:
+        """These settings with those of an address, and a message for each that is none; other parameters are left alone.
+
+        Args:
+            query: the address's parameters.
+            methods: that the address may name.
+        """
         settings, faults = self, []
         for field in fields(self):
             if field.name in query:
                 try:
-                    settings = replace(settings, **{field.name: _parsed(field.name, query[field.name])})
+                    value = _parsed(field.name, query[field.name])
+                    if field.name == "methods":
+                        _check_methods(value, methods)
+                    settings = replace(settings, **{field.name: value})
                 except (KeyError, ValueError) as error:
                     fault = error if isinstance(error, WSDValueError) else f"{field.name}={query[field.name]}: no such value"
                     faults.append(f"{fault}; the page's own is used")
@@ -122,11 +131,13 @@ class Settings:
 
 def available(pair: Pair) -> list[str]:
     """The methods that a pair can answer by beside Weak-to-Strong Decoding."""
-    return [
-        method
-        for method in HEADINGS
-        if method in ALONE or (method != "wsd" and ("reference" not in STRATEGIES[method].partners or pair.reference))
-    ]
+    return [method for method in BESIDE if method in ALONE or "reference" not in STRATEGIES[method].partners or pair.reference]
+
+
+def _check_methods(methods: Sequence[str], known: Sequence[str]) -> None:
+    for method in methods:
+        if method not in known:
+            raise WSDValueError(f"methods={method}: unknown; known are {', '.join(known)}")
 
 
 def _text(value: Any) -> str:

@@ -22,8 +22,8 @@ ANSWERS = f"""
   overflow-wrap: anywhere; border-radius: 1rem 1rem .25rem 1rem; color: var(--text); background: var(--surface); }}
 .answers {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); align-items: start;
   gap: .75rem; }}
-.answer {{ position: relative; min-width: 0; padding: .75rem 1rem; border: 1px solid var(--line); border-radius: .6rem;
-  background: var(--page); }}
+.answers > .answer {{ position: relative; min-width: 0; margin: 0; padding: .75rem 1rem; border: 1px solid var(--line);
+  border-radius: .6rem; background: var(--page); }}
 .answer h3 {{ margin: 0 0 .4rem; font-size: .8rem; font-weight: 600; color: var(--muted); }}
 .text {{ margin: 0; line-height: 1.75; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--text); }}
 .note {{ margin: .6rem 0 0; font-size: .85rem; line-height: 1.5; color: var(--muted); }}

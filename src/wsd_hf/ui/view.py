@@ -161,7 +161,7 @@ def panel(turn: Turn | None, threshold: float, window_size: int) -> str:
     """The curve of the last draft, and where the base takes over at some settings."""
     found = None if turn is None else recording(turn)
     if found is None or not found.log_probs:
-        words = "Ask something, and the base's confidence in the draft is drawn here."
+        words = "There is no draft yet." if turn else "Ask something, and the base's confidence in the draft is drawn here."
         return f'{curve([], [], threshold, window_size, None, words)}<p class="verdict">{words}</p>'
     words, switch = verdict(found, threshold, window_size), found.switch(threshold, window_size)
     drawn = curve(found.log_probs, found.confidences(window_size), threshold, window_size, switch, words)
