@@ -28,7 +28,8 @@ def test_the_front_matter_and_requirements_name_what_there_is() -> None:
     assert f"gradio=={card.sdk_version}" in (ROOT / "constraints-tools.txt").read_text("utf-8").splitlines()
     assert len(card.short_description) <= 60  # the Hub's limit
     package, extra, wheel = re.fullmatch(
-        r"(\w+)\[(\w+)\] @ file:./(\S+)\n", (SPACE / "requirements.txt").read_text("utf-8")
+        r"(\w+)\[(\w+)\] @ https://huggingface.co/spaces/NAME/wsd/resolve/main/(\S+)\n",
+        (SPACE / "requirements.txt").read_text("utf-8"),
     ).groups()
     assert wheel == f"{package}-{wsd_hf.__version__}-py3-none-any.whl"
     assert extra in metadata("wsd_hf").get_all("Provides-Extra")
