@@ -202,7 +202,7 @@ def test_other_runs_are_refused_while_a_rank_works(make: Callable[[str], Run]) -
         assert f"{run.file}: another run is writing it" in result.stderr
 
 
-@pytest.mark.parametrize("stride", [499, pytest.param(53, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("stride", [499, pytest.param(149, marks=pytest.mark.sweep)])
 def test_a_full_disk_loses_and_repeats_no_answer(make: Callable[[str], Run], whole: Any, stride: int, tried: Any) -> None:
     for size in range(0, 10_000, stride):
         run = make(f"full {size}")
@@ -494,12 +494,12 @@ def test_an_eval_of_which_one_process_fails_ends(questions: Path, tmp_path: Path
         for rank in (0, 1)
     ]
     try:
-        ends = [process.communicate(timeout=240)[1].splitlines()[-1] for process in processes]
+        errors = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert [process.returncode for process in processes] == [2, 2]
-    assert "rank 0: wsd-hf: the prompt of the base has" in ends[0]
-    assert "rank 1: wsd-hf: another process of this launch has ended" in ends[1]
+    assert "rank 0: wsd-hf: the prompt of the base has" in errors[0]  # beside the harness's bars
+    assert "rank 1: wsd-hf: another process of this launch has ended" in errors[1]
     assert not (tmp_path / "results.json").exists()
