@@ -14,12 +14,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import uvicorn
 from openai import OpenAI
 
 from time_limit import HANG
-from wsd_hf.serving.app import create_app
+from wsd_hf.serving.app import Limits, create_app
 from wsd_hf.serving.body import Defaults
+from wsd_hf.serving.connections import server_of
 from wsd_hf.serving.requests import Answerer, ChatRequest, End, Piece
 
 GRACE = HANG  # seconds that a server has to end open requests
@@ -58,9 +58,7 @@ class Scripted:
 def running(answerer: Answerer, *, model: str = "tiny", max_tokens: int = 64, **options: Any) -> Iterator[str]:
     """The address of an application over an answerer; the options are those of `create_app`."""
     app = create_app(answerer, Defaults(model, max_tokens=max_tokens), **options)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE)
-    )
+    server = server_of(app, options.get("limits") or Limits(), GRACE)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

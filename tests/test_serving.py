@@ -39,6 +39,7 @@ from wsd_hf.serving.app import Limits
 from wsd_hf.serving.requests import Piece
 
 PIECES = [Piece("Yes", "pilot"), Piece(" indeed", "base")]
+FAILED = WSDServerError("http://10.0.0.7:8001/v1, model x: answered 500: SECRET", reason="answered 500", role="base")
 
 
 def refusal(response: httpx.Response) -> tuple[int, str, Any]:
@@ -233,17 +234,17 @@ def test_a_key_is_needed_where_there_is_one() -> None:
 
 
 def test_a_server_that_fails_before_the_first_piece_is_a_502() -> None:
-    with running(Scripted(WSDServerError("the base's server answered 500"))) as url:
+    with running(Scripted(FAILED)) as url:
         for stream in (False, True):
-            assert refusal(post(url, stream=stream)) == (502, "the base's server answered 500", None)
+            assert refusal(post(url, stream=stream)) == (502, "the base's server failed (answered 500)", None)
         wait_until_over(url, failed=2)
 
 
 def test_a_server_that_fails_in_the_middle_leaves_the_text_so_far() -> None:
-    with running(Scripted(*PIECES, WSDServerError("the base's server is gone"))) as url:
+    with running(Scripted(*PIECES, FAILED)) as url:
         seen: list[Any] = []
         stream = client(url).chat.completions.create(model="tiny", messages=user("?"), stream=True)
-        with pytest.raises(openai.APIError, match="the base's server is gone"):
+        with pytest.raises(openai.APIError, match=r"the base's server failed \(answered 500\)"):
             keep(stream, seen)
         assert text(seen) == "Yes indeed"
         whole = post(url).json()["error"]
@@ -258,14 +259,15 @@ def test_a_request_that_the_models_refuse_is_a_400() -> None:
 
 def test_logs_have_no_text(caplog: Any) -> None:
     caplog.set_level(logging.DEBUG)
-    failures = [RuntimeError("SECRET"), WSDServerError("SECRET"), WSDValueError("SECRET")]
+    failures = [RuntimeError("SECRET"), FAILED, WSDValueError("SECRET")]
     for items in ([Piece("SECRET", "base"), END], *([failure] for failure in failures)):
         with running(Scripted(*items)) as url:
             post(url, messages=user("SECRET"), stream=True)
             post(url, messages=user("SECRET"), SECRET="SECRET")
             post(url, messages=[{"SECRET": 1}])
     ours = [record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
-    assert any("RuntimeError" in record.getMessage() for record in ours)
+    for kind in ("RuntimeError", "the base's server failed (answered 500)"):
+        assert any(kind in record.getMessage() for record in ours)
     assert not [record for record in ours if "SECRET" in record.getMessage() + str(record.exc_info)]
 
 
@@ -305,8 +307,9 @@ def test_answers_that_do_not_end_in_time_are_ended_with_an_error(monkeypatch: py
     assert answerer.closed == 2
 
 
-def test_a_client_that_reads_nothing_is_not_waited_for() -> None:
-    answerer = Scripted(*[Piece("x" * 5_000_000, "base")] * 4, END)
+@pytest.mark.parametrize("rest", [[Piece("x", "base"), END], [FAILED], [RuntimeError()]], ids=["text", "upstream", "failure"])
+def test_a_client_that_reads_nothing_is_not_waited_for(rest: list[Any]) -> None:
+    answerer = Scripted(Piece("x" * 20_000_000, "base"), *rest)
     with running(answerer, limits=Limits(reading_seconds=0.1)) as url:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json={"messages": user("?"), "stream": True}, timeout=HANG):
             wait_until_over(url, left=1)
@@ -363,11 +366,12 @@ def takes_no_connection(url: str) -> bool:
 
 
 def test_requests_for_another_host_are_refused() -> None:
-    with running(Scripted(*PIECES, END), hosts=["localhost", "[::1]"]) as url:
+    with running(Scripted(*PIECES, END), names=["localhost", "[::1]"]) as url:
         port = urlsplit(url).port
         for path in ("health", "v1/models", "metrics"):
             for host in (f"localhost:{port}", "LocalHost", f"[::1]:{port}"):
                 assert get(f"{url}/{path}", headers={"Host": host}).status_code == 200
-            for host in (f"evil.example:{port}", "localhost.evil.example", "127.0.0.1", ""):
-                assert get(f"{url}/{path}", headers={"Host": host}).status_code == 400
+            for host in (f"evil.example:{port}", "localhost.evil.example", "127.0.0.1", "", "localhost:x", "x" * 9999):
+                status, message, _ = refusal(get(f"{url}/{path}", headers={"Host": host}))
+                assert (status, "is no name of this server" in message, len(message) < 200) == (400, True, True)
         assert post(url).status_code == 400

@@ -29,6 +29,7 @@ import httpx
 
 from serving_for_tests import END, Scripted, get, numbers, post, running, user, wait_until, wait_until_over
 from time_limit import HANG, time_limit
+from wsd_hf.serving.app import Limits
 from wsd_hf.serving.body import Defaults, Refused, read_order
 from wsd_hf.serving.requests import Piece
 from wsd_hf.tiny import FOLDER
@@ -67,6 +68,15 @@ def exchange(url: str, *parts: bytes) -> bytes:
     with connected(url) as connection, suppress(ConnectionError):  # a server that refuses need not read the rest
         connection.sendall(b"".join(parts))
         while part := connection.recv(65536):
+            received += part
+    return received
+
+
+def read_until(connection: socket.socket, ending: bytes) -> bytes:
+    """The bytes that come up to some, or to the end."""
+    received = b""
+    with suppress(ConnectionError):
+        while ending not in received and (part := connection.recv(65536)):
             received += part
     return received
 
@@ -130,11 +140,32 @@ def test_thousands_of_messages(url: str) -> None:
     assert post(url, messages=[{}] * 10_000).status_code == 400
 
 
+@pytest.mark.parametrize("depth", [65, 1000, 400_000])
+def test_a_body_that_is_nested_deep_is_refused(url: str, depth: int) -> None:
+    for value in (b"[" * depth + b"]" * depth, b'{"a":' * (depth // 3) + b"1" + b"}" * (depth // 3)):
+        response = sent(url, b'{"metadata": %b, "messages": []}' % value)
+        assert response.status_code == 400
+        assert len(response.content) < 500
+
+
+@pytest.mark.parametrize("digits", [4_000, 100_000])
+def test_a_number_of_many_digits_is_refused(url: str, digits: int) -> None:
+    for name in ("max_tokens", "seed", "n", "temperature", "top_k"):
+        response = sent(url, b'{"%b": -%b, "messages": [{"role": "user", "content": "?"}]}' % (name.encode(), b"9" * digits))
+        assert response.status_code == 400
+        assert len(response.content) < 1000
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br"])
 def test_a_compressed_body_is_not_unpacked(url: str, encoding: str) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
     answer = httpx.post(f"{url}/v1/chat/completions", content=b"\x1f\x8b" * 50, headers=headers, timeout=HANG)
     assert answer.status_code in (400, 415)
+
+
+def sent(url: str, content: bytes) -> httpx.Response:
+    headers = {"Content-Type": "application/json"}
+    return httpx.post(f"{url}/v1/chat/completions", content=content, headers=headers, timeout=HANG)
 
 
 # HTTP
@@ -147,6 +178,43 @@ JSON = "Content-Type: application/json"
 def test_a_body_in_chunks_of_one_byte(url: str) -> None:
     chunks = b"".join(b"1\r\n" + BODY[place : place + 1] + b"\r\n" for place in range(len(BODY)))
     assert b"Yes indeed" in exchange(url, head(JSON, "Transfer-Encoding: chunked"), chunks, b"0\r\n\r\n")
+
+
+def test_many_answers_on_one_connection_come_in_the_order_of_their_requests(url: str) -> None:
+    """Sent at once: an answer, a stream, an error, and an answer."""
+    stream = json.dumps({"messages": user("Hello."), "stream": True}).encode()
+    requests = [head(JSON, f"Content-Length: {len(body)}") + body for body in (BODY, stream, b"{}", BODY)]
+    received = exchange(url, *(request.replace(b"Connection: close\r\n", b"") for request in requests), LAST)
+    found = received.split(b"HTTP/1.1 ")[1:]
+    expected = [b"Yes indeed", b"[DONE]", b"messages is missing", b"Yes indeed", b'"ok"']
+    assert [one[:3] for one in found] == [b"200", b"200", b"400", b"200", b"200"]
+    assert all(text in one for one, text in zip(found, expected, strict=True))
+
+
+def test_requests_of_http_1_0(url: str) -> None:
+    """Their connection is closed after the answer, which has no chunks."""
+    for stream in (False, True):
+        body = json.dumps({"messages": user("Hello."), "stream": stream}).encode()
+        request = f"POST /v1/chat/completions HTTP/1.0\r\n{JSON}\r\nContent-Length: {len(body)}\r\n\r\n"
+        answer_head, _, answer = exchange(url, request.encode(), body).partition(b"\r\n\r\n")
+        assert answer_head.startswith(b"HTTP/1.1 200 ")
+        assert b"chunked" not in answer_head.lower()
+        assert (b"[DONE]" if stream else b"Yes indeed") in answer
+    assert exchange(url, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    with running(Scripted(*PIECES, END), names=["localhost"]) as named:
+        assert exchange(named, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_request_for_the_head_alone(url: str) -> None:
+    for target in ("/health", "/metrics", "/v1/models"):
+        answer_head, _, body = exchange(url, head(target=target, method="HEAD")).partition(b"\r\n\r\n")
+        assert answer_head.startswith(b"HTTP/1.1 200 ")
+        assert body == b""
+
+
+def test_a_head_that_does_not_end_is_refused(url: str) -> None:
+    """Else one connection could fill the memory."""
+    assert not exchange(url, b"GET /health HTTP/1.1\r\nHost: x\r\nX: ", b"y" * 2**24).startswith(b"HTTP/1.1 2")
 
 
 @pytest.mark.parametrize(
@@ -234,6 +302,57 @@ def test_no_other_path_passes_by_the_key(target: str) -> None:
         )
         answer = exchange(url, upgrade.replace(b"Connection: close", b"Connection: Upgrade"), LAST)
         assert not re.match(rb"HTTP/1.1 (101|200)", answer)
+
+
+# Connections
+
+
+def closed(connection: socket.socket) -> bool:
+    """Waits until the server closes a connection; True if it has sent nothing."""
+    with suppress(ConnectionError):
+        return connection.recv(1) == b""
+    return True
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\n"])
+def test_a_connection_on_which_no_request_comes_is_closed(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsd_hf.serving.connections.IDLE", 0.05)
+    with running(Scripted(*PIECES, END)) as url, connected(url) as connection:
+        connection.sendall(begun)
+        assert closed(connection)
+
+
+def test_a_second_request_that_comes_too_slowly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsd_hf.serving.connections.IDLE", 0.1)
+    with running(Scripted(*PIECES, END)) as url:
+        wait_until(lambda: exchange(url, LAST.replace(b"Connection: close\r\n", b""), b"GET /hea").count(b"HTTP/1.1 ") == 1)
+
+
+def test_an_answer_takes_as_long_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection isn't idle, however often the time for a request passes meanwhile."""
+    monkeypatch.setattr("wsd_hf.serving.connections.IDLE", 0.1)
+    go_on = threading.Event()
+    with running(Scripted(PIECES[0], go_on, PIECES[1], END)) as url, ExitStack() as stack:
+        connection = stack.enter_context(streaming(url))
+        while b"Yes" not in read_until(connection, b"Yes"):  # this machine was too busy to send the request in time
+            connection = stack.enter_context(streaming(url))
+        for _ in range(3):
+            with connected(url) as other:
+                assert closed(other)
+        go_on.set()
+        assert b"indeed" in read_until(connection, b"[DONE]")
+
+
+def test_connections_above_the_limit_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsd_hf.serving.connections.SPARE", 3)
+    with running(Scripted(*PIECES, END), limits=Limits(open_requests=2)) as url, ExitStack() as stack:
+        connections = [stack.enter_context(connected(url)) for _ in range(4)]
+        for _ in range(5):
+            with connected(url) as further:
+                assert closed(further)
+        connections.pop().close()
+        wait_until(lambda: exchange(url, LAST).startswith(b"HTTP/1.1 200 "))
+        assert b"Yes indeed" in exchange(url, head(JSON, f"Content-Length: {len(BODY)}"), BODY)
 
 
 # Clients that leave, and clients that don't read

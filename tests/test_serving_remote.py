@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -122,6 +123,43 @@ def test_a_client_that_leaves_ends_the_requests_of_both_servers(served: Served, 
     connection.close()
     wait_until_over(served.url, left=1)
     served.wait_until_idle()
+
+
+def streams(body: dict[str, Any]) -> bool:
+    return bool(body.get("stream"))
+
+
+ECHO = json.dumps({"error": {"message": "no memory for 'What does the Keloft eat?' at 10.0.0.7"}}).encode()
+FAULTS = {
+    "answered 500": Fault(status=500, content=ECHO),
+    "answered 400": Fault(status=400, content=ECHO),
+    "answered 302": Fault(status=302, headers={"Location": "http://10.0.0.7/Keloft"}),
+    "stopped in the middle": Fault(where=streams, then="error", after=2, content=ECHO),
+    "sent no completion": Fault(where=streams, then="content", content=b"data: Keloft\n\n"),
+    "RemoteProtocolError": Fault(where=streams, then="cut", after=2),
+}
+
+
+@pytest.mark.parametrize("role", ["base", "pilot"])
+@pytest.mark.parametrize("reason", FAULTS)
+def test_the_kind_of_a_servers_failure_is_no_secret_and_all_else_is(
+    served: Served, role: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Client and log get the kind: the address is the operator's affair, and the server's own words may repeat a chat."""
+    caplog.set_level(logging.INFO, "wsd_hf")
+    getattr(served, role).faults.append(FAULTS[reason])
+    error = post(served.url, messages=KELOFT).json()["error"]
+    assert (error["code"], error["message"]) == ("upstream_failed", f"the {role}'s server failed ({reason})")
+    wait_until_over(served.url, failed=1)
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("wsd_hf")]
+    assert error["message"] in lines
+    assert not [line for line in lines if "Keloft" in line or "127.0.0.1" in line or "10.0.0.7" in line]
+
+
+def test_a_top_k_that_no_server_can_hold_is_its_own_largest(served: Served) -> None:
+    for top_k in (10**30, 2**31):
+        assert post(served.url, messages=KELOFT, temperature=1e-5, top_k=top_k).status_code == 200
+    assert all(body["top_k"] < 2**31 for body in served.base.bodies)
 
 
 def test_an_error_in_a_stream_is_its_last_event(served: Served) -> None:

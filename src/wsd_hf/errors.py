@@ -24,8 +24,10 @@ class WSDServerError(WSDError, OSError):
 
     Attributes:
         text: of the answer so far; "" if there is none.
+        reason: kind of the failure, without the server's address and its own words, which may repeat a prompt.
+        role: "base" or "pilot", the server's model; "" before a pair is connected.
     """
 
-    def __init__(self, message: str, text: str = "") -> None:
+    def __init__(self, message: str, text: str = "", reason: str = "", role: str = "") -> None:
         super().__init__(message)
-        self.text = text
+        self.text, self.reason, self.role = text, reason, role

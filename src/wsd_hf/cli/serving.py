@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import socket
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,10 +85,10 @@ def serve(
         key = _key(api_key_file)
         servers = _servers({"base": base_url, "pilot": pilot_url}, {"base": base_model, "pilot": pilot_model}, loading)
         try:
-            import uvicorn
-
             from ..serving.app import Limits, create_app
             from ..serving.body import Defaults
+            from ..serving.connections import server_of
+            from ..serving.hosts import own_names
         except ImportError as error:
             raise WSDValueError(f'wsd-hf serve: not installed ({error}); pip install "wsd_hf[serve]"') from None
 
@@ -99,14 +99,13 @@ def serve(
                 answerer, model = _local(base, pilot, batch_size, loading)
             defaults = Defaults(name or model, config, temperature, top_p, max_new_tokens)
             limits = Limits(body_bytes=max_body, open_requests=max_open)
-            app = create_app(answerer, defaults, limits, key, ["*"] if key else _hosts(host, listener))
-            settings = uvicorn.Config(
-                app, log_config=None, access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=grace
-            )
+            names = [] if key else own_names(host)
+            app = create_app(answerer, defaults, limits, key, names)
+            server = server_of(app, limits, grace)
             _log()
-            listener.listen(settings.backlog)
-            _announce(listener, defaults.model, key)
-            uvicorn.Server(settings).run(sockets=[listener])
+            listener.listen(server.config.backlog)
+            _announce(listener, defaults.model, for_all=not key and not names)
+            server.run(sockets=[listener])
 
 
 def _key(file: Path | None) -> str:
@@ -129,20 +128,6 @@ def bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise WSDValueError(f"--host {host} --port {port}: {error.strerror}") from None
     return listener
-
-
-def _hosts(host: str, listener: socket.socket) -> list[str]:
-    """Names of a server in requests: of this machine's own where no other machine reaches it, else any.
-
-    A page of another site can point a name of its own at a loopback address (DNS rebinding), and then counts as the same site.
-    """
-    if not _is_local(listener):
-        return ["*"]
-    return ["localhost", "127.0.0.1", "[::1]", host]
-
-
-def _is_local(listener: socket.socket) -> bool:
-    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def _local(base: str | None, pilot: str | None, batch_size: int, loading: Loading) -> tuple[Answerer, str]:
@@ -191,11 +176,12 @@ def _log() -> None:
     """Logs a line for each request; of other packages, warnings alone."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("wsd_hf.serving").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", "window_size=")  # of requests from here on, whose settings no log holds
 
 
-def _announce(listener: socket.socket, model: str, key: str) -> None:
+def _announce(listener: socket.socket, model: str, for_all: bool) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     say(f"{model} is served at http://{shown}:{port}/v1", err=True)
-    if not key and not _is_local(listener):
+    if for_all:
         say(f"anyone who reaches this address may use the models: set {KEY}, or give --api-key-file", err=True)

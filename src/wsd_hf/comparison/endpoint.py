@@ -66,7 +66,7 @@ class Endpoint(Address):
                 return content
         except HTTPError as error:
             with error:
-                problem = self.named(self.refusal(error.code, error.headers.get("Location"), error.read()))
+                problem = self.named("".join(self.refusal(error.code, error.headers.get("Location"), error.read())))
             if not may_pass(error.code):
                 raise WSDValueError(problem) from None
             raise _Transient(problem, retry_after(error.headers.get("Retry-After"))) from None

@@ -76,15 +76,15 @@ class Address:
         """A problem with its place."""
         return f"{self.url}{f', model {self.model}' if self.model else ''}: {self._hidden(problem)}"
 
-    def refusal(self, status: int, location: str | None, content: bytes) -> str:
-        """A status, and the server's own words; `location` is the header of a redirect."""
+    def refusal(self, status: int, location: str | None, content: bytes) -> tuple[str, str]:
+        """The reason of a refusal, and the server's own words after it; `location` is the header of a redirect."""
         if 300 <= status < 400:
-            return f"answered {status}, a redirect to {location}: give that address, if it can be trusted"
+            return f"answered {status}", f", a redirect to {location}: give that address, if it can be trusted"
         try:
             message = parse_json(content, "")["error"]["message"]
         except (ValueError, LookupError, TypeError):
             message = None
-        return f"answered {status}: {message if isinstance(message, str) else self.start(content)}"
+        return f"answered {status}", f": {message if isinstance(message, str) else self.start(content)}"
 
     def start(self, content: bytes) -> str:
         """The beginning of a response, for errors."""

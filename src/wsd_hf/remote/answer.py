@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..engine.checks import check_shared
-from ..errors import WSDServerError
 from ..speculation.rule import Drafted, SwitchReason
 from ..strategies.wsd.draft import Draft
 from ..text.bridge import Bridge, DraftOver, Offer
@@ -159,9 +158,7 @@ class Writing:
                 break
             if tokens.finish and ends.isdisjoint(proposed):  # a server that leaves out the token that ended it
                 if not ends:
-                    raise WSDServerError(
-                        self.pilot.server.named("ended a draft, and neither tokenizer nor configs name an EOS")
-                    )
+                    raise self.pilot.server.failure("ended a draft, and neither tokenizer nor configs name an EOS")
                 proposed.append(min(ends))
         return proposed
 

@@ -20,6 +20,9 @@ from ..text.streaming import Writer
 from .model import RemoteModel
 from .server import GREEDY
 
+MOST_TOP_K = 2**31 - 1
+"""More than the tokens of any vocabulary, and as many as a server can hold."""
+
 LOCAL = ("engine", "speculate", "cuda_graphs")
 """Settings of `WSDConfig` that concern models in this process."""
 
@@ -117,9 +120,10 @@ def sampling_fields(
     check_choice("do_sample", do_sample, (True, False))
     if not check_number("temperature", temperature, least=0):
         raise WSDValueError("temperature=0: must be above 0; for greedy answers leave do_sample out")
-    if check_integer("top_k", top_k) < 0:
+    if (top_k := check_integer("top_k", top_k)) < 0:
         raise WSDValueError(f"top_k={top_k!r}: must be at least 0")
-    values = {"temperature": float(temperature), "top_p": check_probability("top_p", top_p), "top_k": int(top_k)}
+    top_k = min(top_k, MOST_TOP_K)
+    values = {"temperature": float(temperature), "top_p": check_probability("top_p", top_p), "top_k": top_k}
     pilot_samples = do_sample if assistant_do_sample is None else assistant_do_sample
     if not do_sample and not pilot_samples and (values != {"temperature": 1, "top_p": 1, "top_k": 0} or seed is not None):
         raise WSDValueError(

@@ -27,12 +27,12 @@ Read = Callable[[httpx.Response], AsyncGenerator[bytes, None]]
 _NUMBERS = itertools.count()  # anyio before 4.10 takes run variables of one name for the same
 
 
-class _Passing(WSDServerError):
+class _Passing(Exception):
     """A failure after which the next attempt may succeed; `wait`: seconds until then that the server names."""
 
-    def __init__(self, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait = wait
+    def __init__(self, failure: WSDServerError, wait: float = 0.0) -> None:
+        super().__init__(failure)
+        self.failure, self.wait = failure, wait
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,20 @@ class Client(Address):
     Attributes:
         open_requests: most requests that are open at a time in an event loop; others wait for their turn.
         sleep: waits for some seconds before a further attempt.
+        role: of the model in its pair, for errors; "" outside of one.
     """
 
     model: str = ""
     open_requests: int = 64
     sleep: Callable[[float], Awaitable[None]] = field(default=anyio.sleep, repr=False)
+    role: str = field(default="", kw_only=True)
     _turns: anyio.lowlevel.RunVar[anyio.Semaphore] = field(
         default_factory=lambda: anyio.lowlevel.RunVar(f"turns {next(_NUMBERS)}"), init=False, repr=False, compare=False
     )
+
+    def failure(self, reason: str, words: str = "") -> WSDServerError:
+        """An error of this server; `words`: its own, which follow the reason in the message alone."""
+        return WSDServerError(self.named(reason + words), reason=reason, role=self.role)
 
     async def content(self, method: str, path: str, body: Any = None) -> bytes:
         """A whole response.
@@ -80,10 +86,10 @@ class Client(Address):
                         begun = True
                         yield part
                 return
-            except _Passing as failure:
+            except _Passing as passing:
                 if begun or wait is None:
-                    raise WSDServerError(str(failure)) from None
-                pause = max(wait, failure.wait)
+                    raise passing.failure from None
+                pause = max(wait, passing.wait)
             await self.sleep(pause)
 
     async def _attempt(self, method: str, path: str, body: Any, read: Read) -> AsyncGenerator[bytes, None]:
@@ -95,10 +101,10 @@ class Client(Address):
                 if response.status_code != 200:
                     with self._in_time():
                         content = await response.aread()
-                    problem = self.named(self.refusal(response.status_code, response.headers.get("Location"), content))
+                    refusal = self.refusal(response.status_code, response.headers.get("Location"), content)
                     if not may_pass(response.status_code):
-                        raise WSDServerError(problem)
-                    raise _Passing(problem, retry_after(response.headers.get("Retry-After")))
+                        raise self.failure(*refusal)
+                    raise _Passing(self.failure(*refusal), retry_after(response.headers.get("Retry-After")))
                 async with aclosing(read(response)) as parts:
                     while True:
                         with self._in_time():
@@ -124,9 +130,9 @@ class Client(Address):
             with anyio.fail_after(self.timeout):
                 yield
         except TimeoutError:
-            raise WSDServerError(self.named(f"sent nothing for {self.timeout:g} seconds")) from None
+            raise self.failure(f"sent nothing for {self.timeout:g} seconds") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _Passing(self.named(f"{type(error).__name__}: {error}")) from None
+            raise _Passing(self.failure(type(error).__name__, f": {error}")) from None
 
 
 async def _whole(response: httpx.Response) -> AsyncGenerator[bytes, None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from ..engine.checks import eos_token_ids
-from ..errors import WSDHubError, WSDServerError
+from ..errors import WSDHubError
 from ..hub.loading import Kind
 from ..hub.tokenizers import FetchedTokenizer, fetch_tokenizer
 from ..text.token_texts import INCOMPLETE, plain_text
@@ -46,7 +46,7 @@ class RemoteModel:
             problem = (
                 f"writes the tokens {ids} as {theirs!r}, and the tokenizer that was given as {ours!r}: give the model's own"
             )
-            raise WSDServerError(self.server.named(problem))
+            raise self.server.failure(problem)
 
 
 def _letters(text: str) -> str:
@@ -69,4 +69,4 @@ def known_model(
             argument = "tokenizer" if kind == "base" else "pilot_tokenizer"
             raise WSDHubError(f"{error}; {server.model} is the server's name for the model: give {argument}=") from error
     ends = fetched.end_token_ids | (eos_token_ids(fetched.tokenizer) if kind == "pilot" else set())
-    return RemoteModel(replace(server, vocabulary=fetched.vocabulary), fetched.tokenizer, frozenset(ends))
+    return RemoteModel(replace(server, vocabulary=fetched.vocabulary, role=kind), fetched.tokenizer, frozenset(ends))

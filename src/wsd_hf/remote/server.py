@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from ..engine.numbers import check_number, check_positive_integer
-from ..errors import WSDServerError, WSDValueError
+from ..errors import WSDValueError
 from ..speculation.rule import Drafted
 from ..text.json_data import parse_json
 from .address import check_key, check_url
@@ -54,6 +54,7 @@ class Server(Client):
         sleep: waits for some seconds before a further attempt.
         context: most tokens of a prompt and its continuation; `RemotePair.connect` takes it from the server.
         vocabulary: width of the model's logits; `RemotePair.connect` takes it from the model's config.
+        role: "base" or "pilot", for errors; `RemotePair.connect` sets it.
 
     Raises:
         WSDValueError: naming the argument and the rule.
@@ -79,13 +80,11 @@ class Server(Client):
         try:
             cards = {str(card["id"]): dict(card) for card in parse_json(content, self.url)["data"]}
         except (ValueError, LookupError, TypeError):
-            raise WSDServerError(self.named(f"sent no list of models but {self.start(content)}")) from None
+            raise self.failure("sent no list of models", f" but {self.start(content)}") from None
         model = self.model or (next(iter(cards)) if len(cards) == 1 else "")
         if model not in cards:
             known = ", ".join(map(repr, cards)) or "none"
-            raise WSDServerError(
-                self.named(f"has no such model, but {known}" if self.model else f"name one of its models: {known}")
-            )
+            raise self.failure(f"has no such model, but {known}" if self.model else f"name one of its models: {known}")
         card = cards[model]
         context = card.get("max_model_len") or cards.get(str(card.get("parent")), {}).get("max_model_len")  # of an adapter
         return replace(self, model=model, context=context if type(context) is int and context > 0 else sys.maxsize)
@@ -105,9 +104,9 @@ class Server(Client):
             raw = await self.score(prompt[:1], prompt[1:], best=True)
             flat = await self.score(prompt[:1], prompt[1:], best=True, sampling={**GREEDY, "temperature": FLAT, "seed": 0})
             if min(drafted.best_log_prob for drafted in raw) < -math.log(self.vocabulary) - TOLERANCE:
-                raise WSDServerError(self.named(f"gives logits in prompt_logprobs: {REMEDY}"))
+                raise self.failure(f"gives logits in prompt_logprobs: {REMEDY}")
             if any(abs(one.log_prob - other.log_prob) > TOLERANCE for one, other in zip(raw, flat, strict=True)):
-                raise WSDServerError(self.named(f"gives prompt_logprobs that depend on the temperature: {REMEDY}"))
+                raise self.failure(f"gives prompt_logprobs that depend on the temperature: {REMEDY}")
         return written
 
     async def stream(
@@ -137,11 +136,11 @@ class Server(Client):
                 tokens = self._tokens(event)
                 received += len(tokens.ids)
                 if tokens.finish == "length" and received < max_tokens:
-                    raise WSDServerError(self.named(f"ended after {received} of {max_tokens} tokens, at a limit of its own"))
+                    raise self.failure(f"ended after {received} of {max_tokens} tokens, at a limit of its own")
                 yield tokens
                 if tokens.finish:
                     return
-        raise WSDServerError(self.named(f"stopped in the middle, after {received} tokens"))
+        raise self.failure(f"stopped in the middle, after {received} tokens")
 
     async def score(
         self, prompt: Sequence[int], tokens: Sequence[int], best: bool, sampling: Mapping[str, Any] = GREEDY
@@ -157,7 +156,7 @@ class Server(Client):
         body = {**self._body([*prompt, *tokens], 1, sampling), "prompt_logprobs": int(best)}
         listed = self._choice(await self.content("POST", "/completions", body)).get("prompt_logprobs")
         if listed is None:
-            raise WSDServerError(self.named("gives no prompt_logprobs, by which drafts are checked: serve the base with vLLM"))
+            raise self.failure("gives no prompt_logprobs, by which drafts are checked: serve the base with vLLM")
         try:
             rows = [{name: entry["logprob"] for name, entry in row.items()} for row in listed[len(prompt) :]]
             drafted = [Drafted(token, row[str(token)], max(row.values())) for token, row in zip(tokens, rows, strict=True)]
@@ -166,9 +165,9 @@ class Server(Client):
                 raise ValueError
         except (ValueError, LookupError, TypeError, AttributeError):
             tried = len(prompt) + len(tokens)
-            raise WSDServerError(self.named(f"gives prompt_logprobs of another form for {tried} tokens")) from None
+            raise self.failure(f"gives prompt_logprobs of another form for {tried} tokens") from None
         if (highest := max(values)) > 1e-3:
-            raise WSDServerError(self.named(f"gives {highest:g} as a log-probability in prompt_logprobs: {REMEDY}"))
+            raise self.failure(f"gives {highest:g} as a log-probability in prompt_logprobs: {REMEDY}")
         return drafted
 
     def _body(self, prompt: Sequence[int], max_tokens: int, sampling: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,12 +177,12 @@ class Server(Client):
         choice = self._choice(event)
         ids, text, finish = (choice.get(name) for name in ("token_ids", "text", "finish_reason"))
         if ids is None and (text or finish is None):
-            raise WSDServerError(self.named("gives no token_ids in a stream (return_token_ids): serve the model with vLLM"))
+            raise self.failure("gives no token_ids in a stream (return_token_ids): serve the model with vLLM")
         ids, known = ids or [], range(self.vocabulary)
         if not isinstance(ids, list) or not all(type(token) is int and token in known for token in ids):
-            raise WSDServerError(self.named(f"sent no tokens of its vocabulary but {self.start(event)}"))
+            raise self.failure("sent no tokens of its vocabulary", f" but {self.start(event)}")
         if finish not in (None, "stop", "length"):
-            raise WSDServerError(self.named(f"stopped in the middle, with finish_reason {finish!r}"))
+            raise self.failure("stopped in the middle", f", with finish_reason {finish!r}")
         return Tokens(ids, text if isinstance(text, str) else "", finish)
 
     def _choice(self, content: bytes) -> dict[str, Any]:
@@ -193,10 +192,10 @@ class Server(Client):
             if isinstance(value, dict) and "error" in value:
                 error = value["error"]
                 message = error.get("message") if isinstance(error, dict) else error
-                raise WSDServerError(self.named(f"stopped in the middle: {message}"))
+                raise self.failure("stopped in the middle", f": {message}")
             choice = (value["choices"] or [{"token_ids": []}])[0]
             if not isinstance(choice, dict):
                 raise ValueError
         except (ValueError, LookupError, TypeError):
-            raise WSDServerError(self.named(f"sent no completion but {self.start(content)}")) from None
+            raise self.failure("sent no completion", f" but {self.start(content)}") from None
         return choice

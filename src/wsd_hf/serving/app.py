@@ -1,6 +1,6 @@
 """The web application: an answerer in the form of OpenAI's API.
 
-Logs and metrics hold no text of a request or an answer, and no message of an error, which may repeat some.
+Logs and metrics hold no text of a request or an answer, and no message of an error, which may repeat some: its kind alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hmac
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -28,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..errors import WSDServerError, WSDValueError
 from .body import Defaults, Refused, read_order
 from .completion import Completion
+from .hosts import NameRequired
 from .metrics import Metrics, Outcome
 from .replies import Reply, WholeReply, error_response, json_response, reply_to
 from .requests import Answerer, ChatRequest, End
@@ -62,7 +62,7 @@ class Limits:
 
 
 def create_app(
-    answerer: Answerer, defaults: Defaults, limits: Limits | None = None, key: str = "", hosts: Sequence[str] = ("*",)
+    answerer: Answerer, defaults: Defaults, limits: Limits | None = None, key: str = "", names: Collection[str] = ()
 ) -> Starlette:
     """The application.
 
@@ -71,7 +71,7 @@ def create_app(
         defaults: settings of the answers.
         limits: of requests.
         key: token that clients must send, but for `/health`; "" for none.
-        hosts: names of this server; requests whose header Host has another one are refused. "*" is any.
+        names: of this server, as for `NameRequired`; none: it may have any.
     """
     metrics = Metrics()
     card = {"id": defaults.model, "object": "model", "created": int(time.time()), "owned_by": "wsd_hf"}
@@ -102,7 +102,7 @@ def create_app(
             Route("/metrics", numbers),
         ],
         middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+            *([Middleware(NameRequired, names=names)] if names else []),
             *([Middleware(_KeyRequired, key=key)] if key else []),
         ],
         exception_handlers={HTTPException: no_route},
@@ -182,23 +182,29 @@ class _ChatCompletions:
                 elif not begun:
                     begun = True
                     self._metrics.first_token.observe(seconds)
-                with anyio.move_on_after(self._limits.reading_seconds) as sending:
-                    await reply.add(item)
-                if sending.cancelled_caught:
+                if not await self._taken(reply.add(item)):
                     return "left"
             return "answered"
         except WSDValueError as error:
             refused = Refused(400, str(error))
         except WSDServerError as error:
-            refused = Refused(502, str(error), code="upstream_failed")
+            refused = Refused(502, f"the {error.role}'s server failed ({error.reason})", code="upstream_failed")
+            logger.warning("%s", refused)
         except Exception as error:
             logger.error("%s:\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
             refused = Refused(500, f"this server failed ({type(error).__name__})")
         finally:
             with anyio.move_on_after(CLOSING, shield=True):
                 await items.aclose()
-        await reply.fail(refused)
+        if not await self._taken(reply.fail(refused)):
+            return "left"
         return "refused" if refused.status < 500 else "failed"
+
+    async def _taken(self, sending: Awaitable[None]) -> bool:
+        """Sends a part of a response; returns False for a client that takes nothing for too long."""
+        with anyio.move_on_after(self._limits.reading_seconds) as scope:
+            await sending
+        return not scope.cancelled_caught
 
 
 async def _body(request: Request, limits: Limits) -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gradio as gr
+from starlette.middleware import Middleware
 
+from ..serving.hosts import NameRequired, own_names
 from .app import REQUESTS
 from .style import PAGE
 
@@ -75,7 +77,9 @@ def launch(
         share: whether to open a public tunnel.
         wait: whether to serve until Ctrl-C; else in the background, until `page.close()`.
     """
+    names = [] if share else own_names(host)
     page.launch(
+        app_kwargs={"middleware": [Middleware(NameRequired, names=names)] if names else []},
         server_name=host,
         server_port=port,
         share=share,
