@@ -90,6 +90,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "mamba_n_groups": 1,
         "mamba_expand": 2,
+        "mamba_chunk_size": 16,  # tokens of a forward are padded to a multiple of it; the default is 256
     },
 }
 
@@ -108,7 +109,14 @@ MORE_RAGGED = """
 """.split()  # noqa: SIM905
 """Further families that the fast path serves; not every version of transformers has all of them."""
 
-_MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
+_MAMBA2 = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}
 _DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
 _TWO_KINDS = {"layer_types": ["linear_attention", "full_attention"]}
@@ -148,6 +156,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "n_groups": 1,
         "expand": 2,
+        "chunk_size": 16,
     },
     "nemotron_h": {
         **_SIZES,
@@ -157,6 +166,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "mamba_head_dim": 16,
         "ssm_state_size": 8,
         "n_groups": 1,
+        "chunk_size": 16,
         "time_step_min": 1e-9,  # below it, single tokens and blocks of them differ
     },
     "olmo_hybrid": {**_SIZES, **_DELTA, **_TWO_KINDS},

@@ -137,10 +137,10 @@ class Transfers(Steps, TorchFunctionMode):
         return self.mark(output)
 
 
-def many_steps(state: str, rows: int, chunk: int, **kwargs: Any) -> Any:
-    """A call of more than a hundred steps in which no row ends before."""
-    drafting = {"wsd_threshold": 1.0, "wsd_max_draft_tokens": 4096, "max_new_tokens": 102 * chunk}
-    free = {"switch_criteria": FiresAt(1), "max_new_tokens": 130}
+def many_steps(state: str, rows: int, chunk: int, steps: int, **kwargs: Any) -> Any:
+    """A call of more than so many steps in which no row ends before."""
+    drafting = {"wsd_threshold": 1.0, "wsd_max_draft_tokens": 4096, "max_new_tokens": (steps + 2) * chunk}
+    free = {"switch_criteria": FiresAt(1), "max_new_tokens": steps + 30}
     ids = torch.cat([random_prompt(seed, 6) for seed in range(rows)])
     more = drafting if state == "drafting" else free
     return decode(*roomy_pair(), ids, wsd_chunk=chunk, eos_token_id=NEVER, pad_token_id=PAD, **more, **kwargs)
@@ -149,25 +149,27 @@ def many_steps(state: str, rows: int, chunk: int, **kwargs: Any) -> Any:
 @pytest.mark.parametrize(
     ("state", "rows", "chunk"), [pytest.param(*case, marks=[SWEEP] if case[2] == 8 else []) for case in BEFORE], ids=str
 )
+@pytest.mark.parametrize("steps", [40, pytest.param(100, marks=SWEEP)])
 def test_a_step_takes_at_most_a_third_of_the_operations_and_no_more_as_text_grows(
-    state: str, rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+    state: str, rows: int, chunk: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operations = Operations(roomy_pair()[0])
     with operations.forwards(monkeypatch), operations:
-        many_steps(state, rows, chunk, wsd_speculate="pilot")  # n-grams would take its place in some of the steps
-    assert len(operations.steps) > 100
+        many_steps(state, rows, chunk, steps, wsd_speculate="pilot")  # n-grams would take its place in some of the steps
+    assert len(operations.steps) > steps
     assert 3 * operations.steps[9] <= BEFORE[state, rows, chunk]
-    assert operations.steps[99] == operations.steps[9]
+    assert operations.steps[steps - 1] == operations.steps[9]
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 5}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("state", ["drafting", "free"])
+@pytest.mark.parametrize("steps", [40, pytest.param(100, marks=SWEEP)])
 def test_the_host_reads_from_the_device_once_a_step(
-    state: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    state: str, options: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transfers = Transfers(roomy_pair()[0])
     with transfers.forwards(monkeypatch), transfers:
-        many_steps(state, 3, 4, **options)
+        many_steps(state, 3, 4, steps, **options)
     assert set(transfers.steps) == {1}
 
 
