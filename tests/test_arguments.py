@@ -33,6 +33,12 @@ def refused(case: Case, message: str, *prompt: Any, **kwargs: Any) -> None:
         assert not base + pilot
 
 
+@functools.cache
+def plain(case: Case, seed: int) -> torch.Tensor:
+    """The sequences of a call without any of the arguments that are tested."""
+    return case.repeatable(case.prompt(seed))
+
+
 # Ids and padding
 
 
@@ -202,8 +208,7 @@ def test_added_tokens_without_a_row_change_nothing(case: Case, whose: str, tried
     names = ["tokenizer", "assistant_tokenizer"] if whose == "both" else [whose]
     given = {name: longer(case.settings[name], f"<{name}>") for name in names}
     for seed in range(2):
-        ids = case.prompt(seed)
-        assert torch.equal(case.repeatable(ids, **given), case.repeatable(ids))
+        assert torch.equal(case.repeatable(case.prompt(seed), **given), plain(case, seed))
         tried("calls with a tokenizer that is longer than its model's vocabulary")
 
 
@@ -325,13 +330,13 @@ def test_a_packed_model_has_a_tokenizer_with_a_token_without_a_row(packed: Path,
 
 # Numbers
 
-TWELVE = {
-    "float": 12.0,
-    "numpy int": np.int32(12),
-    "numpy float": np.float32(12),
-    "numpy array": np.array(12),
-    "tensor": torch.tensor(12),
-    "float tensor": torch.tensor(12.0),
+FIVE = {
+    "float": 5.0,
+    "numpy int": np.int32(5),
+    "numpy float": np.float32(5),
+    "numpy array": np.array(5),
+    "tensor": torch.tensor(5),
+    "float tensor": torch.tensor(5.0),
 }
 NO_INTEGERS = [12.5, "12", float("nan"), float("inf"), True, np.float64(0.5), torch.tensor([3, 4]), np.bool_(True), 1 + 0j]
 
@@ -339,15 +344,15 @@ NO_INTEGERS = [12.5, "12", float("nan"), float("inf"), True, np.float64(0.5), to
 @every_long_case
 def test_integers_come_as_numbers_of_any_kind(case: Case, tried: Any) -> None:
     ids = case.prompt(1)
-    settings = {"eos_token_id": [1, 5, 9], "pad_token_id": 1, "min_new_tokens": 3, "max_new_tokens": 12}
+    settings = {"eos_token_id": [1, 5, 9], "pad_token_id": 1, "min_new_tokens": 3, "max_new_tokens": 5}
     want = case.repeatable(ids, **settings)
-    for kind, twelve in TWELVE.items():
-        assert torch.equal(case.repeatable(ids, **{**settings, "max_new_tokens": twelve}), want), kind
+    for kind, five in FIVE.items():
+        assert torch.equal(case.repeatable(ids, **{**settings, "max_new_tokens": five}), want), kind
         model_config = GenerationConfig(**{**settings, "max_new_tokens": None})
-        model_config.max_new_tokens = twelve
+        model_config.max_new_tokens = five
         got = case.repeatable(ids, generation_config=model_config, max_new_tokens=None)
         assert torch.equal(got, want), kind
-        assert model_config.max_new_tokens is twelve
+        assert model_config.max_new_tokens is five
         tried("integers given as floats or as numbers of numpy or torch")
     strange = {"eos_token_id": np.array([1, 5, 9]), "pad_token_id": np.int64(1), "min_new_tokens": 3.0}
     assert torch.equal(case.repeatable(ids, **{**settings, **strange}), want)
@@ -356,7 +361,7 @@ def test_integers_come_as_numbers_of_any_kind(case: Case, tried: Any) -> None:
     strange = {"no_repeat_ngram_size": 2.0, "forced_eos_token_id": np.array([9]), "bos_token_id": torch.tensor(2)}
     ngrams = {"no_repeat_ngram_size": 2, "forced_eos_token_id": [9], "bos_token_id": 2}
     assert torch.equal(case.repeatable(ids, **{**settings, **strange}), case.repeatable(ids, **{**settings, **ngrams}))
-    longest = {**settings, "max_new_tokens": None, "max_length": float(ids.shape[1] + 12)}
+    longest = {**settings, "max_new_tokens": None, "max_length": float(ids.shape[1] + 5)}
     assert torch.equal(case.repeatable(ids, **longest), want)
     sampled = {**settings, "do_sample": True, "top_k": 1}
     twice = case.repeatable(ids, **sampled, num_return_sequences=2)

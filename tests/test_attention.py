@@ -60,7 +60,7 @@ def rows(*lengths: int) -> dict[str, torch.Tensor]:
 # The same tokens
 
 
-@pytest.mark.parametrize("lengths", [RAGGED_LENGTHS, (120, 120), (170,)])
+@pytest.mark.parametrize("lengths", [RAGGED_LENGTHS, pytest.param((120, 120), marks=pytest.mark.sweep), (170,)])
 @pytest.mark.parametrize("family", LONG)
 def test_long_prompts_give_what_they_give_step_by_step(family: str, lengths: tuple[int, ...]) -> None:
     if family == "gemma2" and len(lengths) == 3:

@@ -98,8 +98,19 @@ def offloaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., PreTrai
     return make
 
 
-@every_model
-@pytest.mark.parametrize("offload", [all_on_disk, embeddings_on_disk, layers_on_disk])
+@pytest.mark.parametrize(
+    ("case", "role", "offload"),
+    [
+        pytest.param(case, role, offload, id=f"{case}, {role}, {offload.__name__}", marks=marks)
+        for case in CASES
+        for role in case.roles
+        for offload, marks in {
+            all_on_disk: case.marks,
+            embeddings_on_disk: case.marks_of_long_checks,
+            layers_on_disk: case.marks_of_long_checks,
+        }.items()
+    ],
+)
 def test_an_offloaded_model_writes_what_it_writes_elsewhere(
     case: Case, role: str, offload: Callable[..., None], offloaded: Callable[..., PreTrainedModel], tried: Any
 ) -> None:

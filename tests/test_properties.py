@@ -7,7 +7,6 @@ import functools
 import math
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ import wsd_hf
 from families import PAD, VOCABULARY, tiny_model, tiny_pilot
 from oracle import compose, left_padded, ones
 from scripted import PILOT_EOS, believe, scripted_model, write
+from test_bridge import examples
 
 thresholds = st.floats(0.01, 0.95)
 windows = st.integers(1, 5)
@@ -53,9 +53,10 @@ def check_logits(base: PreTrainedModel, tokens: torch.Tensor, prompt_length: int
         torch.testing.assert_close(logits[step], row, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "mamba"])
-@settings(max_examples=60)
-@given(
+@examples(
+    90,
+    360,
+    family=st.sampled_from(["llama", "mistral", "mamba"]),
     rows=batches,
     threshold=thresholds,
     window=windows,

@@ -128,11 +128,12 @@ def refusal(result: Any) -> str:
     return line
 
 
+@pytest.mark.parametrize("step", [97, pytest.param(53, marks=pytest.mark.sweep)])
 def test_a_full_disk_is_told_in_one_line_and_earlier_answers_stay(
-    make: Callable[[str], Run], whole: list[Any], tried: Any
+    make: Callable[[str], Run], whole: list[Any], step: int, tried: Any
 ) -> None:
     kept = set()
-    for size in range(0, 10_000, 53):
+    for size in range(0, 10_000, step):
         run = make(f"full {size}")
         with files_end_after(size):
             result = run()

@@ -45,7 +45,13 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "gradients": torch.enable_grad,
 }
 
-every_state = pytest.mark.parametrize("state", STATES.values(), ids=STATES.keys())
+SWEPT = {"default dtype float16", "within a device"}
+"""Those that torch sets as another one."""
+
+every_state = pytest.mark.parametrize(
+    "state",
+    [pytest.param(state, id=name, marks=[pytest.mark.sweep] if name in SWEPT else []) for name, state in STATES.items()],
+)
 
 
 def tensors(value: Any, name: str = "output") -> Iterator[tuple[str, torch.Tensor]]:
