@@ -323,7 +323,8 @@ def test_a_page_of_another_site_that_renames_this_machine_gets_nothing(stage: St
 
 @pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"share": True}])
 def test_a_page_for_other_machines_may_have_any_name(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    page, launched = gradio.Blocks(), gradio.Blocks.launch
+    with gradio.Blocks() as page:
+        launched = gradio.Blocks.launch
     monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: launched(page, **{**options, "share": False}))
     launch(page, wait=False, **options)
     try:
