@@ -97,7 +97,9 @@ def test_models_and_health(url: str) -> None:
     assert client(url).models.retrieve("tiny").owned_by == "wsd_hf"
     assert refusal(get(f"{url}/v1/models/other"))[0] == 404
     assert get(f"{url}/health").json() == {"status": "ok"}
-    assert refusal(get(f"{url}/v1/nothing"))[0] == 404
+    for path in ("", "/", "/v1", "/v1/completions", "/chat/completions"):
+        status, message, _ = refusal(get(f"{url}{path}"))
+        assert (status, "/v1/chat/completions" in message) == (404, True)
     assert refusal(get(f"{url}/v1/chat/completions"))[0] == 405
 
 

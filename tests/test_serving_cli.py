@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -20,9 +21,11 @@ from typer.testing import CliRunner
 pytest.importorskip("starlette", reason='no server: pip install "wsd_hf[serve]"')
 pytest.importorskip("openai", reason="no client: pip install openai")
 
+import httpx
+
 import wsd_hf
-from completions_server import serving
-from serving_for_tests import get
+from completions_server import Fault, serving
+from serving_for_tests import asked, get, user
 from time_limit import HANG
 from wsd_hf import Pair
 from wsd_hf.cli import app
@@ -65,10 +68,14 @@ def test_a_process_answers_as_documented_until_it_is_stopped(tmp_path: Path, cap
         assert get(f"{url}/v1/models").status_code == 401
         exec(code.replace("http://127.0.0.1:8000", url).replace('"none"', '"secret"'), {})
         assert capsys.readouterr().out == printed
+        headers = {"Authorization": "Bearer secret"}
+        body = {"messages": user("Keloft?"), "wsd_window_size": 10**20}
+        assert httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=HANG).status_code == 200
         run.send_signal(signal.SIGTERM)
         assert run.wait(HANG) == 143
     log = (tmp_path / "log").read_text()
-    assert log.count("a request was answered") == 2
+    assert log.count("a request was answered") == 3
+    assert str(10**20) not in log
     assert "Keloft" not in log
     assert "secret" not in log
 
@@ -131,6 +138,28 @@ def test_settings_that_servers_cannot_honour_are_refused_at_the_start() -> None:
         folders = ["--base", str(FOLDER / "base"), "--pilot", str(FOLDER / "pilot")]
         assert "switch_criteria='entropy'" in refused(*urls, *folders, "--switch-criteria", "entropy")
         assert "has no such model" in refused(*urls, *folders, "--base-model", "other")
+
+
+def test_an_answer_that_outlasts_the_grace_ends_with_an_error(tmp_path: Path) -> None:
+    pair = Pair.tiny()
+    with (
+        serving(pair.base, pair.tokenizer, "base") as base,
+        serving(pair.pilot, pair.pilot_tokenizer, "pilot") as pilot,
+    ):
+        urls = ["--base-url", base.url, "--pilot-url", pilot.url, "--grace", "0"]
+        folders = ["--base", str(FOLDER / "base"), "--pilot", str(FOLDER / "pilot")]
+        with process(tmp_path / "log", *urls, *folders) as (url, run):
+            base.faults.append(Fault(where=lambda body: bool(body.get("stream")), then="silence", after=2))
+            connection = asked(url, messages=user("What does the Keloft eat?"), stream=True)
+            base.wait_for(lambda server: server.counts.silent == 1)
+            run.send_signal(signal.SIGTERM)
+            answer = connection.getresponse().read().decode()
+            assert run.wait(HANG) == 143
+        first, *_, last = [json.loads(event.removeprefix("data: ")) for event in answer.strip().split("\n\n")]
+        assert first["choices"][0]["delta"]["role"] == "assistant"
+        assert last["error"]["code"] == "stopping"
+        base.wait_until_idle()
+    assert "Keloft" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(("options", "key", "status"), [([], "", 400), (["--host", "0.0.0.0"], "", 200), ([], "secret", 200)])

@@ -26,6 +26,7 @@ from wsd_hf.ui.settings import Settings, available
 
 pytest.importorskip("gradio", reason='no gradio: pip install "wsd_hf[ui]"')
 
+import gradio
 import httpx
 
 import serving_for_tests
@@ -304,6 +305,32 @@ def test_the_page_opens_while_more_questions_are_open_than_are_answered_at_a_tim
         assert stage.open == REQUESTS
         stage.go_on.set()
         wait_until(shown.page, lambda: len(stage.asked) == REQUESTS + 1 and not stage.open)
+
+
+def test_a_page_of_another_site_that_renames_this_machine_gets_nothing(stage: Stage) -> None:
+    """Browsers send its name as Host, and take its requests for those of one site."""
+    call = {"fn_index": 0, "data": [None, KELOFT, 0.8, 6, [], 8, 0, "", "", False], "session_hash": "stranger"}
+    with httpx.Client(base_url=stage.address) as stranger:
+        for host in ("rebound.example:7860", "127.0.0.1.rebound.example", ""):
+            headers = {"Host": host, "Origin": f"http://{host}"}
+            for path in ("", "config", "gradio_api/info", "theme.css"):
+                assert stranger.get(path, headers=headers).status_code == 400
+            assert stranger.post("gradio_api/queue/join", json=call, headers=headers).status_code == 400
+        for host in ("localhost:7860", "LocalHost", "[::1]:7860", "127.0.0.1"):
+            assert stranger.get("config", headers={"Host": host}).status_code == 200
+    assert stage.asked == []
+
+
+@pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"share": True}])
+def test_a_page_for_other_machines_may_have_any_name(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with gradio.Blocks() as page:
+        launched = gradio.Blocks.launch
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: launched(page, **{**options, "share": False}))
+    launch(page, wait=False, **options)
+    try:
+        assert httpx.get(f"{page.local_url}config", headers={"Host": "a.example"}).status_code == 200
+    finally:
+        page.close()
 
 
 def test_the_page_takes_no_files_and_no_calls_past_the_queue(stage: Stage) -> None:

@@ -91,16 +91,18 @@ def create_app(
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def no_route(_request: Request, error: HTTPException) -> Response:
-        return error_response(Refused(error.status_code, error.detail), error.headers)
+        hint = f": this server has {', '.join(route.path for route in routes)}" if error.status_code == 404 else ""
+        return error_response(Refused(error.status_code, error.detail + hint), error.headers)
 
+    routes = [
+        Route("/v1/chat/completions", _ChatCompletions(answerer, defaults, limits or Limits(), metrics), methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/health", health),
+        Route("/metrics", numbers),
+    ]
     return Starlette(
-        routes=[
-            Route("/v1/chat/completions", _ChatCompletions(answerer, defaults, limits or Limits(), metrics), methods=["POST"]),
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", model),
-            Route("/health", health),
-            Route("/metrics", numbers),
-        ],
+        routes=routes,
         middleware=[
             *([Middleware(NameRequired, names=names)] if names else []),
             *([Middleware(_KeyRequired, key=key)] if key else []),
