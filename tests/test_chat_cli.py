@@ -90,7 +90,13 @@ def test_options_reach_both_models() -> None:
     assert wanted != marked([user(KELOFT)], wsd_threshold=0.01, wsd_window_size=2, max_new_tokens=7)
 
 
-@pytest.mark.parametrize("budget", [*range(1, 4), *range(11, 14), *range(26, 40)])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        *(1, 3, 12, *range(27, 40, 2)),
+        *(pytest.param(budget, marks=pytest.mark.sweep) for budget in (2, 11, 13, *range(26, 40, 2))),
+    ],
+)
 def test_the_header_of_the_next_turn_is_never_shown(shared_pair: Any, budget: int) -> None:
     shared_pair.base.generation_config.eos_token_id = None
     output = shared_pair.generate(KELOFT, max_new_tokens=budget)

@@ -556,7 +556,10 @@ def whole(pair: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
     return answers(folder / "out")
 
 
-@pytest.mark.parametrize("done", range(len(QUESTIONS) * len(STRATEGIES)))
+@pytest.mark.parametrize(
+    "done",
+    [pytest.param(done, marks=[pytest.mark.sweep] if done % 4 else []) for done in range(len(QUESTIONS) * len(STRATEGIES))],
+)
 def test_an_interrupted_run_goes_on_where_it_was(compare, whole, tmp_path, done):
     TROUBLE[:] = [interrupt, *[lambda: None] * done]
     result = compare(judge="test_compare:judge")

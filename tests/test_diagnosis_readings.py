@@ -61,10 +61,11 @@ def changed(pair: Pair, name: str, change: Any) -> Iterator[Pair]:
 
 @pytest.mark.parametrize("name", SWITCH_RULES)
 @pytest.mark.parametrize("ignore_repeats", [False, True], ids=["all", "no repeats"])
-def test_switches_are_those_of_generate(pair: Pair, drafts: list[Reading], name: str, ignore_repeats: bool) -> None:
+@pytest.mark.parametrize("calls", [3, pytest.param(10, marks=pytest.mark.sweep)])
+def test_switches_are_those_of_generate(pair: Pair, drafts: list[Reading], name: str, ignore_repeats: bool, calls: int) -> None:
     rng = random.Random(f"{name} {ignore_repeats}")
     found = set[int | None]()
-    for _ in range(5):
+    for _ in range(calls):
         settings: dict[str, Any] = {"window_size": rng.randint(1, 8), "ignore_repeats": ignore_repeats}
         settings |= {"threshold": rng.uniform(*BOUNDS[name])}
         switches = [switch_index(draft, SWITCH_RULES[name](**settings)) for draft in drafts]
