@@ -165,7 +165,8 @@ def compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_compiled_forwards_are_used_for_every_shape() -> None:
+@pytest.mark.parametrize("budget", [1, pytest.param(2, marks=pytest.mark.sweep)])
+def test_compiled_forwards_are_used_for_every_shape(budget: int) -> None:
     """The pilot is compiled in place, and the base's forward by itself; a second size of batch makes shapes symbols."""
     base, pilot = (copy.deepcopy(tiny_model("llama", num_hidden_layers=1)) for _ in range(2))
     runs: list[str] = []
@@ -173,7 +174,7 @@ def test_compiled_forwards_are_used_for_every_shape() -> None:
     def backend(name: str) -> Callable[..., Any]:
         return lambda graph, _: lambda *arguments: (runs.append(name), graph.forward(*arguments))[1]
 
-    settings = {"strategy": "wsd", "wsd_engine": "fast", "wsd_chunk": 1, "max_new_tokens": 2, "eos_token_id": None}
+    settings = {"strategy": "wsd", "wsd_engine": "fast", "wsd_chunk": 1, "max_new_tokens": budget, "eos_token_id": None}
     batches = [random_prompt(rows, 5 * rows).view(rows, 5) for rows in (2, 3)]
 
     def answers() -> list[torch.Tensor]:

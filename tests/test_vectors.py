@@ -100,8 +100,14 @@ def test_responses_end_where_a_stop_string_is_complete(case):
 
 
 @pytest.mark.filterwarnings("ignore:window_size")
-@pytest.mark.parametrize("engine", ["fast", "step"])
-@pytest.mark.parametrize("case", cases("cross_tokenizer"))
+@pytest.mark.parametrize(
+    ("case", "engine"),
+    [
+        pytest.param(*case.values, engine, id=f"{case.id}-{engine}", marks=[pytest.mark.sweep] if swept else [])
+        for number, case in enumerate(cases("cross_tokenizer"))
+        for engine, swept in (("fast", False), ("step", number % 3))
+    ],
+)
 def test_responses_across_vocabularies(case, engine):
     expected = case["separate"]
     response, output = answer(case, stopping_criteria=None, wsd_engine=engine)

@@ -141,7 +141,7 @@ def routes_attention(model: PreTrainedModel) -> bool:
     Not Doge's, which make masks of their own from the one that they are given.
     """
     routed = getattr(type(model), "_supports_attention_backend", False)
-    return bool(routed) and not any(hasattr(module, "prepare_dynamic_mask") for module in model.modules())
+    return bool(routed) and not any(hasattr(type(module), "prepare_dynamic_mask") for module in model.modules())
 
 
 def with_attention(model: PreTrainedModel, name: str) -> PreTrainedModel:
