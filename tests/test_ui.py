@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 import wsd_hf
-from serving_for_tests import Scripted
+from serving_for_tests import Scripted, get
 from wsd_hf import Pair, WSDConfig, WSDValueError
 from wsd_hf.cli import app
 from wsd_hf.serving.local import LocalAnswerer
@@ -488,3 +488,18 @@ def test_the_space_starts_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
         runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
     assert ended.value.code == 0
     assert calls[0]["server_name"] == "0.0.0.0"
+
+
+@pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"share": True}])
+def test_a_page_for_other_machines_may_have_any_name(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    gradio = pytest.importorskip("gradio")
+    from wsd_hf.ui.launch import launch
+
+    with gradio.Blocks(analytics_enabled=False) as page:
+        launched = gradio.Blocks.launch
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: launched(page, **{**options, "share": False}))
+    launch(page, wait=False, **options)
+    try:
+        assert get(f"{page.local_url}config", headers={"Host": "a.example"}).status_code == 200
+    finally:
+        page.close()

@@ -26,7 +26,6 @@ from wsd_hf.ui.settings import Settings, available
 
 pytest.importorskip("gradio", reason='no gradio: pip install "wsd_hf[ui]"')
 
-import gradio
 import httpx
 
 import serving_for_tests
@@ -319,18 +318,6 @@ def test_a_page_of_another_site_that_renames_this_machine_gets_nothing(stage: St
         for host in ("localhost:7860", "LocalHost", "[::1]:7860", "127.0.0.1"):
             assert stranger.get("config", headers={"Host": host}).status_code == 200
     assert stage.asked == []
-
-
-@pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"share": True}])
-def test_a_page_for_other_machines_may_have_any_name(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    with gradio.Blocks() as page:
-        launched = gradio.Blocks.launch
-    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: launched(page, **{**options, "share": False}))
-    launch(page, wait=False, **options)
-    try:
-        assert httpx.get(f"{page.local_url}config", headers={"Host": "a.example"}).status_code == 200
-    finally:
-        page.close()
 
 
 def test_the_page_takes_no_files_and_no_calls_past_the_queue(stage: Stage) -> None:

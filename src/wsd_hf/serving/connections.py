@@ -15,13 +15,13 @@ SPARE = 256
 """Most connections beside those with an open request: of health checks, refused requests, and clients that wait."""
 
 IDLE = 30.0
-"""Seconds after which a connection is closed that waits for the head of a request, or for a client that reads no end."""
+"""Seconds after which a connection is closed on which no head of a request has come, or the rest of an answer is not taken."""
 
 logger = logging.getLogger(__name__)
 
 
 class Connection(H11Protocol):
-    """A connection that doesn't outlast a client that sends nothing, where uvicorn waits for the first request forever.
+    """A connection that is closed if its client sends nothing; uvicorn waits for the first request forever.
 
     Connections from `limit_concurrency` on are closed at once. A process that runs out of files instead fills its log.
     """
