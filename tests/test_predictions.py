@@ -32,14 +32,11 @@ UNTUNED = Path(__file__).parents[1] / "examples/tiny_world/pilot_untuned"
 CHATS = [question["messages"] for question in demo_questions()][:8]
 LIMIT = 64
 
-SWITCHES = "wsd,wsd:threshold=.6,wsd:window_size=1,wsd:switch_criteria=relative_confidence"
-BOTH = f"nudging,nudging:threshold=.8,{SWITCHES},wsd:max_draft_tokens=8,draft_end=stop,wsd:speculate=ngram,wsd:chunk=4,two_way"
+BOTH = (
+    "nudging,nudging:threshold=.8,wsd,wsd:threshold=.6,wsd:window_size=1,wsd:switch_criteria=relative_confidence,"
+    "wsd:max_draft_tokens=8,draft_end=stop,wsd:speculate=ngram,wsd:chunk=4,two_way"
+)
 METHODS = {"pilot": f"{BOTH},eft,product,ensemble,blend", "pilot_other_vocab": BOTH}
-SOME_METHODS = {
-    "pilot": f"nudging,{SWITCHES},wsd:chunk=4,eft,blend",
-    "pilot_other_vocab": f"nudging:threshold=.8,{SWITCHES},wsd:max_draft_tokens=8,draft_end=stop,wsd:speculate=ngram,two_way",
-}
-"""Outside of the sweep every kind of method with one of the pilots."""
 
 
 @dataclasses.dataclass
@@ -56,15 +53,10 @@ class Case:
         return predict(methods or self.methods, self.diagnosis.drafts, self.paths, cost, LIMIT)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[*SOME_METHODS.items(), *(pytest.param(pair, marks=pytest.mark.sweep) for pair in METHODS.items())],
-    ids=[*SOME_METHODS, *(f"{pilot}, all methods" for pilot in METHODS)],
-)
+@pytest.fixture(scope="module", params=[*METHODS])
 def case(request: pytest.FixtureRequest) -> Case:
-    pilot, names = request.param
-    pair = Pair.tiny(pilot, reference=UNTUNED if pilot == "pilot" else None)
-    methods = {variant.name: variant.strategy for variant in read_variants(names, {})}
+    pair = Pair.tiny(request.param, reference=UNTUNED if request.param == "pilot" else None)
+    methods = {variant.name: variant.strategy for variant in read_variants(METHODS[request.param], {})}
     diagnosis = diagnose(pair, CHATS, max_draft_tokens=LIMIT)
     return Case(pair, methods, diagnosis, [*find_paths(pair, CHATS, diagnosis.drafts, LIMIT, methods)])
 
