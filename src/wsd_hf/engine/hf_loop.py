@@ -86,16 +86,16 @@ class RawLogits(LogitsProcessor):
 
 
 def run(
-    call: Call, processors: list[LogitsProcessor], criteria: WatchedCriteria, streamer: TokenStreamer
+    call: Call, processors: list[LogitsProcessor], criteria: WatchedCriteria, streamer: TokenStreamer | None = None
 ) -> GenerateDecoderOnlyOutput:
-    """Decodes with other processors and criteria than the call's; they call `streamer.expect` before each token."""
+    """Decodes with other processors and criteria than the call's, which call `streamer.expect` before each token, if given."""
     output = _compat.sample(
         call.base,
         call.input_ids,
         logits_processor=LogitsProcessorList(processors),
         stopping_criteria=criteria,
         generation_config=call.generation_config,
-        streamer=None if call.streamer is None else streamer,
+        streamer=None if call.streamer is None else streamer or TokenStreamer(call.streamer),
         **call.model_kwargs,
     )
     return output if isinstance(output, GenerateDecoderOnlyOutput) else GenerateDecoderOnlyOutput(sequences=output)
