@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TextIteratorStreamer
 
 import wsd_hf
-from families import PAD, tiny_model, tiny_pilot
-from oracle import left_padded, plain_tokens, random_prompt
+from families import PAD, VOCABULARY, tiny_model, tiny_pilot
+from oracle import left_padded, ones, plain_tokens, random_prompt
+from time_limit import HANG
+from tokenizers_for_tests import letter_tokenizer
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "adding-a-strategy.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL)
@@ -55,5 +58,9 @@ def test_the_head_start_is_a_composition_of_pilot_and_base(page: dict[str, Any],
         head = plain_tokens(tiny_pilot("llama"), prompt, 3)
         whole = head + plain_tokens(tiny_model("llama"), torch.cat([prompt, torch.tensor([head])], dim=1), 12 - len(head))
         assert row[: len(whole)] == whole
+    streamer = TextIteratorStreamer(letter_tokenizer(VOCABULARY), timeout=HANG)
+    one = {"inputs": rows[0], "attention_mask": ones(rows[0])}
+    out = base.generate(strategy=page["HeadStartConfig"](tokens=3), **settings | one, streamer=streamer)
+    assert "".join(streamer) == letter_tokenizer(VOCABULARY).decode(out[0])
     with pytest.raises(wsd_hf.WSDValueError, match=r"^tokens=0: must be an integer of at least 1"):
         page["HeadStartConfig"](tokens=0)
