@@ -72,6 +72,7 @@ class Fault:
             [DONE]. "content": the bytes `content`, then the rest; in place of an answer that is no stream.
         leave_out: fields that no choice of the answer has: "token_ids", "prompt_logprobs", ...
         byte_by_byte: each byte of the answer is sent alone.
+        per_event: tokens of each event of a stream but the last, which may have fewer.
     """
 
     path: str = "/v1/completions"
@@ -84,6 +85,7 @@ class Fault:
     then: Literal["", "cut", "end", "silence", "error", "content"] = ""
     leave_out: tuple[str, ...] = ()
     byte_by_byte: bool = False
+    per_event: int = 1
 
 
 @dataclass
@@ -292,11 +294,8 @@ class CompletionsServer:
         if request["stream"]:
             await self._stream(request, fault, send)
             return
-        pieces = [piece async for piece in self._choices(request)]
-        token_ids = [token for piece in pieces for token in piece["token_ids"]]
-        ends = {name: pieces[-1][name] for name in ("finish_reason", "stop_reason")}
-        choice = {**pieces[0], **ends, "text": "".join(piece["text"] for piece in pieces), "token_ids": token_ids}
-        usage = _usage(request, len(token_ids))
+        choice = _joined([piece async for piece in self._choices(request)])
+        usage = _usage(request, len(choice["token_ids"]))
         whole = {**self._frame(), "choices": [_shown(choice, request, fault)], "usage": usage}
         content = json.dumps(whole).encode()
         if fault.then == "silence":
@@ -318,7 +317,7 @@ class CompletionsServer:
                 await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
             await send({"type": "http.response.body", "body": content, "more_body": True})
 
-        choices = self._choices(request)
+        choices = _several(self._choices(request), fault.per_event)
         over = await self._goes_wrong(fault, 0, data)
         while not over and (choice := await anext(choices, None)):
             sent += len(choice["token_ids"])
@@ -496,6 +495,23 @@ def _next_token(logits: torch.Tensor, seen: list[int], request: Body, generator:
         ordered = ordered * (ordered.cumsum(0) - ordered < request["top_p"])
         probabilities = torch.zeros_like(ordered).index_copy(0, indices, ordered)
     return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+async def _several(choices: AsyncIterator[Body], number: int) -> AsyncIterator[Body]:
+    """Choices with so many tokens each, but for the last."""
+    pieces: list[Body] = []
+    async for piece in choices:
+        pieces.append(piece)
+        if len(pieces) == number or piece["finish_reason"]:
+            yield _joined(pieces)
+            pieces = []
+
+
+def _joined(pieces: list[Body]) -> Body:
+    """One choice of several that follow each other."""
+    ends = {name: pieces[-1][name] for name in ("finish_reason", "stop_reason")}
+    token_ids = [token for piece in pieces for token in piece["token_ids"]]
+    return {**pieces[0], **ends, "text": "".join(piece["text"] for piece in pieces), "token_ids": token_ids}
 
 
 def _shown(choice: Body, request: Body, fault: Fault) -> Body:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import pickle
 import re
 import shutil
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -110,9 +111,9 @@ def collected(remote: RemotePair, chat: Any, **settings: Any) -> tuple[list[tupl
 SETTINGS = st.fixed_dictionaries(
     {},
     optional={
-        "threshold": st.sampled_from([0.05, 0.3, 0.8, 0.97, 0.999, 1.0]),
+        "threshold": st.sampled_from([1e-9, 0.05, 0.3, 0.8, 0.97, 0.999, 1.0]),
         "window_size": st.integers(1, 9),
-        "max_draft_tokens": st.integers(9, 40),
+        "max_draft_tokens": st.sampled_from([1, 2, 8, 30, 40]),
         "draft_end": st.sampled_from(["continue", "stop"]),
         "ignore_repeats": st.booleans(),
         "switch_criteria": st.sampled_from(["confidence", "relative_confidence", "agreement"]),
@@ -144,6 +145,7 @@ def check_equal(case: Case, chat: Any, config: dict[str, Any], length: int, stop
 
 
 @pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.filterwarnings("ignore:window_size")
 @settings(max_examples=10)
 @given(CHATS, SETTINGS, st.integers(1, 48), STOPS)
 def test_an_answer_is_that_of_one_process(
@@ -154,6 +156,7 @@ def test_an_answer_is_that_of_one_process(
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.filterwarnings("ignore:window_size")
 @settings(max_examples=150)
 @given(CHATS, SETTINGS, st.integers(1, 48), STOPS)
 def test_an_answer_is_that_of_one_process_for_many(
@@ -242,6 +245,7 @@ def test_chunks_grow_and_the_pilot_is_stopped_at_the_switch(case: Case) -> None:
     (answer,) = case.remote.generate(chat, config, max_new_tokens=14)
     sizes = [len(body["prompt"]) - answer.prompt_length for body in checks(case)]
     assert sizes == [2, 6, 14]
+    assert case.pilot.bodies[0]["max_tokens"] == 14
     assert answer.base.requests == len(sizes) + len([body for body in case.base.bodies if "stream" in body])
     assert all(body["max_tokens"] == 1 for body in checks(case))
     assert not any("skip_reading_prefix_cache" in body for body in case.base.bodies + case.pilot.bodies)
@@ -252,6 +256,12 @@ def test_chunks_grow_and_the_pilot_is_stopped_at_the_switch(case: Case) -> None:
     assert answer.text == ANSWER
     case.idle()
     assert case.pilot.counts.aborted == aborted + 1
+
+
+@pytest.mark.parametrize(("window_size", "first"), [(6, 16), (20, 20)])
+def test_the_first_check_reads_a_window_at_least(case: Case, window_size: int, first: int) -> None:
+    (answer,) = case.remote.generate(KELOFT, WSDConfig(threshold=1.0, window_size=window_size), max_new_tokens=24)
+    assert len(checks(case)[0]["prompt"]) - answer.prompt_length == first
 
 
 def test_a_stream_that_is_closed_or_cancelled_leaves_nothing(case: Case) -> None:
@@ -275,6 +285,18 @@ def test_a_stream_that_is_closed_or_cancelled_leaves_nothing(case: Case) -> None
             anyio.run(leave)
             case.idle()
     assert case.base.counts.aborted == aborted + 2
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("number", [3, 100])
+def test_several_tokens_may_come_in_one_event(cases: dict[str, Case], name: str, number: int) -> None:
+    case = cases[name]
+    one_by_one = case.remote.generate(KELOFT)
+    for server in (case.base, case.pilot):
+        server.faults.append(Fault(where=lambda body: "stream" in body, per_event=number))
+    (answer,) = case.remote.generate(KELOFT)
+    case.reset()
+    assert replace(answer, base=None, pilot=None) == replace(one_by_one[0], base=None, pilot=None)
 
 
 # Many at once
@@ -327,6 +349,43 @@ def test_one_server_may_have_both_parts(case: Case) -> None:
     assert answer.text == pair.answers(pair.generate(KELOFT, max_new_tokens=512))[0]
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda remote: pickle.loads(pickle.dumps(remote))])
+def test_a_copy_answers_as_the_pair_does(case: Case, copied: Callable[[RemotePair], RemotePair]) -> None:
+    """Also one that is pickled for another process."""
+    assert copied(case.remote).generate(KELOFT) == case.remote.generate(KELOFT)
+
+
+# Drafts of few tokens
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_pilot_may_end_its_draft_with_its_first_token(cases: dict[str, Case], name: str) -> None:
+    pair, pilot = cases[name].pair, cases[name].remote.pilot
+    inputs = pair.inputs(KELOFT)
+    with torch.no_grad():
+        first = int(pair.pilot(inputs["assistant_input_ids"]).logits[0, -1].argmax())
+    remote = replace(cases[name].remote, pilot=replace(pilot, end_token_ids=frozenset([first])))
+    (answer,) = remote.generate(KELOFT, max_new_tokens=12)
+    alone = pair.base.generate(inputs["input_ids"], max_new_tokens=12, do_sample=False)
+    assert answer.token_ids == alone[0, answer.prompt_length :].tolist()
+    assert (answer.draft_length, answer.switch_index, answer.switch_reason) == (0, -1, "draft_ended")
+    assert answer.base.requests == 1
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("room", [1, 5])
+def test_a_draft_ends_with_the_pilots_context(cases: dict[str, Case], name: str, room: int) -> None:
+    pair, pilot = cases[name].pair, cases[name].remote.pilot
+    inputs = pair.inputs(KELOFT)
+    context = inputs["assistant_input_ids"].shape[1] + room
+    remote = replace(cases[name].remote, pilot=replace(pilot, server=replace(pilot.server, context=context)))
+    (answer,) = remote.generate(KELOFT, WSDConfig(threshold=1.0), max_new_tokens=12)
+    config = WSDConfig(threshold=1.0, window_size=1, max_draft_tokens=room, engine="step")
+    whole = pair.generate(inputs, config, max_new_tokens=12)
+    assert answer.token_ids == whole.sequences[0, whole.prompt_length :].tolist()
+    assert (answer.draft_length, answer.switch_reason) == (whole.draft_length[0], "draft_limit")
+
+
 # Refusals, before any request
 
 
@@ -376,6 +435,7 @@ class Entropic(SwitchRule):
         ({"do_sample": "yes"}, "do_sample='yes'"),
         ({"stop": 5}, "stop=5: must be a text, or a list of texts"),
         ({"stop": [""]}, r"stop=\[''\]: must be a text"),
+        ({"stop": "\ud800"}, "stop: holds half of a surrogate pair"),
         ({"chats": [[{"role": "robot", "content": "?"}]]}, r"messages\[0\]"),
         ({"chats": 5}, "chats=5: must be a question"),
     ],
@@ -400,6 +460,13 @@ def test_a_server_checks_its_arguments(arguments: dict[str, Any], message: str) 
     with pytest.raises(WSDValueError, match=message) as caught:
         Server(**{"url": "http://host", **arguments})
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+def test_a_proxy_that_cannot_be_used_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "nonsense://proxy:1")
+    with pytest.raises(WSDValueError, match=r"(?s)proxies .* of the environment .*nonsense.*unset"):
+        case.remote.generate(KELOFT)
 
 
 # Tokenizers

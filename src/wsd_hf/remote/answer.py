@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ..engine.checks import check_shared
 from ..speculation.rule import Drafted, SwitchReason
 from ..strategies.wsd.draft import Draft
 from ..text.bridge import Bridge, DraftOver, Offer
-from ..text.streaming import Writer
+from ..text.streaming import FinishReason, Writer
 from .call import RemoteCall
 from .model import RemoteModel
 from .server import Tokens
@@ -19,8 +18,6 @@ from .server import Tokens
 FIRST_CHECK = 16
 """Least tokens of a draft that are checked at first. Each check reads prompt and draft again, so the next ones take twice as
 many as the one before."""
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass
@@ -145,7 +142,7 @@ class Writing:
         while len(offered) < min(size, room) and not over:
             tokens, over = self.bridge.offer(0, await self._proposed(stream, min(size, room) - len(offered)))
             offered += tokens
-        return Offer(offered[:room], None if len(offered) > room else over)
+        return Offer(offered[:room], over)
 
     async def _proposed(self, stream: AsyncGenerator[Tokens, None], size: int) -> list[int]:
         """The pilot's next tokens, at least so many, unless it ends its draft before: a bridge takes many as fast as one."""

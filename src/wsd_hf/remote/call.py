@@ -13,7 +13,7 @@ from ..errors import WSDValueError
 from ..pair import as_messages
 from ..strategies.wsd.config import WSDConfig
 from ..strategies.wsd.draft import Draft
-from ..text.chat import Messages, base_prompts, pilot_prompts
+from ..text.chat import Messages, base_prompts, check_text, pilot_prompts
 from ..text.next_turn import turn_headers
 from ..text.stop_strings import StopStrings
 from ..text.streaming import Writer
@@ -110,6 +110,7 @@ def check_stop(stop: str | Sequence[str]) -> list[str]:
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, Sequence) or not all(isinstance(one, str) and one for one in stops):
         raise WSDValueError(f"stop={stop!r}: must be a text, or a list of texts, none of them empty")
+    check_text("stop", "".join(stops))
     return list(stops)
 
 

@@ -7,8 +7,8 @@ server. An attempt is repeated as long as nothing of its response has come.
 from __future__ import annotations
 
 import functools
-import itertools
 import ssl
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
@@ -18,13 +18,11 @@ import anyio
 import anyio.lowlevel
 import httpx
 
-from ..errors import WSDServerError
+from ..errors import WSDServerError, WSDValueError
 from .address import WAITS, Address, may_pass, retry_after
 
 Read = Callable[[httpx.Response], AsyncGenerator[bytes, None]]
 """A way to read a response in parts."""
-
-_NUMBERS = itertools.count()  # anyio before 4.10 takes run variables of one name for the same
 
 
 class _Passing(Exception):
@@ -50,7 +48,11 @@ class Client(Address):
     sleep: Callable[[float], Awaitable[None]] = field(default=anyio.sleep, repr=False)
     role: str = field(default="", kw_only=True)
     _turns: anyio.lowlevel.RunVar[anyio.Semaphore] = field(
-        default_factory=lambda: anyio.lowlevel.RunVar(f"turns {next(_NUMBERS)}"), init=False, repr=False, compare=False
+        # anyio before 4.10 takes run variables of one name for the same, also those of copies from other processes.
+        default_factory=lambda: anyio.lowlevel.RunVar(f"turns {uuid.uuid4()}"),
+        init=False,
+        repr=False,
+        compare=False,
     )
 
     def failure(self, reason: str, words: str = "") -> WSDServerError:
@@ -93,7 +95,7 @@ class Client(Address):
             await self.sleep(pause)
 
     async def _attempt(self, method: str, path: str, body: Any, read: Read) -> AsyncGenerator[bytes, None]:
-        async with self._turn(), httpx.AsyncClient(verify=_tls(), timeout=None) as client:
+        async with self._turn(), _http() as client:
             with self._in_time():
                 request = client.build_request(method, self.url + path, json=body, headers=self.headers)
                 response = await client.send(request, stream=True)
@@ -150,6 +152,17 @@ async def _events(response: httpx.Response) -> AsyncGenerator[bytes, None]:
                 if data.strip() == b"[DONE]":
                     return
                 yield data.strip()
+
+
+def _http() -> httpx.AsyncClient:
+    """A client for one request, with the proxies and certificates of the environment."""
+    try:
+        return httpx.AsyncClient(verify=_tls(), timeout=None)
+    except (ImportError, ValueError, OSError) as error:
+        raise WSDValueError(
+            "the proxies and certificates of the environment (ALL_PROXY, HTTPS_PROXY, HTTP_PROXY, SSL_CERT_FILE, SSL_CERT_DIR) "
+            f"can't be used ({error}): correct or unset them"
+        ) from None
 
 
 @functools.cache

@@ -86,6 +86,10 @@ class RemotePair:
             token_texts(pair.tokenizer)  # a second's work for the first answer, which would keep others waiting
         return pair
 
+    def __reduce__(self) -> tuple[type[RemotePair], tuple[RemoteModel, RemoteModel]]:
+        """A copy, also in another process, has event loops of its own."""
+        return type(self), (self.base, self.pilot)
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's."""

@@ -7,12 +7,13 @@ import sys
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ..engine.numbers import check_number, check_positive_integer
 from ..errors import WSDValueError
 from ..speculation.rule import Drafted
 from ..text.json_data import parse_json
+from ..text.streaming import FinishReason
 from .address import check_key, check_url
 from .client import Client
 
@@ -37,7 +38,7 @@ class Tokens(NamedTuple):
     ids: list[int]
     text: str
     """The server's own text of them, which may lack the end of a character."""
-    finish: Literal["stop", "length"] | None
+    finish: FinishReason | None
     """Reason for the stream's end; None if more may come."""
 
 

@@ -22,9 +22,9 @@ from ..speculation.rule import SwitchReason
 from ..strategies.wsd.draft import Draft
 from ..text.next_turn import turn_headers
 from ..text.stop_strings import before_stop
-from ..text.streaming import Likelihood, Likelihoods, Writer, WrittenAnswer, WrittenPiece
+from ..text.streaming import FinishReason, Likelihood, Likelihoods, Writer, WrittenAnswer, WrittenPiece
 from .batching import Batcher, Waiting
-from .requests import ChatRequest, End, FinishReason, Piece, Stripping
+from .requests import ChatRequest, End, Piece, Stripping
 
 GATHERING = 0.02
 """Seconds for which a batch waits for more requests."""

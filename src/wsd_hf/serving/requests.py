@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from ..engine.strategy import StrategyConfig
 from ..speculation.rule import SwitchReason
 from ..text.chat import Messages
-from ..text.streaming import Likelihood, Writer
-
-FinishReason = Literal["stop", "length"]
+from ..text.streaming import FinishReason, Likelihood, Writer
 
 
 @dataclass(frozen=True)

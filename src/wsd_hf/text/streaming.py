@@ -24,6 +24,9 @@ from .token_texts import INCOMPLETE
 
 Writer = Literal["pilot", "base"]
 
+FinishReason = Literal["stop", "length"]
+"""End of an answer: by its own text, or by a limit of its tokens."""
+
 
 @dataclass(frozen=True)
 class Likelihood:
