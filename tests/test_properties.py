@@ -38,11 +38,16 @@ def ending_with(model: PreTrainedModel, eos: list[int]) -> PreTrainedModel:
     return model
 
 
-def on_the_edge(log_probs: torch.Tensor, threshold: float, window: int) -> bool:
+def rounding(model: PreTrainedModel) -> float:
+    """By how much logits differ that were computed in another order: Mamba keeps its state in float32, whatever its dtype."""
+    return 1e-4 if model.config.model_type == "mamba" else 1e-5
+
+
+def on_the_edge(log_probs: torch.Tensor, threshold: float, window: int, tolerance: float) -> bool:
     """Whether rounding could decide the switch of one row."""
     values = [value for value in log_probs.tolist() if not math.isnan(value)]
     means = [math.fsum(values[end - window : end]) / window for end in range(window, len(values) + 1)]
-    return any(abs(mean - math.log(threshold)) < 1e-5 for mean in means)
+    return any(abs(mean - math.log(threshold)) < tolerance for mean in means)
 
 
 def check_logits(base: PreTrainedModel, tokens: torch.Tensor, prompt_length: int, logits: list[torch.Tensor]) -> None:
@@ -50,7 +55,7 @@ def check_logits(base: PreTrainedModel, tokens: torch.Tensor, prompt_length: int
     with torch.no_grad():
         whole = base(tokens, attention_mask=ones(tokens), use_cache=False).logits[0, prompt_length - 1 : -1].float()
     for step, row in enumerate(whole):
-        torch.testing.assert_close(logits[step], row, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits[step], row, atol=rounding(base), rtol=rounding(base))
 
 
 @examples(
@@ -93,7 +98,7 @@ def test_every_row_is_the_composition_within_its_budget(
     width = ids.shape[1]
     assert out.sequences.shape[1] <= width + budget
     for row, prompt in enumerate(rows):
-        assume(not on_the_edge(out.draft_log_probs[row], threshold, window))
+        assume(not on_the_edge(out.draft_log_probs[row], threshold, window, rounding(base)))
         want = compose(
             base, pilot, prompt, threshold=threshold, window=window, limit=limit, max_new_tokens=budget, draft_end=draft_end
         )
