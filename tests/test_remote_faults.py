@@ -321,6 +321,14 @@ def test_silence_is_an_error_with_the_text_so_far(fleet: Fleet, role: str, where
     assert bool(error.text) == begun
 
 
+@pytest.mark.parametrize(
+    "content", [b": still here\n\n", b'data: {"choices": []}\n\n', b'data: {"choices": [{"token_ids": []}]}\n\n']
+)
+def test_events_without_tokens_end_no_silence(fleet: Fleet, content: bytes) -> None:
+    fleet.pilot.faults.append(Fault(where=streams, then="repeat", content=content, after=3))
+    assert "sent nothing for 0.5 seconds" in str(fleet.patient("pilot", 0.5).fails())
+
+
 def test_a_slow_server_is_waited_for(fleet: Fleet) -> None:
     """Every token of the pilot and of the base comes only when the test lets it."""
     for server in (fleet.base, fleet.pilot):
