@@ -69,7 +69,8 @@ class Fault:
         status: HTTP status in place of an answer, with `headers` such as Retry-After and the bytes `content`.
         then: end of an answer, after `after` tokens of it were sent. "cut": the connection is closed. "end": the body ends as a
             whole one does, without [DONE]. "silence": nothing, until `release()`, then the rest. "error": an error object, then
-            [DONE]. "content": the bytes `content`, then the rest; in place of an answer that is no stream.
+            [DONE]. "content": the bytes `content`, then the rest; in place of an answer that is no stream. "repeat": the bytes
+            `content` again and again.
         leave_out: fields that no choice of the answer has: "token_ids", "prompt_logprobs", ...
         byte_by_byte: each byte of the answer is sent alone.
         per_event: tokens of each event of a stream but the last, which may have fewer.
@@ -82,7 +83,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     content: bytes = b""
     after: int = 0
-    then: Literal["", "cut", "end", "silence", "error", "content"] = ""
+    then: Literal["", "cut", "end", "silence", "error", "content", "repeat"] = ""
     leave_out: tuple[str, ...] = ()
     byte_by_byte: bool = False
     per_event: int = 1
@@ -343,6 +344,9 @@ class CompletionsServer:
         elif fault.then == "error":
             message = {"message": "EngineCore died", "type": "InternalServerError", "param": None, "code": 500}
             await data(_event({"error": message}) + b"data: [DONE]\n\n")
+        while fault.then == "repeat":
+            await data(fault.content)
+            await asyncio.sleep(0.01)
         return fault.then in ("end", "error")
 
     async def _choices(self, request: Body) -> AsyncIterator[Body]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import signal
 from collections.abc import Callable
 
@@ -20,6 +21,12 @@ settings.register_profile(
     "repeatable", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("repeatable")
+
+# Servers of the tests have no keys of the user's, and no proxy leads to them.
+for key in [name for name in os.environ if name.startswith("WSD_HF_")]:
+    del os.environ[key]
+for name in ("NO_PROXY", "no_proxy"):
+    os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), "127.0.0.1", "localhost"])
 
 
 def pytest_collection_finish() -> None:

@@ -464,6 +464,7 @@ def test_a_server_checks_its_arguments(arguments: dict[str, Any], message: str) 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
 def test_a_proxy_that_cannot_be_used_is_refused(case: Case, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.delenv(variable.lower(), raising=False)  # which would be taken before it
     monkeypatch.setenv(variable, "nonsense://proxy:1")
     with pytest.raises(WSDValueError, match=r"(?s)proxies .* of the environment .*nonsense.*unset"):
         case.remote.generate(KELOFT)

@@ -160,6 +160,8 @@ def test_fields_that_change_nothing_are_accepted(url: str, fields: dict[str, Any
         ({"wsd_ignore_repeats": "no"}, "wsd_ignore_repeats", "ignore_repeats='no'"),
         ({"switch_criteria": "mood"}, "switch_criteria", "mood"),
         ({"switch_criteria": ["confidence"]}, "switch_criteria", "switch_criteria"),
+        ({"wsd_threshold": 0.5, "switch_criteria": "mood"}, "switch_criteria", "mood"),
+        ({"wsd_threshold": 0.5, "wsd_window_size": 0}, "wsd_window_size", "window_size=0"),
         ({"messages": []}, "messages", "must end with a user message"),
         ({"messages": "Hello."}, "messages", "a list of objects"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "must have a role"),

@@ -100,10 +100,13 @@ def test_help_and_refusals_need_no_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         (["--base-model", "x"], "--base-model x has no effect without --base-url"),
         (["--base", "x"], "--pilot is missing"),
         (["--temperature", "-1"], "--temperature -1.0: must be"),
+        (["--temperature", "3"], "--temperature=3.0: must be at most 2"),
+        (["--temperature", "1e-9"], "--temperature=1e-09: must be 0, which is greedy, or at least 0.000001"),
         (["--top-p", "2"], "--top-p=2.0"),
         (["--threshold", "2"], "threshold=2.0"),
         (["--api-key-file", "/nowhere"], "/nowhere"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: "),
+        (["--host", "a..b"], "--host a..b --port 0: "),
     ],
 )
 def test_options_that_cannot_work_are_refused_in_a_line(options: list[str], problem: str) -> None:
@@ -115,6 +118,8 @@ def test_options_that_cannot_work_are_refused_in_a_line(options: list[str], prob
 def test_an_empty_key_and_a_key_that_no_header_holds_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "key").write_text("\n")
     assert "is empty" in refused("--api-key-file", str(tmp_path / "key"))
+    (tmp_path / "key").write_bytes(b"\xff\n")
+    assert "key: holds a space, a line break or a letter outside ASCII" in refused("--api-key-file", str(tmp_path / "key"))
     monkeypatch.setenv("WSD_HF_API_KEY", "two words")
     message = refused()
     assert "WSD_HF_API_KEY" in message

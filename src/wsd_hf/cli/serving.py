@@ -86,12 +86,13 @@ def serve(
         servers = _servers({"base": base_url, "pilot": pilot_url}, {"base": base_model, "pilot": pilot_model}, loading)
         try:
             from ..serving.app import Limits, create_app
-            from ..serving.body import Defaults
+            from ..serving.body import Defaults, check_temperature
             from ..serving.connections import server_of
             from ..serving.hosts import own_names
         except ImportError as error:
             raise WSDValueError(f'wsd-hf serve: not installed ({error}); pip install "wsd_hf[serve]"') from None
 
+        check_temperature("--temperature", temperature)
         with bound(host, port) as listener:
             if servers:
                 answerer, model = _remote(servers, base, pilot, config)
@@ -112,7 +113,7 @@ def _key(file: Path | None) -> str:
     """The key that clients must send; "" for none."""
     if file is None:
         return check_key(KEY, os.environ.get(KEY, ""))
-    key = check_key(f"--api-key-file {file}", file.read_text("utf-8").strip())
+    key = check_key(f"--api-key-file {file}", file.read_text("ascii", "replace").strip())
     if not key:
         raise WSDValueError(f"--api-key-file {file}: is empty; write a key, or leave the option out")
     return key
@@ -125,8 +126,8 @@ def bound(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
-        raise WSDValueError(f"--host {host} --port {port}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        raise WSDValueError(f"--host {host} --port {port}: {getattr(error, 'strerror', error)}") from None
     return listener
 
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -21,8 +21,10 @@ import httpx
 from ..errors import WSDServerError, WSDValueError
 from .address import WAITS, Address, may_pass, retry_after
 
-Read = Callable[[httpx.Response], AsyncGenerator[bytes, None]]
-"""A way to read a response in parts."""
+T = TypeVar("T")
+
+Read = Callable[[httpx.Response], AsyncGenerator[T, None]]
+"""A way to read a response in parts, each of which must come in time."""
 
 
 class _Passing(Exception):
@@ -68,17 +70,21 @@ class Client(Address):
         async with aclosing(self._parts(method, path, body, _whole)) as parts:
             return await anext(parts)
 
-    async def events(self, path: str, body: Any) -> AsyncGenerator[bytes, None]:
-        """Data of the server-sent events of a response.
+    async def events(self, path: str, body: Any, parse: Callable[[bytes], T | None]) -> AsyncGenerator[T, None]:
+        """The server-sent events of a response.
+
+        Args:
+            path, body: of the request.
+            parse: the value of an event's data; None for an event that counts as silence.
 
         Raises:
             WSDServerError: as for `content`, or the connection breaks in the middle.
         """
-        async with aclosing(self._parts("POST", path, body, _events)) as parts:
+        async with aclosing(self._parts("POST", path, body, functools.partial(_events, parse))) as parts:
             async for part in parts:
                 yield part
 
-    async def _parts(self, method: str, path: str, body: Any, read: Read) -> AsyncGenerator[bytes, None]:
+    async def _parts(self, method: str, path: str, body: Any, read: Read[T]) -> AsyncGenerator[T, None]:
         """Parts of the first response that has one."""
         for wait in (*WAITS, None):
             begun = False
@@ -94,7 +100,7 @@ class Client(Address):
                 pause = max(wait, passing.wait)
             await self.sleep(pause)
 
-    async def _attempt(self, method: str, path: str, body: Any, read: Read) -> AsyncGenerator[bytes, None]:
+    async def _attempt(self, method: str, path: str, body: Any, read: Read[T]) -> AsyncGenerator[T, None]:
         async with self._turn(), _http() as client:
             with self._in_time():
                 request = client.build_request(method, self.url + path, json=body, headers=self.headers)
@@ -141,8 +147,8 @@ async def _whole(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     yield await response.aread()
 
 
-async def _events(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """Data of events, up to the last one."""
+async def _events(parse: Callable[[bytes], T | None], response: httpx.Response) -> AsyncGenerator[T, None]:
+    """Values of events, up to the last one."""
     rest = b""
     async for part in response.aiter_bytes():
         *lines, rest = (rest + part).split(b"\n")  # not at other line breaks, which may be part of a JSON text
@@ -151,7 +157,8 @@ async def _events(response: httpx.Response) -> AsyncGenerator[bytes, None]:
             if name == b"data":
                 if data.strip() == b"[DONE]":
                     return
-                yield data.strip()
+                if (value := parse(data.strip())) is not None:
+                    yield value
 
 
 def _http() -> httpx.AsyncClient:

@@ -132,9 +132,8 @@ class Server(Client):
             "stop_token_ids": sorted(token for token in ends if 0 <= token < self.vocabulary),  # others are refused
         }
         received = 0
-        async with aclosing(self.events("/completions", body)) as events:
-            async for event in events:
-                tokens = self._tokens(event)
+        async with aclosing(self.events("/completions", body, self._tokens)) as events:
+            async for tokens in events:
                 received += len(tokens.ids)
                 if tokens.finish == "length" and received < max_tokens:
                     raise self.failure(f"ended after {received} of {max_tokens} tokens, at a limit of its own")
@@ -174,7 +173,8 @@ class Server(Client):
     def _body(self, prompt: Sequence[int], max_tokens: int, sampling: Mapping[str, Any]) -> dict[str, Any]:
         return {"model": self.model, "prompt": list(prompt), "max_tokens": max_tokens, **sampling}
 
-    def _tokens(self, event: bytes) -> Tokens:
+    def _tokens(self, event: bytes) -> Tokens | None:
+        """The tokens of an event; None for an event that has none and does not end the stream."""
         choice = self._choice(event)
         ids, text, finish = (choice.get(name) for name in ("token_ids", "text", "finish_reason"))
         if ids is None and (text or finish is None):
@@ -184,7 +184,7 @@ class Server(Client):
             raise self.failure("sent no tokens of its vocabulary", f" but {self.start(event)}")
         if finish not in (None, "stop", "length"):
             raise self.failure("stopped in the middle", f", with finish_reason {finish!r}")
-        return Tokens(ids, text if isinstance(text, str) else "", finish)
+        return Tokens(ids, text if isinstance(text, str) else "", finish) if ids or finish else None
 
     def _choice(self, content: bytes) -> dict[str, Any]:
         """The choice in a response or an event."""

@@ -16,8 +16,8 @@ from ..text.chat import Messages, check_messages
 from ..text.json_data import check_texts, parse_json
 from .requests import ChatRequest
 
-STRATEGY = ("wsd_threshold", "wsd_window_size", "switch_criteria", "wsd_ignore_repeats")
-"""Fields with settings of the decoding, by their keywords of `generate`."""
+STRATEGY = ("switch_criteria", "wsd_threshold", "wsd_window_size", "wsd_ignore_repeats")
+"""Fields with settings of the decoding, by their keywords of `generate`; the rule by which others are checked is first."""
 
 HARMLESS = {
     "metadata",
@@ -135,12 +135,15 @@ def read_order(content: bytes, defaults: Defaults) -> Order:
     messages = fields.take("messages", _messages, None)
     if messages is None:
         raise Refused(400, "messages is missing: send the chat", "messages")
+    strategy = defaults.strategy
+    for name in STRATEGY:
+        strategy = fields.take(name, functools.partial(_with_setting, strategy), strategy)
     most = functools.partial(check_positive_integer, most=defaults.max_tokens)
     chat = ChatRequest(
         messages=messages,
-        strategy=fields.strategy(defaults.strategy),
+        strategy=strategy,
         max_tokens=min(fields.take(name, most, defaults.max_tokens) for name in ("max_tokens", "max_completion_tokens")),
-        temperature=fields.take("temperature", _temperature, defaults.temperature),
+        temperature=fields.take("temperature", check_temperature, defaults.temperature),
         top_p=fields.take("top_p", check_probability, defaults.top_p),
         top_k=fields.take("top_k", check_positive_integer, None),
         seed=fields.take("seed", _seed, None),
@@ -174,14 +177,6 @@ class _Fields:
         except WSDValueError as error:
             raise Refused(400, str(error), name) from None
 
-    def strategy(self, default: WSDConfig) -> WSDConfig:
-        """Settings of the decoding."""
-        given = {name: self._fields.pop(name) for name in STRATEGY if name in self._fields}
-        try:
-            return WSDConfig.resolve(given, default) if given else default
-        except WSDValueError as error:
-            raise Refused(400, str(error), next(iter(given))) from None
-
     def check_rest(self) -> None:
         """Raises unless all other fields are without effect."""
         for name, value in self._fields.items():
@@ -200,7 +195,16 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
-def _temperature(name: str, value: Any) -> float:
+def _with_setting(config: WSDConfig, name: str, value: Any) -> WSDConfig:
+    return WSDConfig.resolve({name: value}, config)
+
+
+def check_temperature(name: str, value: Any) -> float:
+    """A temperature that models on servers and in this process can sample at, or 0.
+
+    Raises:
+        WSDValueError: it is none.
+    """
     number = check_number(name, value, least=0)
     if 0 < number < LEAST_TEMPERATURE:
         raise WSDValueError(f"{name}={value!r}: must be 0, which is greedy, or at least {LEAST_TEMPERATURE:f}")

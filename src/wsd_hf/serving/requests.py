@@ -21,7 +21,7 @@ class ChatRequest:
         strategy: its settings; None: the base answers alone.
         max_tokens: most tokens in the answer.
         temperature: of sampling; 0 is greedy.
-        top_p, top_k: of sampling; None: as the base's generation config has them.
+        top_p, top_k: of sampling; None: in this process as the base's generation config has them, on servers no limit.
         seed: of sampling, in [-2**63, 2**63); None: a new sample each time.
         stop: strings at which the answer ends; they are no part of it.
         likelihoods: whether the pieces of the answer need their likelihoods, which take some time.
