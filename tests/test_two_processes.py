@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 
 import two_processes
 import wsd_hf
 from every_strategy import world
 from oracle import random_prompt
+from wsd_hf.files import write_whole
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch has no gloo"
@@ -37,12 +39,21 @@ class Runs(NamedTuple):
 
 @pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.sweep)])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The calls of both ranks, which the first of several test processes makes for all."""
+    own = tmp_path_factory.getbasetemp()
+    made = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"two-{request.param}.json"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            write_whole(made, json.dumps(two_runs(tmp_path_factory.mktemp("two"), request.param)))
+    return Runs(*json.loads(made.read_text("utf-8")))
+
+
+def two_runs(folder: Path, number: str) -> Runs:
     """The calls of both ranks in one process each after the other, and in two processes."""
-    few, folder = request.param == "few", tmp_path_factory.mktemp("two")
     two_processes.save_models(folder)
     processes = [
         subprocess.Popen(
-            [sys.executable, str(Path(two_processes.__file__)), str(folder), str(rank), request.param],
+            [sys.executable, str(Path(two_processes.__file__)), str(folder), str(rank), number],
             env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
@@ -50,7 +61,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     ]
     try:
         world.cache_clear()  # so that no earlier test has a part in these models
-        alone = [two_processes.answers(two_processes.calls(folder, rank, few, together=False)) for rank in (0, 1)]
+        alone = [two_processes.answers(two_processes.calls(folder, rank, number == "few", together=False)) for rank in (0, 1)]
         for process in processes:
             assert process.wait(SECONDS) == 0
     finally:
