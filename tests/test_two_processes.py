@@ -131,6 +131,26 @@ def test_an_error_in_a_forward_puts_the_ranks_out_of_step(runs: Runs) -> None:
         assert text.startswith("an earlier call failed in the middle of a forward")
 
 
+def test_ranks_that_lose_each_other_after_a_call_are_out_of_step(
+    own_base: Any, own_pilot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has its answer, and the other fails in a forward that both run."""
+
+    def agree(turns: Any, place: int) -> int:
+        if place == len(turns._models):
+            raise ConnectionError("the other process has ended")
+        return place
+
+    monkeypatch.setattr("wsd_hf.engine.joint_calls._Turns._agree", agree)
+    for module in ("joint_calls", "preparation"):
+        monkeypatch.setattr(f"wsd_hf.engine.{module}.process_count", lambda: 2)
+    for error, message in ((ConnectionError, "the other process has ended"), (wsd_hf.WSDValueError, "an earlier call failed")):
+        with pytest.raises(error, match=message):
+            own_base.generate(
+                random_prompt(0, 6), strategy="wsd", assistant_model=own_pilot, synced_gpus=True, max_new_tokens=4
+            )
+
+
 def test_a_logits_processor_with_a_whole_pilot(runs: Runs) -> None:
     for name, rank in chosen(runs, "sharded: ", "WSDLogitsProcessor, pilot whole"):
         assert runs.together[rank][name] == runs.alone[rank][name], (name, rank)
@@ -161,7 +181,11 @@ def test_tensor_parallel_ranks_with_other_seeds_may_decode_greedily(runs: Runs) 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("sampled, a seed per rank", "random states that differ"), ("a prompt per rank", "prompts or settings that differ")],
+    [
+        ("sampled, a seed per rank", "random states that differ"),
+        ("a prompt per rank", "prompts or settings that differ"),
+        ("a generation config per rank", "prompts or settings that differ"),
+    ],
 )
 def test_tensor_parallel_ranks_that_would_part_are_refused(runs: Runs, words: str, message: str) -> None:
     for name, rank in chosen(runs, "tensor parallel: ", words):
@@ -177,11 +201,14 @@ def test_a_streamer_of_one_tensor_parallel_rank_may_fail(runs: Runs) -> None:
         assert (runs.together[rank][name] == ["ConnectionError", "the reader has gone"]) == (rank == 0)
 
 
-def test_a_setting_of_one_tensor_parallel_rank_is_refused_on_all(runs: Runs) -> None:
-    for name, rank in chosen(runs, "tensor parallel: ", "a setting of one rank is refused"):
+@pytest.mark.parametrize(
+    ("argument", "message"), [("setting", "max_draft_tokens=0"), ("model", "must be a causal language model")]
+)
+def test_an_argument_of_one_tensor_parallel_rank_is_refused_on_all(runs: Runs, argument: str, message: str) -> None:
+    for name, rank in chosen(runs, "tensor parallel: ", f"a {argument} of one rank is refused"):
         kind, text = runs.together[rank][name]
         assert kind == "WSDValueError"
-        assert ("max_draft_tokens=0" if rank else "prompts or settings that differ") in text
+        assert (message if rank else "prompts or settings that differ") in text
 
 
 def test_zero_3_goes_step_by_step_in_several_processes(base: Any, pilot: Any, monkeypatch: pytest.MonkeyPatch) -> None:

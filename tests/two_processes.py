@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -89,10 +90,12 @@ FAULTS: dict[str, Callable[[torch.Tensor], dict[str, Any]]] = {
     "an empty prompt": lambda prompt: {"attention_mask": 1 - ones(prompt)},
     "a mask without data": lambda prompt: {"attention_mask": ones(prompt).to("meta")},
     "an unknown keyword": lambda _: {"no_such_keyword": 1},
+    "a pilot that is no model": lambda _: {"assistant_model": "no model"},
 }
 """Arguments of calls that fail between forwards, or before the first, from the prompt."""
 
 IN_FEW = {("wsd fast", cause) for cause in ("a processor fails", "an interrupt", "an empty prompt", "an unknown keyword")}
+IN_FEW |= {("wsd fast", "a pilot that is no model")}
 IN_FEW |= {("wsd step", cause) for cause in ("a processor fails", "an interrupt")}
 """Strategies and their faults that not only the sweep tries."""
 
@@ -210,6 +213,11 @@ def _tensor_parallel_calls(folder: Path, rank: int, few: bool, together: bool) -
             if pilot == "whole" or not few:
                 yield f"{kind}, a prompt per rank", partial(decode, prompt=rank)
                 yield f"{kind}, {choice}, a seed per rank", partial(decode, seed=rank)
+            if not few or (family == "llama" and engine == "fast" and not sampled):
+                config = GenerationConfig(repetition_penalty=1 + rank / 2)
+                yield f"{kind}, a generation config per rank", partial(decode, generation_config=config)
+                refused = partial(_decode, base, "no model" if rank else pilots[pilot], engine, sampled)
+                yield f"{kind}, a model of one rank is refused", refused
             if not few or (family == "llama" and pilot == "whole" and not sampled):
                 streamer = None if rank else FailingStreamer(ConnectionError("the reader has gone"))
                 yield f"{kind}, the streamer of one rank fails", partial(decode, streamer=streamer)
@@ -217,7 +225,7 @@ def _tensor_parallel_calls(folder: Path, rank: int, few: bool, together: bool) -
 
 
 def _decode(
-    base: Any, pilot: PreTrainedModel, engine: str, sampled: bool, prompt: int = 0, seed: int = 0, **kwargs: Any
+    base: Any, pilot: PreTrainedModel | str, engine: str, sampled: bool, prompt: int = 0, seed: int = 0, **kwargs: Any
 ) -> Any:
     torch.manual_seed(seed)
     ids = random_prompt(prompt, 6)

@@ -117,12 +117,12 @@ def generate_with(
     `generate` is transformers' own of the model.
     """
     with streamer_ended_on_error(kwargs.get("streamer")):
-        small = {name: kwargs[name] for name in SMALL_MODELS if kwargs.get(name) is not None}
-        models = check_models({"the model": model, **small})
         given = strategy if isinstance(strategy, StrategyConfig) else None
-        run = list(dict.fromkeys([*models.values(), *models_among(kwargs, vars(given) if given else {})]))
+        run = models_among({"the model": model}, kwargs, vars(given) if given else {})
         with joint_forwards(run, kwargs.get("synced_gpus")):
             with refused_together(run):
+                small = {name: kwargs[name] for name in SMALL_MODELS if kwargs.get(name) is not None}
+                check_models({"the model": model, **small})
                 kind = chosen(strategy, STRATEGIES)
                 check_data(kwargs)
                 check_keywords(kind, STRATEGIES, generate, model, kwargs)

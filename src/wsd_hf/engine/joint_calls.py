@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import BaseStreamer
 
 from .. import _compat
@@ -37,15 +37,15 @@ def process_count() -> int:
 
 
 def models_among(*arguments: Mapping[str, object]) -> list[PreTrainedModel]:
-    """The models that arguments hold, and those of their rewards and scores, in the same order on all ranks."""
+    """The models that arguments hold, and those of their rewards and scores, each once, in the same order on all ranks."""
     values = [value for named in arguments for _, value in sorted(named.items())]
     alone = [_compat.unwrapped(value) for value in values if isinstance(value, torch.nn.Module)]
     scoring = [model for value in values if isinstance(value, ModelScore) for model in value.models]
-    return [model for model in (*alone, *scoring) if isinstance(model, PreTrainedModel)]
+    return list(dict.fromkeys(model for model in (*alone, *scoring) if isinstance(model, PreTrainedModel)))
 
 
 @contextmanager
-def joint_forwards(models: Iterable[PreTrainedModel], synced_gpus: bool | None) -> Iterator[None]:
+def joint_forwards(models: Sequence[PreTrainedModel], synced_gpus: bool | None) -> Iterator[None]:
     """Lets calls of unequal length run on all ranks, which do the forwards of sharded models together meanwhile.
 
     Before each such forward, the ranks agree on the model that is next: of those that any rank is about to run, the last in
@@ -61,8 +61,8 @@ def joint_forwards(models: Iterable[PreTrainedModel], synced_gpus: bool | None) 
         WSDValueError: a sharded model that keeps a state outside of its cache, which the forwards of other ranks would change,
             or one that is out of step since an earlier call.
     """
-    models = [*dict.fromkeys(models)] if process_count() > 1 and synced_gpus is not False else []
-    shared = [model for model in models if synced_gpus or _compat.sharded(model)]
+    together = process_count() > 1 and synced_gpus is not False
+    shared = [model for model in models if synced_gpus or _compat.sharded(model)] if together else []
     if not shared:
         yield
         return
@@ -79,14 +79,14 @@ def joint_forwards(models: Iterable[PreTrainedModel], synced_gpus: bool | None) 
     turns = _Turns(shared[::-1])
     with turns.hooked():
         try:
-            yield
-        except BaseException:
-            if turns.in_step:
-                turns.finish()
-            else:
+            try:
+                yield
+            finally:
+                if turns.in_step:
+                    turns.finish()
+        finally:
+            if not turns.in_step:
                 _out_of_step.update(shared)
-            raise
-        turns.finish()
 
 
 def check_whole(name: str, model: PreTrainedModel) -> None:
@@ -102,7 +102,7 @@ class _Turns:
     """The order of the forwards of some models, on which all ranks agree.
 
     Attributes:
-        in_step: False from the beginning of a forward to its end.
+        in_step: False from the beginning of a forward to its end, and while other ranks go on.
     """
 
     def __init__(self, models: list[PreTrainedModel]) -> None:
@@ -123,9 +123,10 @@ class _Turns:
 
     def finish(self) -> None:
         """Takes part in the forwards of other ranks until the calls of all have ended."""
-        end = len(self._models)
+        self.in_step, end = False, len(self._models)
         while (turn := self._agree(end)) != end:
             self._join(turn)
+        self.in_step = True
 
     def _before(self, place: int, *_: Any) -> None:
         if not self._joining:
@@ -156,13 +157,14 @@ def check_same_call(models: Sequence[PreTrainedModel], arguments: Mapping[str, o
 
     Args:
         models: of the call.
-        arguments: of the call; None, and objects other than tensors, numbers and texts, are passed over.
+        arguments: of the call; None, and objects other than tensors, numbers, texts and generation configs, are passed over.
         samples: whether tokens are drawn.
     """
     if not _tensor_parallel_groups(models):
         return
     seeds = [_random_state(_compat.input_device(model)) for model in models] if samples else []
-    digests = [_digest(arguments), _digest({str(place): state for place, state in enumerate(seeds)})]
+    configs = {f"generation config {place}": getattr(model, "generation_config", None) for place, model in enumerate(models)}
+    digests = [_digest({**arguments, **configs}), _digest({str(place): state for place, state in enumerate(seeds)})]
     same_arguments, same_seeds = _same_on_all_ranks(models, digests)
     if not same_arguments:
         raise WSDValueError(
@@ -194,10 +196,12 @@ def _tensor_parallel_groups(models: Iterable[PreTrainedModel]) -> list[Any]:
 def _same_on_all_ranks(models: Sequence[PreTrainedModel], numbers: Sequence[int]) -> list[bool]:
     """Whether each number is the same on all ranks of the tensor-parallel ones among some models."""
     extremes = torch.tensor([*numbers, *(-number for number in numbers)], device=_compat.input_device(models[0]))
+    same: list[bool] = []
     for group in _tensor_parallel_groups(models):
         torch.distributed.all_reduce(extremes, op=torch.distributed.ReduceOp.MIN, group=group)
-    lowest, highest = extremes[: len(numbers)], -extremes[len(numbers) :]
-    same: list[bool] = (lowest == highest).tolist()
+        same = (extremes[: len(numbers)] == -extremes[len(numbers) :]).tolist()
+        if not all(same):  # a rank whose call was refused may lack the other models
+            break
     return same
 
 
@@ -240,6 +244,8 @@ def _digest(arguments: Mapping[str, object]) -> int:
         if isinstance(value, torch.Tensor):
             digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, GenerationConfig):
+            digest.update(f"{name}{_digest(value.to_dict())}".encode())
         else:
             with suppress(TypeError):
                 digest.update(json.dumps([name, value]).encode())
