@@ -44,7 +44,7 @@ def no_thread_left() -> Iterator[None]:
 
 
 def output_of(command: list[str], seconds: int = 2 * HANG, env: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """Standard output and error of a process that succeeds; after the time, it is killed with all that it has started."""
+    """Output and error of a process that succeeds; after the time, or Ctrl-C, it is killed with all that it has started."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -55,7 +55,7 @@ def output_of(command: list[str], seconds: int = 2 * HANG, env: Mapping[str, str
     )
     try:
         out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
+    except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
     assert process.returncode == 0, out + err
