@@ -48,7 +48,8 @@ SAVE = """(file) => {
 """Saves a file that the server has made; it is stored nowhere else."""
 
 COPY = """async () => {
-  const texts = [...document.querySelectorAll("#turns .turn:last-child .answer > .text")].map(text => text.innerText);
+  const last = [...document.querySelectorAll("#turns .turn")].at(-1);
+  const texts = [...last.querySelectorAll(".answer > .text")].map(text => text.innerText);
   await navigator.clipboard.writeText(texts.join("\\n\\n"));
 }"""
 
