@@ -389,6 +389,22 @@ def test_an_answer_is_copied_saved_and_linked_to(browser: Any, stage: Stage) -> 
         assert shown.messages == []
 
 
+def test_over_plain_http_an_answer_is_copied_too(browser: Any, stage: Stage) -> None:
+    with visit(browser, stage) as shown:
+        page = shown.page
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as from another machine
+        ask(page, KELOFT)
+        page.get_by_role("button", name="Copy", exact=True).click()
+
+        def pasted() -> str:
+            page.get_by_label("Question").fill("")
+            page.get_by_label("Question").press("Control+V")
+            return page.get_by_label("Question").input_value()
+
+        wait_until(page, lambda: pasted() == ANSWER)
+        assert shown.messages == []
+
+
 def test_a_failure_is_a_message_on_the_page(browser: Any, stage: Stage, looked_up: set[str]) -> None:
     with visit(browser, stage, "?methods=emulated_fine_tuning") as shown:
         wait_for_text(shown.page, "body", "methods=emulated_fine_tuning: unknown; known are base, pilot, two_way")

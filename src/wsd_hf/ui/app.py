@@ -47,17 +47,28 @@ SAVE = """(file) => {
 }"""
 """Saves a file that the server has made; it is stored nowhere else."""
 
+TO_CLIPBOARD = """(text => {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+})"""
+"""Copies a text; over plain http from another machine, browsers have the older way alone."""
+
 COPY = """async () => {
   const last = [...document.querySelectorAll("#turns .turn")].at(-1);
   const texts = [...last.querySelectorAll(".answer > .text")].map(text => text.innerText);
-  await navigator.clipboard.writeText(texts.join("\\n\\n"));
-}"""
+  await TO_CLIPBOARD(texts.join("\\n\\n"));
+}""".replace("TO_CLIPBOARD", TO_CLIPBOARD)
 
 LINK = """async () => {
   const link = new URL(location.href), asked = document.querySelectorAll("#turns .question");
   link.searchParams.set("question", asked[asked.length - 1].innerText);
-  await navigator.clipboard.writeText(link.href);
-}"""
+  await TO_CLIPBOARD(link.href);
+}""".replace("TO_CLIPBOARD", TO_CLIPBOARD)
 
 
 @dataclass(frozen=True)
