@@ -246,6 +246,15 @@ def test_sampled_drafts_are_not_taken_for_each_other() -> None:
         assert len(found.log_probs) == length
 
 
+def test_drafts_of_different_conversations_are_not_taken_for_each_other(pair: Pair) -> None:
+    first, second = grown(LocalAnswerer(pair), Settings(methods=("pilot",), max_tokens=48), KELOFT, KELOFT).turns
+    assert recording(first).answer is first.answer("pilot")
+    (answer,) = (answer.text for answer in first.answers if answer.method == "wsd")
+    chat = [{"role": "user", "content": KELOFT}, {"role": "assistant", "content": answer}, {"role": "user", "content": KELOFT}]
+    output = pair.generate(chat, max_new_tokens=48)
+    assert recording(second).log_probs == output.draft_log_probs[0].tolist()
+
+
 # Settings and the address
 
 

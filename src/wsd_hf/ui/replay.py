@@ -34,11 +34,11 @@ class Recording:
 
 
 def recording(turn: Turn) -> Recording:
-    """The longest draft of a turn: the pilot's alone, of which the other is the beginning if nothing is sampled."""
+    """The longest draft of a turn: the pilot's alone, of which the other is the beginning if both answer the same chat greedily."""
     alone, answer = turn.answer("pilot"), turn.answer("wsd")
     assert answer is not None
     draft = answer.draft
-    if alone is not None and not turn.settings.temperature and len(alone.draft) >= len(draft):
+    if alone and alone.messages == answer.messages and not turn.settings.temperature and len(alone.draft) >= len(draft):
         answer, draft = alone, alone.draft
     return Recording(answer, draft, answer.end is not None and answer.end.switch_index < 0)
 
