@@ -327,7 +327,7 @@ def test_tokens_have_the_colours_of_their_writers_and_of_the_bases_opinion() -> 
 def test_a_token_of_several_models_has_a_neutral_look() -> None:
     page = conversation([turn(Piece("Yes", None), End("length", 3, 0, 1, -1, None))])
     assert 'class="token both-0" data-trace="both models"' in page
-    assert "1 tokens, cut at the limit" in texts(page)
+    assert "1 token, cut at the limit" in texts(page)
 
 
 def test_a_character_of_several_drafted_tokens_has_the_ranks_of_all() -> None:

@@ -208,16 +208,18 @@ class Handlers:
             return
         settings = _settings(given)
         talk.threshold, talk.window_size = settings.threshold, settings.window_size
-        yield {
-            parts.past: conversation(talk.turns),
-            parts.now: "",
-            parts.suggestions: gr.Row(visible=False),
-            parts.question: "",
-            parts.ask: gr.Button(visible=False),
-            parts.stop: gr.Button(visible=True),
-            parts.tools: gr.Row(visible=False),
-        }
+        past = conversation(talk.turns)
         async with aclosing(talk.ask(question, settings, self._answerer)) as turns:
+            await anext(turns)  # before anything else can run: from here on the conversation is busy
+            yield {
+                parts.past: past,
+                parts.now: "",
+                parts.suggestions: gr.Row(visible=False),
+                parts.question: "",
+                parts.ask: gr.Button(visible=False),
+                parts.stop: gr.Button(visible=True),
+                parts.tools: gr.Row(visible=False),
+            }
             async for turn in turns:
                 yield {
                     parts.now: conversation([turn]),
@@ -239,7 +241,7 @@ class Handlers:
         """Stops the answers that are being written."""
         talk.stop()
 
-    def clear(self, talk: Conversation) -> dict[Any, Any]:
+    async def clear(self, talk: Conversation) -> dict[Any, Any]:
         """Forgets all turns."""
         talk.stop()
         talk.turns.clear()
@@ -247,8 +249,8 @@ class Handlers:
         empty = {parts.past: "", parts.now: "", parts.status: "", parts.curve: panel(None, talk.threshold, talk.window_size)}
         return {**empty, parts.suggestions: gr.Row(visible=True), parts.tools: gr.Row(visible=False)}
 
-    def look(self, talk: Conversation, threshold: float, window_size: float) -> str:
-        """The last draft at other settings of the switch."""
+    async def look(self, talk: Conversation, threshold: float, window_size: float) -> str:
+        """The last draft at other settings of the switch; in the event loop, where the draft may be growing."""
         talk.threshold, talk.window_size = threshold, int(window_size)
         return panel(talk.turns[-1] if talk.turns else None, talk.threshold, talk.window_size)
 
