@@ -321,7 +321,8 @@ def test_tokens_have_the_colours_of_their_writers_and_of_the_bases_opinion() -> 
     lines = [[cell.text or "".join(cell.itertext()) for cell in line] for line in page.findall(".//tbody/tr")]
     assert lines[1] == ["2", ", it", "pilot", "0.500", "2", "0.500"]
     assert lines[3] == ["4", " so.", "base", "0.375", "1, 3", ""]
-    assert "3 of 4 tokens by the pilot; there confidence reached 0.8 over 1 tokens" not in texts(conversation([]))
+    (words,) = (line.text for line in page.iter("p") if line.get("class") == "note")
+    assert words == "3 of 4 tokens by the pilot; there confidence reached 0.8 over 1 token"
 
 
 def test_a_token_of_several_models_has_a_neutral_look() -> None:
