@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import math
 import re
@@ -10,6 +11,7 @@ import runpy
 import socket
 import threading
 from contextlib import aclosing
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -212,6 +214,55 @@ def test_visitors_see_nothing_of_each_other(pair: Pair) -> None:
         assert other not in talk.turns[0].answers[0].text
 
 
+# Handlers of the page
+
+
+def handlers(answerer: Any, most_tokens: int = 256) -> Any:
+    pytest.importorskip("gradio")
+    from wsd_hf.ui.app import Handlers, Parts
+
+    return Handlers(answerer, Parts(*range(9), []), most_tokens)  # type: ignore[arg-type]
+
+
+def test_of_two_questions_in_the_same_moment_one_is_answered() -> None:
+    answerer, talk = Scripted(*WRITTEN, CONFIDENT), Conversation(0.8, 6)
+    page = handlers(answerer)
+
+    async def ask_twice() -> None:
+        asked = [page.ask(talk, question, *astuple(Settings())) for question in ("One?", "Two?")]
+        for changes in asked:
+            await anext(changes)
+        for changes in asked:
+            async for _ in changes:
+                pass
+
+    asyncio.run(ask_twice())
+    assert [found.question for found in talk.turns] == ["One?"]
+    assert [request.messages[-1]["content"] for request in answerer.requests] == ["One?"]
+
+
+def test_a_visitor_asks_for_no_more_tokens_than_the_page_allows() -> None:
+    answerer, talk = Scripted(*WRITTEN, CONFIDENT), Conversation(0.8, 6)
+    page = handlers(answerer, most_tokens=64)
+
+    async def ask(most: int) -> None:
+        async for _ in page.ask(talk, KELOFT, *astuple(Settings(max_tokens=most))):
+            pass
+
+    with pytest.raises(Exception, match="max_tokens=65: must be from 1 to 64"):  # gradio's, which becomes a message
+        asyncio.run(ask(65))
+    assert not talk.turns
+    asyncio.run(ask(64))
+    assert [request.max_tokens for request in answerer.requests] == [64]
+
+
+def test_what_reads_a_growing_draft_runs_where_it_grows() -> None:
+    page = handlers(Scripted())
+    for handler in (page.ask, page.look, page.stop, page.clear):
+        in_the_loop = inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler)
+        assert in_the_loop, "gradio runs plain functions in threads"
+
+
 # The switch at other settings, against generate
 
 
@@ -259,10 +310,16 @@ def test_drafts_of_different_conversations_are_not_taken_for_each_other(pair: Pa
 
 
 def test_the_address_gives_the_settings_back() -> None:
-    settings = Settings(0.65, 3, ("base", "two_way"), 99, 0.5, 7, "Sé breve, 好", True)
+    settings = Settings(0.65, 3, ("base", "two_way"), 256, 0.5, 7, "Sé breve, 好", True)
     assert Settings().with_query(settings.texts()) == (settings, [])
     assert settings.with_query({}) == (settings, [])
-    assert settings.with_query(Settings().texts()) == (Settings(), [])
+    assert settings.with_query(Settings(max_tokens=99).texts()) == (Settings(max_tokens=99), [])
+
+
+def test_an_address_asks_for_no_more_tokens_than_the_page_allows() -> None:
+    settings, (fault,) = Settings(max_tokens=99).with_query({"max_tokens": "100", "window_size": "4"})
+    assert settings == Settings(max_tokens=99, window_size=4)
+    assert fault == "max_tokens=100: must be from 1 to 99; the page's own is used"
 
 
 @pytest.mark.parametrize(
@@ -450,7 +507,7 @@ def test_what_cannot_be_served_is_refused_before_models_are_loaded() -> None:
         for words, problem in (
             (["--port", port], f"--host 127.0.0.1 --port {port}: Address already in use"),
             (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: "),
-            (["--max-new-tokens", "5000"], "max_tokens=5000: must be from 1 to 4096"),
+            (["--max-new-tokens", "5000"], "4096"),
         ):
             result = CliRunner().invoke(app, ["ui", "--base", "no/such", "--pilot", "no/such", *words])
             assert result.exit_code == 2

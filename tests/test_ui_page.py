@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import json
 import math
 import re
@@ -13,7 +12,6 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -32,7 +30,7 @@ import httpx
 
 import serving_for_tests
 from wsd_hf.ui.answers import Conversation
-from wsd_hf.ui.app import REQUESTS, Handlers, Parts, build
+from wsd_hf.ui.app import REQUESTS, build
 from wsd_hf.ui.launch import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio", "ignore::FutureWarning:gradio")
@@ -363,27 +361,10 @@ def test_all_of_the_page_fits_its_window_and_can_be_read(browser: Any, stage: St
         assert (luminance(body) < 0.1) == (scheme == "dark")
 
 
-def test_of_two_questions_in_the_same_moment_one_is_answered() -> None:
-    answerer = serving_for_tests.Scripted(Piece("Yes", "base"), serving_for_tests.END)
-    handlers, talk = Handlers(answerer, Parts(*range(9), [])), Conversation(0.8, 6)  # type: ignore[arg-type]
-
-    async def ask_twice() -> None:
-        asked = [handlers.ask(talk, question, *astuple(Settings())) for question in ("One?", "Two?")]
-        for changes in asked:
-            await anext(changes)
-        for changes in asked:
-            async for _ in changes:
-                pass
-
-    asyncio.run(ask_twice())
-    assert [turn.question for turn in talk.turns] == ["One?"]
-    assert [request.messages[-1]["content"] for request in answerer.requests] == ["One?"]
-
-
-def test_what_reads_a_growing_draft_runs_where_it_grows() -> None:
-    for handler in (Handlers.ask, Handlers.look, Handlers.stop, Handlers.clear):
-        in_the_loop = inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler)
-        assert in_the_loop, "gradio runs plain functions in threads"
+def test_a_visitor_may_ask_for_fewer_tokens_than_the_page_begins_with(stage: Stage) -> None:
+    components = httpx.get(f"{stage.address}config").json()["components"]
+    (slider,) = (part["props"] for part in components if part["props"].get("label") == "Most tokens in an answer")
+    assert (slider["minimum"], slider["maximum"], slider["value"]) == (1, 64, 64)
 
 
 def test_an_answer_is_copied_saved_and_linked_to(browser: Any, stage: Stage) -> None:

@@ -94,7 +94,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
     Args:
         answerer: answers all visitors.
         methods: that may answer beside Weak-to-Strong Decoding, of `HEADINGS`; an address may name no others.
-        start: settings at the beginning.
+        start: settings at the beginning; visitors may ask for fewer tokens, not for more.
         about: one line on the models, under the heading.
         examples: questions to begin with.
     """
@@ -137,7 +137,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
 
         settings = [threshold, window, *controls]
         parts = Parts(past, now, state, suggestions, question, ask, stop, tools, curve, settings)
-        handlers = Handlers(answerer, parts)
+        handlers = Handlers(answerer, parts, start.max_tokens)
         growing = quiet | {"outputs": handlers.growing, "concurrency_id": "answers", "concurrency_limit": REQUESTS}
         asked = {"fn": handlers.ask, "inputs": [talk, question, *settings], **growing}
         gr.on([question.submit, ask.click], **asked)
@@ -174,7 +174,7 @@ def _head(about: str) -> str:
 def _controls(start: Settings) -> list[Any]:
     """Components of the settings after the methods, in the order of the fields."""
     return [
-        gr.Slider(*LIMITS["max_tokens"], start.max_tokens, step=1, label="Most tokens in an answer"),
+        gr.Slider(1, start.max_tokens, start.max_tokens, step=1, label="Most tokens in an answer"),
         gr.Slider(*LIMITS["temperature"], start.temperature, step=0.05, label="Temperature (0: greedy)"),
         gr.Textbox("" if start.seed is None else str(start.seed), label="Seed (empty: a new sample each time)"),
         gr.Textbox(start.system, label="System message", lines=1, max_lines=6),
@@ -188,13 +188,14 @@ class Handlers:
     Args:
         answerer: of all visitors.
         parts: of the page.
+        most_tokens: that a visitor may ask for.
 
     Attributes:
         growing: the components that change while answers grow.
     """
 
-    def __init__(self, answerer: Answerer, parts: Parts) -> None:
-        self._answerer, self._parts = answerer, parts
+    def __init__(self, answerer: Answerer, parts: Parts, most_tokens: int) -> None:
+        self._answerer, self._parts, self._most_tokens = answerer, parts, most_tokens
         self.growing = [
             getattr(parts, name)
             for name in ("past", "now", "status", "suggestions", "question", "ask", "stop", "tools", "curve")
@@ -206,7 +207,7 @@ class Handlers:
         if talk.busy or not question.strip():
             yield {parts.question: gr.skip()}
             return
-        settings = _settings(given)
+        settings = _settings(given, self._most_tokens)
         talk.threshold, talk.window_size = settings.threshold, settings.window_size
         past = conversation(talk.turns)
         async with aclosing(talk.ask(question, settings, self._answerer)) as turns:
@@ -231,7 +232,7 @@ class Handlers:
     async def ask_again(self, talk: Conversation, *given: Any) -> AsyncGenerator[dict[Any, Any], None]:
         """Answers the last question anew."""
         _check(talk)
-        _settings(given)  # refused ones leave the turn where it is
+        _settings(given, self._most_tokens)  # refused ones leave the turn where it is
         question = "" if talk.busy else talk.retract()
         async with aclosing(self.ask(talk, question, *given)) as changes:
             async for changed in changes:
@@ -289,13 +290,15 @@ def _check(talk: Conversation) -> None:
         raise gr.Error(LOST, print_exception=False)
 
 
-def _settings(given: Sequence[Any]) -> Settings:
+def _settings(given: Sequence[Any], most_tokens: int) -> Settings:
     """Settings of the values of their components; refused ones are a message on the page."""
     values = dict(zip((field.name for field in fields(Settings)), given, strict=True))
     try:
         if values["seed"] and not values["seed"].isdecimal():
             raise WSDValueError(f"seed={values['seed']}: must be a whole number, or empty")
         whole = {name: int(values[name]) if values[name] else None for name in ("window_size", "max_tokens", "seed")}
-        return Settings(**values | whole | {"methods": tuple(values["methods"])})
+        settings = Settings(**values | whole | {"methods": tuple(values["methods"])})
+        settings.check_tokens(most_tokens)
     except WSDValueError as error:
         raise gr.Error(html_text(str(error)), print_exception=False) from None
+    return settings
