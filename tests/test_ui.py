@@ -221,7 +221,7 @@ def handlers(answerer: Any, most_tokens: int = 256) -> Any:
     pytest.importorskip("gradio")
     from wsd_hf.ui.app import Handlers, Parts
 
-    return Handlers(answerer, Parts(*range(9), []), most_tokens)  # type: ignore[arg-type]
+    return Handlers(answerer, Parts(*range(9), []), most_tokens, "A pair")  # type: ignore[arg-type]
 
 
 def test_of_two_questions_in_the_same_moment_one_is_answered() -> None:
@@ -482,12 +482,26 @@ def test_of_a_long_draft_the_places_around_the_switch_are_shown() -> None:
 
 def test_a_saved_file_has_what_the_switch_is_found_with() -> None:
     found = turn(*WRITTEN, CONFIDENT, question="Is it só?")
-    (data,) = json.loads(as_json([found]))
+    saved = json.loads(as_json([found], "A base with the pilot <A>"))
+    assert (saved["wsd_hf"], saved["models"]) == (wsd_hf.__version__, "A base with the pilot <A>")
+    (data,) = saved["turns"]
     (answer,) = data["answers"]
     assert (data["question"], answer["text"], answer["end"]["switch_index"]) == ("Is it só?", "Yes, it is so.", 3)
     draft = [one["log_prob"] for piece in answer["pieces"] for one in piece["likelihoods"] if piece["writer"] == "pilot"]
     assert wsd_hf.switch_index(draft, data["settings"]["threshold"], data["settings"]["window_size"]) == 3
     assert [one["rank"] for piece in answer["pieces"] for one in piece["likelihoods"]] == [17, 2, 1, 1, 3]
+
+
+def test_every_field_of_a_saved_file_is_documented() -> None:
+    _, _, rest = (SPACE.parents[1] / "docs" / "ui.md").read_text("utf-8").partition("## The saved JSON")
+    documented = set(re.findall(r"`(\w+)`", rest.partition("\n## ")[0]))
+
+    def fields(data: Any) -> set[str]:
+        if isinstance(data, list):
+            return set().union(*map(fields, data))
+        return set(data).union(*map(fields, data.values())) if isinstance(data, dict) else set()
+
+    assert fields(json.loads(as_json([turn(*WRITTEN, CONFIDENT)], "A pair"))) <= documented
 
 
 def test_a_saved_page_loads_nothing() -> None:

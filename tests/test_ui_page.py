@@ -382,7 +382,7 @@ def test_an_answer_is_copied_saved_and_linked_to(browser: Any, stage: Stage) -> 
             with page.expect_download() as download:
                 page.get_by_role("button", name=f"Save as {kind}").click()
             files[download.value.suggested_filename] = download.value.path().read_text("utf-8")
-        _, saved = json.loads(files["wsd.json"])
+        _, saved = json.loads(files["wsd.json"])["turns"]
         assert (saved["question"], saved["answers"][0]["text"], saved["settings"]["window_size"]) == (KELOFT, answer(page), 4)
         assert answer(page) in re.sub("<.*?>", "", files["wsd.html"])
         page.get_by_role("button", name="Copy link").click()

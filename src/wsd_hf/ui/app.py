@@ -95,7 +95,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
         answerer: answers all visitors.
         methods: that may answer beside Weak-to-Strong Decoding, of `HEADINGS`; an address may name no others.
         start: settings at the beginning; visitors may ask for fewer tokens, not for more.
-        about: one line on the models, under the heading.
+        about: one line on the models, under the heading and in saved data.
         examples: questions to begin with.
     """
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -137,7 +137,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
 
         settings = [threshold, window, *controls]
         parts = Parts(past, now, state, suggestions, question, ask, stop, tools, curve, settings)
-        handlers = Handlers(answerer, parts, start.max_tokens)
+        handlers = Handlers(answerer, parts, start.max_tokens, about)
         growing = quiet | {"outputs": handlers.growing, "concurrency_id": "answers", "concurrency_limit": REQUESTS}
         asked = {"fn": handlers.ask, "inputs": [talk, question, *settings], **growing}
         gr.on([question.submit, ask.click], **asked)
@@ -189,13 +189,14 @@ class Handlers:
         answerer: of all visitors.
         parts: of the page.
         most_tokens: that a visitor may ask for.
+        about: the models, for saved data.
 
     Attributes:
         growing: the components that change while answers grow.
     """
 
-    def __init__(self, answerer: Answerer, parts: Parts, most_tokens: int) -> None:
-        self._answerer, self._parts, self._most_tokens = answerer, parts, most_tokens
+    def __init__(self, answerer: Answerer, parts: Parts, most_tokens: int, about: str) -> None:
+        self._answerer, self._parts, self._most_tokens, self._about = answerer, parts, most_tokens, about
         self.growing = [
             getattr(parts, name)
             for name in ("past", "now", "status", "suggestions", "question", "ask", "stop", "tools", "curve")
@@ -258,7 +259,7 @@ class Handlers:
     def json_file(self, talk: Conversation) -> dict[str, str]:
         """The conversation as data."""
         _check(talk)
-        return {"name": "wsd.json", "type": "application/json", "text": as_json(talk.turns)}
+        return {"name": "wsd.json", "type": "application/json", "text": as_json(talk.turns, self._about)}
 
     def html_file(self, talk: Conversation) -> dict[str, str]:
         """The conversation as a page."""

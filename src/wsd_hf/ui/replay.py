@@ -34,7 +34,7 @@ class Recording:
 
 
 def recording(turn: Turn) -> Recording:
-    """The longest draft of a turn: the pilot's alone, of which the other is the beginning if both answer the same chat greedily."""
+    """The longest draft of a turn: the pilot's alone, of which the other is the beginning if both are greedy after one chat."""
     alone, answer = turn.answer("pilot"), turn.answer("wsd")
     assert answer is not None
     draft = answer.draft
@@ -55,13 +55,13 @@ def counted(number: int, noun: str = "token") -> str:
 def verdict(found: Recording, threshold: float, window_size: int) -> str:
     """One sentence about the switch at some settings."""
     settings = f"At {threshold:g} over {counted(window_size)}"
-    index, drafted = found.switch(threshold, window_size), len(found.log_probs)
+    index, drafted = found.switch(threshold, window_size), counted(len(found.log_probs))
     if index is not None:
         return f"{settings} the base takes over after {counted(index)}."
     highest = max((value for value in found.confidences(window_size) if not math.isnan(value)), default=None)
     reached = "" if highest is None else f" Its confidence reached {highest:.2f} at most."
     if not found.answer.over:
-        return f"{settings} the base has not taken over yet, after {counted(drafted, 'drafted token')}.{reached}"
+        return f"{settings} the base has not taken over yet, after {counted(len(found.log_probs), 'drafted token')}.{reached}"
     if found.whole:
-        return f"{settings} the base never takes over: the draft of {counted(drafted)} is kept whole.{reached}"
-    return f"{settings} the base does not take over within this draft of {counted(drafted)}; Retry shows where it would.{reached}"
+        return f"{settings} the base never takes over: the draft of {drafted} is kept whole.{reached}"
+    return f"{settings} the base does not take over within this draft of {drafted}; Retry shows where it would.{reached}"
