@@ -7,7 +7,6 @@ import inspect
 import json
 import math
 import re
-import runpy
 import socket
 import threading
 from contextlib import aclosing
@@ -18,8 +17,6 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-import yaml
-from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 import wsd_hf
@@ -37,7 +34,7 @@ from wsd_hf.ui.replay import recording, verdict
 from wsd_hf.ui.settings import HEADINGS, Settings, available
 from wsd_hf.ui.view import conversation, note, panel, status
 
-SPACE = Path(__file__).parent.parent / "examples" / "space"
+DOCS = Path(__file__).parents[1] / "docs" / "ui.md"
 KELOFT = "What does the Keloft eat?"
 NASTY = "</p><script>alert(1)</script>\x1b[2J\u202e"
 CONFIDENT = End("stop", prompt_tokens=3, pilot_tokens=3, base_tokens=1, switch_index=3, switch_reason="confident")
@@ -493,7 +490,7 @@ def test_a_saved_file_has_what_the_switch_is_found_with() -> None:
 
 
 def test_every_field_of_a_saved_file_is_documented() -> None:
-    _, _, rest = (SPACE.parents[1] / "docs" / "ui.md").read_text("utf-8").partition("## The saved JSON")
+    _, _, rest = DOCS.read_text("utf-8").partition("## The saved JSON")
     documented = set(re.findall(r"`(\w+)`", rest.partition("\n## ")[0]))
 
     def fields(data: Any) -> set[str]:
@@ -545,30 +542,6 @@ def test_the_command_serves_this_machine_only_by_default(monkeypatch: pytest.Mon
     assert first == ["127.0.0.1", None, False]
     assert second == ["0.0.0.0", 8000, True]
     assert CliRunner().invoke(app, ["ui", "--base", "there/is/none"]).exit_code == 2
-
-
-def test_the_space_installs_this_version() -> None:
-    _, head, _ = (SPACE / "README.md").read_text("utf-8").split("---\n", 2)
-    card = yaml.safe_load(head)
-    assert (card["sdk"], card["app_file"], card["license"]) == ("gradio", "app.py", "apache-2.0")
-    assert {card["colorFrom"], card["colorTo"]} <= {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
-    assert len(card["short_description"]) <= 60
-    requirement = Requirement((SPACE / "requirements.txt").read_text("utf-8").strip())
-    assert requirement.extras == {"ui"}
-    assert str(requirement.url).startswith("https://huggingface.co/spaces/NAME/wsd/resolve/main/"), "a build sees no other file"
-    assert str(requirement.url).endswith(f"/wsd_hf-{wsd_hf.__version__}-py3-none-any.whl")
-
-
-def test_the_space_starts_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    gradio = pytest.importorskip("gradio")
-    calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **given: calls.append(given))
-    monkeypatch.setenv("BASE", "")
-    monkeypatch.setenv("PILOT", "")
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
-    assert ended.value.code == 0
-    assert calls[0]["server_name"] == "0.0.0.0"
 
 
 @pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"share": True}])
