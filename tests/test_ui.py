@@ -255,7 +255,7 @@ def test_a_visitor_asks_for_no_more_tokens_than_the_page_allows() -> None:
 
 def test_what_reads_a_growing_draft_runs_where_it_grows() -> None:
     page = handlers(Scripted())
-    for handler in (page.ask, page.look, page.stop, page.clear):
+    for handler in (page.ask, page.look, page.stop, page.clear, page.json_file, page.html_file):
         in_the_loop = inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler)
         assert in_the_loop, "gradio runs plain functions in threads"
 

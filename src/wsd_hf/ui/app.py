@@ -256,12 +256,12 @@ class Handlers:
         talk.threshold, talk.window_size = threshold, int(window_size)
         return panel(talk.turns[-1] if talk.turns else None, talk.threshold, talk.window_size)
 
-    def json_file(self, talk: Conversation) -> dict[str, str]:
+    async def json_file(self, talk: Conversation) -> dict[str, str]:
         """The conversation as data."""
         _check(talk)
         return {"name": "wsd.json", "type": "application/json", "text": as_json(talk.turns, self._about)}
 
-    def html_file(self, talk: Conversation) -> dict[str, str]:
+    async def html_file(self, talk: Conversation) -> dict[str, str]:
         """The conversation as a page."""
         _check(talk)
         return {"name": "wsd.html", "type": "text/html", "text": as_html(talk.turns, talk.threshold, talk.window_size)}
