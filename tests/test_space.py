@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib.metadata import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import RepoCard
@@ -15,7 +17,7 @@ from huggingface_hub import RepoCard
 import wsd_hf
 from time_limit import HANG, time_limit
 
-pytest.importorskip("gradio", reason='no gradio: pip install "wsd_hf[ui]"')
+gradio = pytest.importorskip("gradio", reason='no gradio: pip install "wsd_hf[ui]"')
 httpx = pytest.importorskip("httpx")
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +28,7 @@ def test_the_front_matter_and_requirements_name_what_there_is() -> None:
     card = RepoCard.load(SPACE / "README.md", repo_type="space").data
     assert (card.sdk, card.app_file, card.license) == ("gradio", "app.py", "apache-2.0")
     assert f"gradio=={card.sdk_version}" in (ROOT / "constraints-tools.txt").read_text("utf-8").splitlines()
+    assert {card.colorFrom, card.colorTo} <= {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
     assert len(card.short_description) <= 60  # the Hub's limit
     package, extra, wheel = re.fullmatch(
         r"(\w+)\[(\w+)\] @ https://huggingface.co/spaces/NAME/wsd/resolve/main/(\S+)\n",
@@ -33,6 +36,17 @@ def test_the_front_matter_and_requirements_name_what_there_is() -> None:
     ).groups()
     assert wheel == f"{package}-{wsd_hf.__version__}-py3-none-any.whl"
     assert extra in metadata("wsd_hf").get_all("Provides-Extra")
+
+
+def test_the_space_starts_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **given: calls.append(given))
+    monkeypatch.setenv("BASE", "")
+    monkeypatch.setenv("PILOT", "")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert calls[0]["server_name"] == "0.0.0.0"
 
 
 @pytest.mark.sweep

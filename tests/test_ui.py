@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import math
 import re
-import runpy
 import socket
 import threading
 from contextlib import aclosing
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import torch
-import yaml
-from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 import wsd_hf
@@ -35,7 +34,7 @@ from wsd_hf.ui.replay import recording, verdict
 from wsd_hf.ui.settings import HEADINGS, Settings, available
 from wsd_hf.ui.view import conversation, note, panel, status
 
-SPACE = Path(__file__).parent.parent / "examples" / "space"
+DOCS = Path(__file__).parents[1] / "docs" / "ui.md"
 KELOFT = "What does the Keloft eat?"
 NASTY = "</p><script>alert(1)</script>\x1b[2J\u202e"
 CONFIDENT = End("stop", prompt_tokens=3, pilot_tokens=3, base_tokens=1, switch_index=3, switch_reason="confident")
@@ -212,6 +211,55 @@ def test_visitors_see_nothing_of_each_other(pair: Pair) -> None:
         assert other not in talk.turns[0].answers[0].text
 
 
+# Handlers of the page
+
+
+def handlers(answerer: Any, most_tokens: int = 256) -> Any:
+    pytest.importorskip("gradio")
+    from wsd_hf.ui.app import Handlers, Parts
+
+    return Handlers(answerer, Parts(*range(9), []), most_tokens, "A pair")  # type: ignore[arg-type]
+
+
+def test_of_two_questions_in_the_same_moment_one_is_answered() -> None:
+    answerer, talk = Scripted(*WRITTEN, CONFIDENT), Conversation(0.8, 6)
+    page = handlers(answerer)
+
+    async def ask_twice() -> None:
+        asked = [page.ask(talk, question, *astuple(Settings())) for question in ("One?", "Two?")]
+        for changes in asked:
+            await anext(changes)
+        for changes in asked:
+            async for _ in changes:
+                pass
+
+    asyncio.run(ask_twice())
+    assert [found.question for found in talk.turns] == ["One?"]
+    assert [request.messages[-1]["content"] for request in answerer.requests] == ["One?"]
+
+
+def test_a_visitor_asks_for_no_more_tokens_than_the_page_allows() -> None:
+    answerer, talk = Scripted(*WRITTEN, CONFIDENT), Conversation(0.8, 6)
+    page = handlers(answerer, most_tokens=64)
+
+    async def ask(most: int) -> None:
+        async for _ in page.ask(talk, KELOFT, *astuple(Settings(max_tokens=most))):
+            pass
+
+    with pytest.raises(Exception, match="max_tokens=65: must be from 1 to 64"):  # gradio's, which becomes a message
+        asyncio.run(ask(65))
+    assert not talk.turns
+    asyncio.run(ask(64))
+    assert [request.max_tokens for request in answerer.requests] == [64]
+
+
+def test_what_reads_a_growing_draft_runs_where_it_grows() -> None:
+    page = handlers(Scripted())
+    for handler in (page.ask, page.look, page.stop, page.clear, page.json_file, page.html_file):
+        in_the_loop = inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler)
+        assert in_the_loop, "gradio runs plain functions in threads"
+
+
 # The switch at other settings, against generate
 
 
@@ -246,14 +294,29 @@ def test_sampled_drafts_are_not_taken_for_each_other() -> None:
         assert len(found.log_probs) == length
 
 
+def test_drafts_of_different_conversations_are_not_taken_for_each_other(pair: Pair) -> None:
+    first, second = grown(LocalAnswerer(pair), Settings(methods=("pilot",), max_tokens=48), KELOFT, KELOFT).turns
+    assert recording(first).answer is first.answer("pilot")
+    (answer,) = (answer.text for answer in first.answers if answer.method == "wsd")
+    chat = [{"role": "user", "content": KELOFT}, {"role": "assistant", "content": answer}, {"role": "user", "content": KELOFT}]
+    output = pair.generate(chat, max_new_tokens=48)
+    assert recording(second).log_probs == output.draft_log_probs[0].tolist()
+
+
 # Settings and the address
 
 
 def test_the_address_gives_the_settings_back() -> None:
-    settings = Settings(0.65, 3, ("base", "two_way"), 99, 0.5, 7, "Sé breve, 好", True)
+    settings = Settings(0.65, 3, ("base", "two_way"), 256, 0.5, 7, "Sé breve, 好", True)
     assert Settings().with_query(settings.texts()) == (settings, [])
     assert settings.with_query({}) == (settings, [])
-    assert settings.with_query(Settings().texts()) == (Settings(), [])
+    assert settings.with_query(Settings(max_tokens=99).texts()) == (Settings(max_tokens=99), [])
+
+
+def test_an_address_asks_for_no_more_tokens_than_the_page_allows() -> None:
+    settings, (fault,) = Settings(max_tokens=99).with_query({"max_tokens": "100", "window_size": "4"})
+    assert settings == Settings(max_tokens=99, window_size=4)
+    assert fault == "max_tokens=100: must be from 1 to 99; the page's own is used"
 
 
 @pytest.mark.parametrize(
@@ -312,13 +375,14 @@ def test_tokens_have_the_colours_of_their_writers_and_of_the_bases_opinion() -> 
     lines = [[cell.text or "".join(cell.itertext()) for cell in line] for line in page.findall(".//tbody/tr")]
     assert lines[1] == ["2", ", it", "pilot", "0.500", "2", "0.500"]
     assert lines[3] == ["4", " so.", "base", "0.375", "1, 3", ""]
-    assert "3 of 4 tokens by the pilot; there confidence reached 0.8 over 1 tokens" not in texts(conversation([]))
+    (words,) = (line.text for line in page.iter("p") if line.get("class") == "note")
+    assert words == "3 of 4 tokens by the pilot; there confidence reached 0.8 over 1 token"
 
 
 def test_a_token_of_several_models_has_a_neutral_look() -> None:
     page = conversation([turn(Piece("Yes", None), End("length", 3, 0, 1, -1, None))])
     assert 'class="token both-0" data-trace="both models"' in page
-    assert "1 tokens, cut at the limit" in texts(page)
+    assert "1 token, cut at the limit" in texts(page)
 
 
 def test_a_character_of_several_drafted_tokens_has_the_ranks_of_all() -> None:
@@ -415,12 +479,26 @@ def test_of_a_long_draft_the_places_around_the_switch_are_shown() -> None:
 
 def test_a_saved_file_has_what_the_switch_is_found_with() -> None:
     found = turn(*WRITTEN, CONFIDENT, question="Is it só?")
-    (data,) = json.loads(as_json([found]))
+    saved = json.loads(as_json([found], "A base with the pilot <A>"))
+    assert (saved["wsd_hf"], saved["models"]) == (wsd_hf.__version__, "A base with the pilot <A>")
+    (data,) = saved["turns"]
     (answer,) = data["answers"]
     assert (data["question"], answer["text"], answer["end"]["switch_index"]) == ("Is it só?", "Yes, it is so.", 3)
     draft = [one["log_prob"] for piece in answer["pieces"] for one in piece["likelihoods"] if piece["writer"] == "pilot"]
     assert wsd_hf.switch_index(draft, data["settings"]["threshold"], data["settings"]["window_size"]) == 3
     assert [one["rank"] for piece in answer["pieces"] for one in piece["likelihoods"]] == [17, 2, 1, 1, 3]
+
+
+def test_every_field_of_a_saved_file_is_documented() -> None:
+    _, _, rest = DOCS.read_text("utf-8").partition("## The saved JSON")
+    documented = set(re.findall(r"`(\w+)`", rest.partition("\n## ")[0]))
+
+    def fields(data: Any) -> set[str]:
+        if isinstance(data, list):
+            return set().union(*map(fields, data))
+        return set(data).union(*map(fields, data.values())) if isinstance(data, dict) else set()
+
+    assert fields(json.loads(as_json([turn(*WRITTEN, CONFIDENT)], "A pair"))) <= documented
 
 
 def test_a_saved_page_loads_nothing() -> None:
@@ -440,7 +518,7 @@ def test_what_cannot_be_served_is_refused_before_models_are_loaded() -> None:
         for words, problem in (
             (["--port", port], f"--host 127.0.0.1 --port {port}: Address already in use"),
             (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: "),
-            (["--max-new-tokens", "5000"], "max_tokens=5000: must be from 1 to 4096"),
+            (["--max-new-tokens", "5000"], "4096"),
         ):
             result = CliRunner().invoke(app, ["ui", "--base", "no/such", "--pilot", "no/such", *words])
             assert result.exit_code == 2
@@ -464,30 +542,6 @@ def test_the_command_serves_this_machine_only_by_default(monkeypatch: pytest.Mon
     assert first == ["127.0.0.1", None, False]
     assert second == ["0.0.0.0", 8000, True]
     assert CliRunner().invoke(app, ["ui", "--base", "there/is/none"]).exit_code == 2
-
-
-def test_the_space_installs_this_version() -> None:
-    _, head, _ = (SPACE / "README.md").read_text("utf-8").split("---\n", 2)
-    card = yaml.safe_load(head)
-    assert (card["sdk"], card["app_file"], card["license"]) == ("gradio", "app.py", "apache-2.0")
-    assert {card["colorFrom"], card["colorTo"]} <= {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
-    assert len(card["short_description"]) <= 60
-    requirement = Requirement((SPACE / "requirements.txt").read_text("utf-8").strip())
-    assert requirement.extras == {"ui"}
-    assert str(requirement.url).startswith("https://huggingface.co/spaces/NAME/wsd/resolve/main/"), "a build sees no other file"
-    assert str(requirement.url).endswith(f"/wsd_hf-{wsd_hf.__version__}-py3-none-any.whl")
-
-
-def test_the_space_starts_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    gradio = pytest.importorskip("gradio")
-    calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **given: calls.append(given))
-    monkeypatch.setenv("BASE", "")
-    monkeypatch.setenv("PILOT", "")
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
-    assert ended.value.code == 0
-    assert calls[0]["server_name"] == "0.0.0.0"
 
 
 @pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"share": True}])

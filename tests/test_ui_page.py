@@ -141,7 +141,11 @@ def wait_for_text(page: Any, selector: str, text: str) -> None:
 
 
 def answer(page: Any) -> str:
-    return page.locator("#turns .turn:last-child .answer > .text").inner_text()
+    return page.locator("#turns .turn").last.locator(".answer > .text").inner_text()
+
+
+def copied(page: Any) -> str:
+    return page.evaluate("navigator.clipboard.readText()")
 
 
 def backgrounds(page: Any) -> list[str]:
@@ -357,28 +361,53 @@ def test_all_of_the_page_fits_its_window_and_can_be_read(browser: Any, stage: St
         assert (luminance(body) < 0.1) == (scheme == "dark")
 
 
+def test_a_visitor_may_ask_for_fewer_tokens_than_the_page_begins_with(stage: Stage) -> None:
+    components = httpx.get(f"{stage.address}config").json()["components"]
+    (slider,) = (part["props"] for part in components if part["props"].get("label") == "Most tokens in an answer")
+    assert (slider["minimum"], slider["maximum"], slider["value"]) == (1, 64, 64)
+
+
 def test_an_answer_is_copied_saved_and_linked_to(browser: Any, stage: Stage) -> None:
     with visit(browser, stage, "?window_size=4") as shown:
         page = shown.page
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        ask(page, KELOFT)
+        for question in (QUIBIME, KELOFT):
+            ask(page, question)
+            wait_for_text(page, ".question", question)
+            page.get_by_role("button", name="Retry").wait_for()
         page.get_by_role("button", name="Copy", exact=True).click()
-        page.wait_for_function(f"navigator.clipboard.readText().then(text => text === {json.dumps(answer(page))})")
+        wait_until(page, lambda: copied(page) == answer(page))
         files = {}
         for kind in ("JSON", "HTML"):
             with page.expect_download() as download:
                 page.get_by_role("button", name=f"Save as {kind}").click()
             files[download.value.suggested_filename] = download.value.path().read_text("utf-8")
-        (saved,) = json.loads(files["wsd.json"])
+        _, saved = json.loads(files["wsd.json"])["turns"]
         assert (saved["question"], saved["answers"][0]["text"], saved["settings"]["window_size"]) == (KELOFT, answer(page), 4)
         assert answer(page) in re.sub("<.*?>", "", files["wsd.html"])
         page.get_by_role("button", name="Copy link").click()
-        page.wait_for_function("navigator.clipboard.readText().then(text => text.startsWith('http'))")
-        link = page.evaluate("navigator.clipboard.readText()")
+        wait_until(page, lambda: copied(page).startswith("http"))
+        link = copied(page)
     with opened(browser, link) as shown:
         shown.page.wait_for_function(f"document.querySelector('#composer textarea')?.value === {json.dumps(KELOFT)}")
         wait_until(shown.page, lambda: shown.page.get_by_role("slider", name="Window").input_value() == "4")
-        assert len(stage.asked) == 1
+        assert len(stage.asked) == 2
+        assert shown.messages == []
+
+
+def test_over_plain_http_an_answer_is_copied_too(browser: Any, stage: Stage) -> None:
+    with visit(browser, stage) as shown:
+        page = shown.page
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as from another machine
+        ask(page, KELOFT)
+        page.get_by_role("button", name="Copy", exact=True).click()
+
+        def pasted() -> str:
+            page.get_by_label("Question").fill("")
+            page.get_by_label("Question").press("Control+V")
+            return page.get_by_label("Question").input_value()
+
+        wait_until(page, lambda: pasted() == ANSWER)
         assert shown.messages == []
 
 

@@ -10,9 +10,9 @@ import typer
 
 from ..errors import WSDValueError
 from ..tiny import demo_questions
-from ..ui.settings import Settings, available
+from ..ui.settings import LIMITS, Settings, available
 from .models import Loading, load_models, takes_loading
-from .options import Base, MaxNewTokens, Pilot, Reference, one_line_errors
+from .options import Base, Pilot, Reference, one_line_errors
 from .serving import bound
 
 TINY = (
@@ -29,7 +29,14 @@ def ui(
     base: Base = None,
     pilot: Pilot = None,
     reference: Reference = None,
-    max_new_tokens: MaxNewTokens = 256,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Most tokens in an answer, the draft included; a visitor may ask for fewer.",
+            min=1,
+            max=int(LIMITS["max_tokens"][1]),
+        ),
+    ] = 256,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(help="Port to listen at. Default: the first free one from 7860.", min=1, max=65535)

@@ -38,15 +38,16 @@ DARK = {
 """The same of a dark page."""
 
 
-def _variables(colours: Mapping[str, str]) -> str:
+def variables(colours: Mapping[str, str]) -> str:
+    """Colours as declarations of CSS variables."""
     return " ".join(f"--{name}:{colour};" for name, colour in colours.items())
 
 
 _SHADES = "\n".join(f".pilot-{shade} {{ background: {colour}; color: {INK}; }}" for shade, colour in enumerate(PILOT_COLOURS))
 
 STYLE = f"""
-:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
+:root {{ color-scheme: light dark; {variables(LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}
 * {{ box-sizing: border-box; }}
 [hidden] {{ display: none !important; }}
 body {{ margin: 0; font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere;

@@ -30,6 +30,7 @@ class Answer:
         end: None until it is there.
         error: message for the reader, if the answer failed.
         stopped: whether the reader stopped it.
+        messages: the chat that it answers.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Answer:
     end: End | None = None
     error: str | None = None
     stopped: bool = False
+    messages: Messages = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -105,11 +107,12 @@ class Conversation:
 
         Closed early, or stopped, it leaves the answers as they are and frees their rows.
         """
-        turn = Turn(question, settings, [Answer(method) for method in settings.shown])
+        turn = Turn(question, settings, [])
         self.turns.append(turn)
+        turn.answers = [Answer(method, messages=self.messages(method)) for method in settings.shown]
         pause = SLOW if settings.slow else 0.0
         running = {
-            asyncio.create_task(_follow(answerer, settings, answer, self.messages(answer.method), pause))
+            asyncio.create_task(_follow(answerer, settings, answer, pause))
             for answer in sorted(turn.answers, key=lambda answer: answer.method != "wsd")  # whose curve is watched
         }
         self._tasks = list(running)
@@ -132,10 +135,10 @@ class Conversation:
         return self.turns.pop().question if self.turns else ""
 
 
-async def _follow(answerer: Answerer, settings: Settings, answer: Answer, messages: Messages, pause: float) -> None:
+async def _follow(answerer: Answerer, settings: Settings, answer: Answer, pause: float) -> None:
     """Follows one answer to its end."""
     try:
-        async with aclosing(answerer.answer(settings.request(answer.method, messages))) as items:
+        async with aclosing(answerer.answer(settings.request(answer.method, answer.messages))) as items:
             async for item in items:
                 if isinstance(item, End):
                     answer.end = item

@@ -47,16 +47,28 @@ SAVE = """(file) => {
 }"""
 """Saves a file that the server has made; it is stored nowhere else."""
 
+TO_CLIPBOARD = """(text => {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+})"""
+"""Copies a text; over plain http from another machine, browsers have the older way alone."""
+
 COPY = """async () => {
-  const texts = [...document.querySelectorAll("#turns .turn:last-child .answer > .text")].map(text => text.innerText);
-  await navigator.clipboard.writeText(texts.join("\\n\\n"));
-}"""
+  const last = [...document.querySelectorAll("#turns .turn")].at(-1);
+  const texts = [...last.querySelectorAll(".answer > .text")].map(text => text.innerText);
+  await TO_CLIPBOARD(texts.join("\\n\\n"));
+}""".replace("TO_CLIPBOARD", TO_CLIPBOARD)
 
 LINK = """async () => {
   const link = new URL(location.href), asked = document.querySelectorAll("#turns .question");
   link.searchParams.set("question", asked[asked.length - 1].innerText);
-  await navigator.clipboard.writeText(link.href);
-}"""
+  await TO_CLIPBOARD(link.href);
+}""".replace("TO_CLIPBOARD", TO_CLIPBOARD)
 
 
 @dataclass(frozen=True)
@@ -82,8 +94,8 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
     Args:
         answerer: answers all visitors.
         methods: that may answer beside Weak-to-Strong Decoding, of `HEADINGS`; an address may name no others.
-        start: settings at the beginning.
-        about: one line on the models, under the heading.
+        start: settings at the beginning; visitors may ask for fewer tokens, not for more.
+        about: one line on the models, under the heading and in saved data.
         examples: questions to begin with.
     """
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -125,7 +137,7 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
 
         settings = [threshold, window, *controls]
         parts = Parts(past, now, state, suggestions, question, ask, stop, tools, curve, settings)
-        handlers = Handlers(answerer, parts)
+        handlers = Handlers(answerer, parts, start.max_tokens, about)
         growing = quiet | {"outputs": handlers.growing, "concurrency_id": "answers", "concurrency_limit": REQUESTS}
         asked = {"fn": handlers.ask, "inputs": [talk, question, *settings], **growing}
         gr.on([question.submit, ask.click], **asked)
@@ -162,7 +174,7 @@ def _head(about: str) -> str:
 def _controls(start: Settings) -> list[Any]:
     """Components of the settings after the methods, in the order of the fields."""
     return [
-        gr.Slider(*LIMITS["max_tokens"], start.max_tokens, step=1, label="Most tokens in an answer"),
+        gr.Slider(1, start.max_tokens, start.max_tokens, step=1, label="Most tokens in an answer"),
         gr.Slider(*LIMITS["temperature"], start.temperature, step=0.05, label="Temperature (0: greedy)"),
         gr.Textbox("" if start.seed is None else str(start.seed), label="Seed (empty: a new sample each time)"),
         gr.Textbox(start.system, label="System message", lines=1, max_lines=6),
@@ -176,13 +188,15 @@ class Handlers:
     Args:
         answerer: of all visitors.
         parts: of the page.
+        most_tokens: that a visitor may ask for.
+        about: the models, for saved data.
 
     Attributes:
         growing: the components that change while answers grow.
     """
 
-    def __init__(self, answerer: Answerer, parts: Parts) -> None:
-        self._answerer, self._parts = answerer, parts
+    def __init__(self, answerer: Answerer, parts: Parts, most_tokens: int, about: str) -> None:
+        self._answerer, self._parts, self._most_tokens, self._about = answerer, parts, most_tokens, about
         self.growing = [
             getattr(parts, name)
             for name in ("past", "now", "status", "suggestions", "question", "ask", "stop", "tools", "curve")
@@ -194,18 +208,20 @@ class Handlers:
         if talk.busy or not question.strip():
             yield {parts.question: gr.skip()}
             return
-        settings = _settings(given)
+        settings = _settings(given, self._most_tokens)
         talk.threshold, talk.window_size = settings.threshold, settings.window_size
-        yield {
-            parts.past: conversation(talk.turns),
-            parts.now: "",
-            parts.suggestions: gr.Row(visible=False),
-            parts.question: "",
-            parts.ask: gr.Button(visible=False),
-            parts.stop: gr.Button(visible=True),
-            parts.tools: gr.Row(visible=False),
-        }
+        past = conversation(talk.turns)
         async with aclosing(talk.ask(question, settings, self._answerer)) as turns:
+            await anext(turns)  # before anything else can run: from here on the conversation is busy
+            yield {
+                parts.past: past,
+                parts.now: "",
+                parts.suggestions: gr.Row(visible=False),
+                parts.question: "",
+                parts.ask: gr.Button(visible=False),
+                parts.stop: gr.Button(visible=True),
+                parts.tools: gr.Row(visible=False),
+            }
             async for turn in turns:
                 yield {
                     parts.now: conversation([turn]),
@@ -217,7 +233,7 @@ class Handlers:
     async def ask_again(self, talk: Conversation, *given: Any) -> AsyncGenerator[dict[Any, Any], None]:
         """Answers the last question anew."""
         _check(talk)
-        _settings(given)  # refused ones leave the turn where it is
+        _settings(given, self._most_tokens)  # refused ones leave the turn where it is
         question = "" if talk.busy else talk.retract()
         async with aclosing(self.ask(talk, question, *given)) as changes:
             async for changed in changes:
@@ -227,7 +243,7 @@ class Handlers:
         """Stops the answers that are being written."""
         talk.stop()
 
-    def clear(self, talk: Conversation) -> dict[Any, Any]:
+    async def clear(self, talk: Conversation) -> dict[Any, Any]:
         """Forgets all turns."""
         talk.stop()
         talk.turns.clear()
@@ -235,17 +251,17 @@ class Handlers:
         empty = {parts.past: "", parts.now: "", parts.status: "", parts.curve: panel(None, talk.threshold, talk.window_size)}
         return {**empty, parts.suggestions: gr.Row(visible=True), parts.tools: gr.Row(visible=False)}
 
-    def look(self, talk: Conversation, threshold: float, window_size: float) -> str:
-        """The last draft at other settings of the switch."""
+    async def look(self, talk: Conversation, threshold: float, window_size: float) -> str:
+        """The last draft at other settings of the switch; in the event loop, where the draft may be growing."""
         talk.threshold, talk.window_size = threshold, int(window_size)
         return panel(talk.turns[-1] if talk.turns else None, talk.threshold, talk.window_size)
 
-    def json_file(self, talk: Conversation) -> dict[str, str]:
+    async def json_file(self, talk: Conversation) -> dict[str, str]:
         """The conversation as data."""
         _check(talk)
-        return {"name": "wsd.json", "type": "application/json", "text": as_json(talk.turns)}
+        return {"name": "wsd.json", "type": "application/json", "text": as_json(talk.turns, self._about)}
 
-    def html_file(self, talk: Conversation) -> dict[str, str]:
+    async def html_file(self, talk: Conversation) -> dict[str, str]:
         """The conversation as a page."""
         _check(talk)
         return {"name": "wsd.html", "type": "text/html", "text": as_html(talk.turns, talk.threshold, talk.window_size)}
@@ -275,13 +291,15 @@ def _check(talk: Conversation) -> None:
         raise gr.Error(LOST, print_exception=False)
 
 
-def _settings(given: Sequence[Any]) -> Settings:
+def _settings(given: Sequence[Any], most_tokens: int) -> Settings:
     """Settings of the values of their components; refused ones are a message on the page."""
     values = dict(zip((field.name for field in fields(Settings)), given, strict=True))
     try:
         if values["seed"] and not values["seed"].isdecimal():
             raise WSDValueError(f"seed={values['seed']}: must be a whole number, or empty")
         whole = {name: int(values[name]) if values[name] else None for name in ("window_size", "max_tokens", "seed")}
-        return Settings(**values | whole | {"methods": tuple(values["methods"])})
+        settings = Settings(**values | whole | {"methods": tuple(values["methods"])})
+        settings.check_tokens(most_tokens)
     except WSDValueError as error:
         raise gr.Error(html_text(str(error)), print_exception=False) from None
+    return settings

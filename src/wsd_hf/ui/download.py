@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 from ..pages.document import document
@@ -13,12 +14,18 @@ from .style import ANSWERS
 from .view import conversation, panel
 
 
-def as_json(turns: Sequence[Turn]) -> str:
-    """All turns as JSON: settings, texts, writers, log-probabilities and ranks."""
-    data = [
+def as_json(turns: Sequence[Turn], about: str) -> str:
+    """All turns as JSON, with the models and this package's version; docs/ui.md has the fields.
+
+    Args:
+        turns: from the first.
+        about: the line on the models that the page shows.
+    """
+    written = [
         {"question": turn.question, "settings": asdict(turn.settings), "answers": [_answer(answer) for answer in turn.answers]}
         for turn in turns
     ]
+    data = {"wsd_hf": version("wsd_hf"), "models": about, "turns": written}
     return json.dumps(data, ensure_ascii=False, indent=1)
 
 

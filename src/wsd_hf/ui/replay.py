@@ -34,25 +34,34 @@ class Recording:
 
 
 def recording(turn: Turn) -> Recording:
-    """The longest draft of a turn: the pilot's alone, of which the other is the beginning if nothing is sampled."""
+    """The longest draft of a turn: the pilot's alone, of which the other is the beginning if both are greedy after one chat."""
     alone, answer = turn.answer("pilot"), turn.answer("wsd")
     assert answer is not None
     draft = answer.draft
-    if alone is not None and not turn.settings.temperature and len(alone.draft) >= len(draft):
+    if alone and alone.messages == answer.messages and not turn.settings.temperature and len(alone.draft) >= len(draft):
         answer, draft = alone, alone.draft
     return Recording(answer, draft, answer.end is not None and answer.end.switch_index < 0)
 
 
+def counted(number: int, noun: str = "token") -> str:
+    """A number of things in words.
+
+    >>> counted(1), counted(2, "drafted token")
+    ('1 token', '2 drafted tokens')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def verdict(found: Recording, threshold: float, window_size: int) -> str:
     """One sentence about the switch at some settings."""
-    settings = f"At {threshold:g} over {window_size} token{'' if window_size == 1 else 's'}"
-    index, drafted = found.switch(threshold, window_size), len(found.log_probs)
+    settings = f"At {threshold:g} over {counted(window_size)}"
+    index, drafted = found.switch(threshold, window_size), counted(len(found.log_probs))
     if index is not None:
-        return f"{settings} the base takes over after {index} token{'' if index == 1 else 's'}."
+        return f"{settings} the base takes over after {counted(index)}."
     highest = max((value for value in found.confidences(window_size) if not math.isnan(value)), default=None)
     reached = "" if highest is None else f" Its confidence reached {highest:.2f} at most."
     if not found.answer.over:
-        return f"{settings} the base has not taken over yet, after {drafted} drafted tokens.{reached}"
+        return f"{settings} the base has not taken over yet, after {counted(len(found.log_probs), 'drafted token')}.{reached}"
     if found.whole:
-        return f"{settings} the base never takes over: the draft of {drafted} tokens is kept whole.{reached}"
-    return f"{settings} the base does not take over within this draft of {drafted} tokens; Retry shows where it would.{reached}"
+        return f"{settings} the base never takes over: the draft of {drafted} is kept whole.{reached}"
+    return f"{settings} the base does not take over within this draft of {drafted}; Retry shows where it would.{reached}"

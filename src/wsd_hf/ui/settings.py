@@ -72,6 +72,11 @@ class Settings:
                 raise WSDValueError(f"{name}={value}: must be from {least} to {most}")
         _check_methods(self.methods, BESIDE)
 
+    def check_tokens(self, most: int) -> None:
+        """Refuses longer answers than a page allows."""
+        if self.max_tokens > most:
+            raise WSDValueError(f"max_tokens={self.max_tokens}: must be from 1 to {most}")
+
     @property
     def shown(self) -> list[str]:
         """All methods that answer, in the order of the page."""
@@ -84,6 +89,8 @@ class Settings:
     def with_query(self, query: Mapping[str, str], methods: Sequence[str] = BESIDE) -> tuple[Settings, list[str]]:
         """These settings with those of an address, and a message for each that is none; other parameters are left alone.
 
+        An address may ask for fewer tokens, not for more.
+
         Args:
             query: the address's parameters.
             methods: that the address may name.
@@ -95,7 +102,9 @@ class Settings:
                     value = _parsed(field.name, query[field.name])
                     if field.name == "methods":
                         _check_methods(value, methods)
-                    settings = replace(settings, **{field.name: value})
+                    changed = replace(settings, **{field.name: value})
+                    changed.check_tokens(self.max_tokens)
+                    settings = changed
                 except (KeyError, ValueError) as error:
                     fault = error if isinstance(error, WSDValueError) else f"{field.name}={query[field.name]}: no such value"
                     faults.append(f"{fault}; the page's own is used")

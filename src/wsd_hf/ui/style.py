@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..pages.style import BASE_COLOUR, DARK, INK, LIGHT, PILOT_COLOURS
-
-
-def _variables(colours: Mapping[str, str]) -> str:
-    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
-
+from ..pages.style import BASE_COLOUR, DARK, INK, LIGHT, PILOT_COLOURS, variables
 
 _SHADES = "\n".join(
     f".gradio-container .pilot-{shade} {{ background: {colour}; color: {INK}; }}" for shade, colour in enumerate(PILOT_COLOURS)
@@ -74,8 +67,8 @@ details th {{ font-weight: 600; color: var(--muted); }}
 """Questions, answers, and the curve of a draft, in the colours of `pages`."""
 
 PAGE = f"""
-:root {{ {_variables(LIGHT)} }}
-.dark {{ {_variables(DARK)} }}
+:root {{ {variables(LIGHT)} }}
+.dark {{ {variables(DARK)} }}
 {_SHADES}
 .gradio-container .base-0 {{ background: {BASE_COLOUR}; color: {INK}; }}
 {ANSWERS}

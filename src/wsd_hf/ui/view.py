@@ -14,7 +14,7 @@ from ..strategies.wsd.switch import confidence
 from ..text.visible import html_text
 from .answers import Answer, Turn
 from .curve import curve
-from .replay import Recording, recording, verdict
+from .replay import Recording, counted, recording, verdict
 from .settings import HEADINGS, Settings
 
 REASONS = {
@@ -142,12 +142,12 @@ def note(answer: Answer, settings: Settings) -> str:
         return "the pilot is writing" if answer.pieces[-1].writer == "pilot" else "the base is writing"
     total, cut = end.pilot_tokens + end.base_tokens, ", cut at the limit" if end.finish_reason == "length" else ""
     if answer.method in ("base", "pilot") or (answer.pieces and answer.pieces[-1].writer is None):
-        return f"{total} tokens{cut}"
-    part = f"{end.pilot_tokens} of {total} tokens by the pilot{cut}"
+        return f"{counted(total)}{cut}"
+    part = f"{end.pilot_tokens} of {counted(total)} by the pilot{cut}"
     if answer.method != "wsd":
         return part
     if end.switch_reason == "confident":
-        return f"{part}; there confidence reached {settings.threshold:g} over {settings.window_size} tokens"
+        return f"{part}; there confidence reached {settings.threshold:g} over {counted(settings.window_size)}"
     return f"{part}; {REASONS[str(end.switch_reason)]}"
 
 
