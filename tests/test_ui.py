@@ -415,11 +415,11 @@ def test_confidence_covers_the_window_of_the_settings() -> None:
 
 def test_hostile_texts_are_only_shown() -> None:
     found = turn(Piece(NASTY, "pilot", (Likelihood(-0.1, 1),)), Piece(NASTY, "base"), WSDValueError(NASTY), question=NASTY)
-    for html in (conversation([found]), panel(found, 0.8, 1), as_html([found], 0.8, 1).partition("\n")[2]):
+    for html in (conversation([found]), panel(found, 0.8, 1), as_html([found], 0.8, 1, NASTY).partition("\n")[2]):
         tree = ElementTree.fromstring(f"<x>{html}</x>")
         assert not list(tree.iter("script"))
         assert "</p><script>alert(1)</script>␛[2J\\u202e" in "".join(tree.itertext())
-    assert "\x1b" not in as_html([found], 0.8, 1)
+    assert "\x1b" not in as_html([found], 0.8, 1, NASTY)
 
 
 def test_the_curve_is_to_scale() -> None:
@@ -501,8 +501,9 @@ def test_every_field_of_a_saved_file_is_documented() -> None:
     assert fields(json.loads(as_json([turn(*WRITTEN, CONFIDENT)], "A pair"))) <= documented
 
 
-def test_a_saved_page_loads_nothing() -> None:
-    page = as_html([turn(*WRITTEN, CONFIDENT)], 0.8, 1)
+def test_a_saved_page_names_the_models_and_loads_nothing() -> None:
+    page = as_html([turn(*WRITTEN, CONFIDENT)], 0.8, 1, "Base & pilot")
+    assert "<p>Base &amp; pilot</p>" in page
     ElementTree.fromstring(page.partition("\n")[2])
     assert "script-src" not in page
     assert not re.search(r"(src|href)=|url\(|https?:", page)

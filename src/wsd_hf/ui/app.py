@@ -264,7 +264,8 @@ class Handlers:
     async def html_file(self, talk: Conversation) -> dict[str, str]:
         """The conversation as a page."""
         _check(talk)
-        return {"name": "wsd.html", "type": "text/html", "text": as_html(talk.turns, talk.threshold, talk.window_size)}
+        page = as_html(talk.turns, talk.threshold, talk.window_size, self._about)
+        return {"name": "wsd.html", "type": "text/html", "text": page}
 
     def from_address(self, start: Settings, methods: Sequence[str]) -> Callable[[gr.Request], dict[Any, Any]]:
         """Handler that takes the settings and a question from the page's address, and leaves the rest as it is by then."""

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..pages.document import document
+from ..text.visible import html_text
 from .answers import Answer, Turn
 from .style import ANSWERS
 from .view import conversation, panel
@@ -40,7 +41,8 @@ def _answer(answer: Answer) -> dict[str, Any]:
     }
 
 
-def as_html(turns: Sequence[Turn], threshold: float, window_size: int) -> str:
-    """All turns as a page that needs no other file, with the last curve."""
+def as_html(turns: Sequence[Turn], threshold: float, window_size: int, about: str) -> str:
+    """All turns as a page that needs no other file, with the last curve, and the models as for `as_json`."""
     drawn = panel(turns[-1] if turns else None, threshold, window_size)
-    return document("Weak-to-Strong Decoding", f"{conversation(turns)}<figure>{drawn}</figure>\n", style=ANSWERS)
+    body = f"<p>{html_text(about)}</p>\n{conversation(turns)}<figure>{drawn}</figure>\n"
+    return document("Weak-to-Strong Decoding", body, style=ANSWERS)
