@@ -197,6 +197,10 @@ def test_an_answer_grows_in_the_colours_of_its_writers_and_the_sliders_move_its_
         page.get_by_role("slider", name="Window").focus()
         page.keyboard.press("End")
         wait_for_text(page, ".verdict", "At 0.5 over 32 tokens the base does not take over within this draft of 12 tokens")
+        for typed, taken in (("0", "1 token"), ("5", "5 tokens"), ("99", "32 tokens")):
+            page.get_by_label("number input for Window").fill(typed)
+            wait_for_text(page, ".verdict", f"At 0.5 over {taken} ")
+        page.keyboard.press("Tab")
         assert len(stage.asked) == 1
         page.wait_for_function("location.search.includes('threshold=0.5') && location.search.includes('window_size=32')")
 

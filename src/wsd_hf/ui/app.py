@@ -38,6 +38,12 @@ ADDRESS = """(...values) => {
 }"""
 """Keeps the settings that differ from the start in the page's address."""
 
+WITHIN = """(talk, ...values) => [talk, ...values.map((value, place) => {
+  const [least, most] = RANGES[place];
+  return Math.min(Math.max(value, least), most);
+})]"""
+"""Sends numbers of sliders within their ranges: one that is being typed may not be there yet, which gradio's server refuses."""
+
 SAVE = """(file) => {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([file.text], {type: file.type}));
@@ -150,7 +156,9 @@ def build(answerer: Answerer, methods: Sequence[str], start: Settings, about: st
         link.click(None, None, None, js=LINK)
         for button, save in ((data, handlers.json_file), (html, handlers.html_file)):
             button.click(save, talk, file, **quiet).then(None, file, None, js=SAVE)
-        gr.on([threshold.change, window.change], handlers.look, [talk, threshold, window], curve, queue=False, **quiet)
+        within = WITHIN.replace("RANGES", json.dumps([LIMITS["threshold"], LIMITS["window_size"]]))
+        moved = [threshold.change, window.change]
+        gr.on(moved, handlers.look, [talk, threshold, window], curve, queue=False, js=within, **quiet)
         gr.on([part.change for part in settings], None, settings, None, js=ADDRESS.replace("START", json.dumps(start.texts())))
         page.load(handlers.from_address(start, methods), None, [*settings, question, state], **quiet)
 
