@@ -226,6 +226,11 @@ every_model = pytest.mark.parametrize(
 )
 
 
+def swept_unless(first: bool, *values: Any) -> Any:
+    """A parameter set that only the sweep runs unless `first`."""
+    return pytest.param(*values, marks=[] if first else [pytest.mark.sweep])
+
+
 def some(few: int, many: int) -> list[Any]:
     """Numbers from 0: the first few for every run of the tests, all of them for the sweep."""
     return [*range(few), *(pytest.param(number, marks=pytest.mark.sweep) for number in range(few, many))]

@@ -11,6 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import wsd_hf
+from every_strategy import swept_unless
 from families import EOS, FAMILIES, IMAGE, IMAGE_TEXT, MARK, MORE_RAGGED, PAD, PAGE, RAGGED, table, tiny_model, tiny_pilot
 from oracle import Expected, compose, left_padded, plain_tokens, random_prompt, response
 from test_fast_path import FiresAt, both, decode
@@ -68,11 +69,7 @@ def test_base_and_pilot_may_be_of_different_architectures(base_family: str, pilo
 
 
 SERVED = [*RAGGED, *MORE_RAGGED, *IMAGE_TEXT]
-SOME_SERVED = [
-    pytest.param(family, marks=[pytest.mark.sweep] if number % 3 and family not in RAGGED else [])
-    for number, family in enumerate(SERVED)
-]
-"""Outside of the sweep a third of those that no other test takes through the fast path."""
+SOME_SERVED = [swept_unless(number % 3 == 0, family) for number, family in enumerate(SERVED)]
 
 ROWS = [random_prompt(10 + seed, length) for seed, length in enumerate((3, 12, 7, 20))]
 

@@ -13,6 +13,7 @@ import torch
 from transformers import StoppingCriteria
 from typer.testing import CliRunner
 
+from every_strategy import swept_unless
 from wsd_hf import Pair, RelativeConfidenceCriteria, SwitchCriteria, WSDConfig
 from wsd_hf.cli import app
 from wsd_hf.comparison.replies import Bench
@@ -53,7 +54,7 @@ class Case:
         return predict(methods or self.methods, self.diagnosis.drafts, self.paths, cost, LIMIT)
 
 
-@pytest.fixture(scope="module", params=[*METHODS])
+@pytest.fixture(scope="module", params=[swept_unless(pilot == "pilot", pilot) for pilot in METHODS])
 def case(request: pytest.FixtureRequest) -> Case:
     pair = Pair.tiny(request.param, reference=UNTUNED if request.param == "pilot" else None)
     methods = {variant.name: variant.strategy for variant in read_variants(METHODS[request.param], {})}

@@ -59,7 +59,7 @@ def check_logits(base: PreTrainedModel, tokens: torch.Tensor, prompt_length: int
 
 
 @examples(
-    90,
+    60,
     360,
     family=st.sampled_from(["llama", "mistral", "mamba"]),
     rows=batches,

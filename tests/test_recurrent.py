@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import tokenizers_for_tests as make
 import wsd_hf
+from every_strategy import swept_unless
 from families import PAD, RECURRENT, SINGLE_TOKENS, VOCABULARY, tiny_model, tiny_pilot
 from oracle import left_padded, ones, random_prompt
 from test_fast_path import FiresAt
@@ -29,11 +30,6 @@ SOME = ["bamba", "mamba2", "qwen3_next"]
 
 PROMPTS = [random_prompt(seed, length) for seed, length in enumerate((4, 21, 11))]
 SWITCHES = {"early": FiresAt(1), "late": FiresAt(11), "each at its own time": FiresAt(2, 13, 7), "never": FiresAt(10**6)}
-
-
-def swept_unless(first: bool, *values: Any) -> Any:
-    """A parameter set that only the sweep runs unless `first`."""
-    return pytest.param(*values, marks=[] if first else [pytest.mark.sweep])
 
 
 @functools.cache
@@ -192,12 +188,12 @@ def test_chunks_of_any_length_change_nothing(family: str, chunk: int | None) -> 
     assert out.stats.base.forwards > 0
 
 
-@pytest.mark.parametrize("family", PILOTS)
+@pytest.mark.parametrize("family", [swept_unless(family in {*SOME, "mamba"}, family) for family in PILOTS])
 def test_a_recurrent_pilot_of_an_attention_model(family: str) -> None:
     check_rows(attention()[0], pair(family)[1], wsd_threshold=0.02, wsd_window_size=2)
 
 
-@pytest.mark.parametrize("family", BASES)
+@pytest.mark.parametrize("family", [swept_unless(family in SOME, family) for family in BASES])
 def test_an_attention_pilot_of_a_recurrent_model(family: str) -> None:
     check_rows(pair(family)[0], attention()[1], wsd_threshold=0.02, wsd_window_size=2)
 

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 import tokenizers_for_tests as make
 import wsd_hf
-from every_strategy import some
+from every_strategy import some, swept_unless
 from families import PAD, VOCABULARY, tiny_model, tiny_pilot
 from oracle import eos_ids, left_padded, ones, plain_tokens, random_prompt
 from scripted import scripted_model
@@ -298,8 +298,10 @@ def check(case: Case, rng: random.Random) -> set[bool]:
     return set(out.written_by_pilot.flatten().tolist())
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt2", "gemma3_text"])
-@pytest.mark.parametrize("seed", some(1, 7))
+@pytest.mark.parametrize(
+    "family", ["llama", *(swept_unless(False, family) for family in ("qwen3", "mistral", "gpt2", "gemma3_text"))]
+)
+@pytest.mark.parametrize("seed", some(2, 7))
 def test_random_batches_are_what_plain_calls_compose(family: str, seed: int, tried: Any) -> None:
     rng, writers = random.Random(f"{family} {seed}"), set[bool]()
     for _ in range(8):

@@ -128,7 +128,7 @@ def refusal(result: Any) -> str:
     return line
 
 
-@pytest.mark.parametrize("step", [97, pytest.param(53, marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("step", [127, pytest.param(53, marks=pytest.mark.sweep)])
 def test_a_full_disk_is_told_in_one_line_and_earlier_answers_stay(
     make: Callable[[str], Run], whole: list[Any], step: int, tried: Any
 ) -> None:
